@@ -1,0 +1,215 @@
+package bolt_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"portolan/store"
+	"portolan/store/bolt"
+	"portolan/store/storetest"
+)
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t *testing.T) store.Store {
+		s, err := bolt.Open(filepath.Join(t.TempDir(), "portolan.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s
+	})
+}
+
+func TestReopen(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "portolan.db")
+	s, err := bolt.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	revision, err := s.Commit(t.Context(), store.Put("a", "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file: %v, %v; want mode 0600", info.Mode(), err)
+	}
+	s, err = bolt.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if entry, err := s.Get(t.Context(), "a"); err != nil || entry.Value != "1" || entry.Revision != revision {
+		t.Errorf("after reopening: %+v, %v", entry, err)
+	}
+	if s.OpenedAt() != revision {
+		t.Errorf("opened at %d, want %d", s.OpenedAt(), revision)
+	}
+	if next, err := s.Commit(t.Context(), store.Put("b", "2")); err != nil || next <= revision {
+		t.Errorf("the revision after reopening: %d, %v; want more than %d", next, err, revision)
+	}
+}
+
+// A process that died holding a lease, and comes back, waits for nobody: the file's lock says that there is nobody.
+func TestLeaseAfterACrash(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "portolan.db")
+	options := store.LeaseOptions{Renew: time.Minute, TTL: time.Hour}
+	for life := range 3 {
+		s, err := bolt.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		held := false
+		_ = store.NewLease(s, "leases/k", fmt.Sprintf("life-%d", life), options).Run(ctx, func(context.Context, store.Grant) {
+			held = true
+			_ = s.Close() // nothing is released
+			cancel()
+		})
+		cancel()
+		if !held {
+			t.Fatalf("life %d waited for one that was over", life)
+		}
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	garbage := filepath.Join(dir, "garbage")
+	if err := os.WriteFile(garbage, []byte(strings.Repeat("no database ", 2000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		garbage:                         "not a bolt file",
+		filepath.Join(dir, "none", "f"): "its directory does not exist",
+		dir:                             "is a directory",
+	} {
+		if _, err := bolt.OpenDB(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("opening %s: %v, want %q", path, err, want)
+		}
+	}
+}
+
+// TestInUse needs a second process, since a process may lock the same file twice on some systems.
+func TestInUse(t *testing.T) {
+	t.Parallel()
+	if path := os.Getenv("BOLT_TEST_OPEN"); path != "" {
+		_, err := bolt.Open(path)
+		fmt.Println(err)
+		return
+	}
+	path := filepath.Join(t.TempDir(), "portolan.db")
+	s, err := bolt.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestInUse$")
+	cmd.Env = append(os.Environ(), "BOLT_TEST_OPEN="+path)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), path+": the file is in use by another process (`fuser -v "+path) {
+		t.Errorf("the second process said %q, %v", out, err)
+	}
+}
+
+func TestUpdateKeepsCallersApart(t *testing.T) {
+	t.Parallel()
+	db, err := bolt.OpenDB(filepath.Join(t.TempDir(), "portolan.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	bucket := []byte("test")
+	if err := db.Update(t.Context(), func(tx *bbolt.Tx) error { _, err := tx.CreateBucket(bucket); return err }); err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	var group sync.WaitGroup
+	for i := range 200 {
+		group.Go(func() {
+			err := db.Update(t.Context(), func(tx *bbolt.Tx) error {
+				if i%3 == 0 {
+					return refused
+				}
+				return tx.Bucket(bucket).Put(fmt.Append(nil, i), []byte("x"))
+			})
+			if got := errors.Is(err, refused); got != (i%3 == 0) || (err != nil && !got) {
+				t.Errorf("caller %d got %v", i, err)
+			}
+		})
+	}
+	group.Wait()
+	_ = db.View(func(tx *bbolt.Tx) error {
+		for i := range 200 {
+			if there := tx.Bucket(bucket).Get(fmt.Append(nil, i)) != nil; there != (i%3 != 0) {
+				t.Errorf("the write of caller %d is there: %v", i, there)
+			}
+		}
+		return nil
+	})
+}
+
+func TestUpdateWithdrawn(t *testing.T) {
+	t.Parallel()
+	db, err := bolt.OpenDB(filepath.Join(t.TempDir(), "portolan.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	inside, leave := make(chan struct{}), make(chan struct{})
+	first := make(chan error)
+	go func() {
+		first <- db.Update(context.Background(), func(*bbolt.Tx) error { close(inside); <-leave; return nil })
+	}()
+	<-inside
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = db.Update(ctx, func(*bbolt.Tx) error { t.Error("a withdrawn write was applied"); return nil })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("a withdrawn write returned %v", err)
+	}
+	close(leave)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkCommit(b *testing.B) {
+	for _, writers := range []int{1, 64} {
+		b.Run(fmt.Sprint(writers), func(b *testing.B) {
+			s, err := bolt.Open(filepath.Join(b.TempDir(), "portolan.db"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			var group sync.WaitGroup
+			for w := range writers {
+				group.Go(func() {
+					for i := w; i < b.N; i += writers {
+						if _, err := s.Commit(b.Context(), store.Put(fmt.Sprintf("k/%d", i%1000), "v")); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			group.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "commits/s")
+		})
+	}
+}
