@@ -1,0 +1,548 @@
+package topology
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Document is the topology as one tree for people and for the API: topology.yaml and its JSON form. It holds the same
+// values as the keys, and no more: an absent field is an absent key.
+type Document struct {
+	Registries []RegistryDocument `json:"registries" yaml:"registries"`
+}
+
+// RegistryDocument is one registry of a Document.
+type RegistryDocument struct {
+	Name     string            `json:"name" yaml:"name"`
+	Home     string            `json:"home" yaml:"home"`
+	Names    []string          `json:"names,omitempty" yaml:"names,flow,omitempty"`
+	Policy   PolicyDocument    `json:"policy,omitzero" yaml:"policy,flow,omitempty"`
+	Orders   RulesDocument     `json:"orders,omitzero" yaml:"orders,omitempty"`
+	Fences   RulesDocument     `json:"fences,omitzero" yaml:"fences,omitempty"`
+	Replicas []ReplicaDocument `json:"replicas" yaml:"replicas"`
+}
+
+// PolicyDocument holds the policies as they are written in keys; an empty one is the default.
+type PolicyDocument struct {
+	AllDown     string `json:"all_down,omitempty" yaml:"all_down,omitempty"`       // nearest, none, cname:HOSTNAME
+	Replication string `json:"replication,omitempty" yaml:"replication,omitempty"` // enabled, disabled
+	Merge       string `json:"merge,omitempty" yaml:"merge,omitempty"`             // ask, home
+	Conflicts   string `json:"conflicts,omitempty" yaml:"conflicts,omitempty"`     // keep, log
+	Untagged    string `json:"untagged,omitempty" yaml:"untagged,omitempty"`       // keep, tags-only
+	Deletes     string `json:"deletes,omitempty" yaml:"deletes,omitempty"`         // propagate, ignore
+}
+
+// RulesDocument holds orders or fences: for each match the regions.
+type RulesDocument struct {
+	Prefix    map[string][]string `json:"prefix,omitempty" yaml:"prefix,omitempty"`
+	ASN       map[string][]string `json:"asn,omitempty" yaml:"asn,omitempty"`
+	Country   map[string][]string `json:"country,omitempty" yaml:"country,omitempty"`
+	Continent map[string][]string `json:"continent,omitempty" yaml:"continent,omitempty"`
+}
+
+// of returns the rules of one kind of match.
+func (d *RulesDocument) of(kind string) *map[string][]string {
+	switch kind {
+	case "prefix":
+		return &d.Prefix
+	case "asn":
+		return &d.ASN
+	case "country":
+		return &d.Country
+	}
+	return &d.Continent
+}
+
+// ReplicaDocument is one replica of a RegistryDocument.
+type ReplicaDocument struct {
+	Region    string   `json:"region" yaml:"region"`
+	Endpoint  string   `json:"endpoint,omitempty" yaml:"endpoint,omitempty"`
+	Addresses []string `json:"addresses,omitempty" yaml:"addresses,flow,omitempty"`
+	Hostname  string   `json:"hostname,omitempty" yaml:"hostname,omitempty"`
+	// Location is latitude and longitude in decimal degrees; absent: where the catalogue has the region.
+	Location []float64 `json:"location,omitempty" yaml:"location,flow,omitempty"`
+	// Weight is 0 to 100; absent: 100.
+	Weight *int `json:"weight,omitempty" yaml:"weight,omitempty"`
+	// Routing is enabled or disabled; absent: enabled.
+	Routing     string         `json:"routing,omitempty" yaml:"routing,omitempty"`
+	Health      HealthDocument `json:"health,omitzero" yaml:"health,flow,omitempty"`
+	Credentials string         `json:"credentials,omitempty" yaml:"credentials,omitempty"`
+	CA          string         `json:"ca,omitempty" yaml:"ca,omitempty"`
+	ClientCert  string         `json:"client_cert,omitempty" yaml:"client_cert,omitempty"`
+	Prefix      string         `json:"prefix,omitempty" yaml:"prefix,omitempty"`
+	Realms      string         `json:"realms,omitempty" yaml:"realms,omitempty"`
+}
+
+// HealthDocument says how the health of a replica is known.
+type HealthDocument struct {
+	Probe string `json:"probe,omitempty" yaml:"probe,omitempty"` // https, http, tcp, consul:SERVICE, none
+}
+
+// scalars are the plain fields of a replica by the end of their key, in the order of the document.
+func (d *ReplicaDocument) scalars() []scalar {
+	return []scalar{{fieldEndpoint, &d.Endpoint}, {fieldHostname, &d.Hostname}, {fieldRouting, &d.Routing}, {fieldProbe, &d.Health.Probe},
+		{fieldCredentials, &d.Credentials}, {fieldCA, &d.CA}, {fieldClientCert, &d.ClientCert}, {fieldPrefix, &d.Prefix}, {fieldRealms, &d.Realms}}
+}
+
+// scalars are the plain fields of a registry.
+func (d *RegistryDocument) scalars() []scalar {
+	return []scalar{{fieldHome, &d.Home}, {fieldAllDown, &d.Policy.AllDown}, {fieldReplication, &d.Policy.Replication},
+		{fieldMerge, &d.Policy.Merge}, {fieldConflicts, &d.Policy.Conflicts}, {fieldUntagged, &d.Policy.Untagged}, {fieldDeletes, &d.Policy.Deletes}}
+}
+
+type scalar struct {
+	field string
+	value *string
+}
+
+func (d *RegistryDocument) rules(kind string) *RulesDocument {
+	if kind == "fences" {
+		return &d.Fences
+	}
+	return &d.Orders
+}
+
+// outline is a document as keys, with the way back.
+type outline struct {
+	values Values
+	paths  map[string]string // by key, and by the beginning of the keys of a registry or replica
+	faults []Fault
+}
+
+func (o *outline) fault(path, format string, args ...any) {
+	o.faults = append(o.faults, Fault{Path: path, Reason: fmt.Sprintf(format, args...)})
+}
+
+func (o *outline) put(k key, path, value string) {
+	o.values[k.String()] = strings.TrimSpace(value)
+	o.paths[k.String()] = path
+}
+
+// list joins the elements of a list; one that would fall apart again otherwise is a fault.
+func (o *outline) list(path string, parts []string) string {
+	for i, part := range parts {
+		if strings.TrimSpace(part) == "" {
+			o.fault(path, "element %d is empty", i+1)
+		} else if strings.Contains(part, ",") {
+			o.fault(path, "%q holds a comma: write one element for each", clip(part))
+		}
+	}
+	return joinList(parts)
+}
+
+// outline turns d into keys. Names that no key can have, and names that stand there twice, are faults.
+func (d *Document) outline() outline {
+	o := outline{values: Values{}, paths: map[string]string{}}
+	registries := map[string]int{}
+	for i := range d.Registries {
+		r := &d.Registries[i]
+		at := fmt.Sprintf("registries[%d]", i)
+		if err := checkLabel(r.Name); err != nil {
+			o.fault(at+".name", "%v", err)
+			continue
+		}
+		if first, twice := registries[r.Name]; twice {
+			o.fault(at+".name", "registry %s stands there twice: registries[%d] has that name too", r.Name, first)
+			continue
+		}
+		registries[r.Name] = i
+		o.paths[registryPrefix(r.Name)] = at
+		for _, s := range r.scalars() {
+			if *s.value != "" {
+				o.put(key{registry: r.Name, field: s.field}, at+"."+strings.ReplaceAll(s.field, "/", "."), *s.value)
+			}
+		}
+		if len(r.Names) > 0 {
+			o.put(key{registry: r.Name, field: fieldNames}, at+".names", o.list(at+".names", r.Names))
+		}
+		for _, kind := range ruleKinds {
+			for _, match := range matchKinds {
+				rules := *r.rules(kind).of(match)
+				for _, text := range slices.Sorted(maps.Keys(rules)) {
+					path := at + "." + kind + "." + match + "." + text
+					m, err := parseMatch(match, text)
+					if err != nil {
+						o.fault(path, "%v", err)
+						continue
+					}
+					o.put(key{registry: r.Name, field: kind, match: m}, path, o.list(path, rules[text]))
+				}
+			}
+		}
+		o.replicas(r, at)
+	}
+	return o
+}
+
+func (o *outline) replicas(r *RegistryDocument, at string) {
+	regions := map[string]int{}
+	for j := range r.Replicas {
+		p := &r.Replicas[j]
+		at := fmt.Sprintf("%s.replicas[%d]", at, j)
+		if err := checkLabel(p.Region); err != nil {
+			o.fault(at+".region", "%v", err)
+			continue
+		}
+		if first, twice := regions[p.Region]; twice {
+			o.fault(at+".region", "region %s stands there twice: replicas[%d] is there too", p.Region, first)
+			continue
+		}
+		regions[p.Region] = j
+		o.paths[replicaPrefix(r.Name, p.Region)] = at
+		before := len(o.values)
+		put := func(field, value string) {
+			o.put(key{registry: r.Name, region: p.Region, field: field}, at+"."+strings.ReplaceAll(field, "/", "."), value)
+		}
+		for _, s := range p.scalars() {
+			if *s.value != "" {
+				put(s.field, *s.value)
+			}
+		}
+		if len(p.Addresses) > 0 {
+			put(fieldAddresses, o.list(at+".addresses", p.Addresses))
+		}
+		if p.Location != nil {
+			parts := make([]string, len(p.Location))
+			for i, v := range p.Location {
+				parts[i] = strconv.FormatFloat(v, 'f', -1, 64)
+			}
+			put(fieldLocation, joinList(parts))
+		}
+		if p.Weight != nil {
+			put(fieldWeight, strconv.Itoa(*p.Weight))
+		}
+		if len(o.values) == before { // no key, so nobody else can see that it is there
+			o.fault(at+".endpoint", "is missing: the URL of the registry's API is needed")
+		}
+	}
+}
+
+// path is where in the document a key's value stands, or would stand.
+func (o *outline) path(k string) string {
+	if p, ok := o.paths[k]; ok {
+		return p
+	}
+	for i := len(k) - 1; i > 0; i-- {
+		if p, ok := o.paths[k[:i]]; ok && k[i-1] == '/' {
+			if rest := strings.TrimSuffix(k[i:], "/"); rest != "" {
+				return p + "." + strings.ReplaceAll(rest, "/", ".")
+			}
+			return p
+		}
+	}
+	return k
+}
+
+// Values returns the document as keys. What cannot be a key is left out: Validate first.
+func (d *Document) Values() Values {
+	o := d.outline()
+	return o.values
+}
+
+// Validate returns nil or an *InvalidError with everything that is wrong with d, named by path. Here nothing is kept or left
+// out: a replica that cannot be served is a fault. reserved are labels that neither a registry nor a region may have.
+func (d *Document) Validate(reserved ...string) error {
+	faults := d.faults(reserved)
+	if len(faults) == 0 {
+		return nil
+	}
+	return &InvalidError{Faults: faults}
+}
+
+func (d *Document) faults(reserved []string) []Fault {
+	o := d.outline()
+	faults := o.faults
+	snapshot, _ := Parse(o.values, nil, reserved)
+	for _, p := range snapshot.Problems {
+		faults = append(faults, Fault{Path: o.path(p.Key), Reason: p.Reason})
+	}
+	return faults
+}
+
+// documentOf is the way back from keys. Keys and values that cannot be used are left out; the registry or replica that has
+// them is there all the same.
+func documentOf(values Values) Document {
+	registries := map[string]*RegistryDocument{}
+	replicas := map[string]*ReplicaDocument{}
+	order := map[string][]string{}
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		k, err := parseKey(name)
+		value := values[name]
+		if err != nil {
+			continue
+		}
+		bad := k.check(value) != nil
+		r := registries[k.registry]
+		if r == nil {
+			r = &RegistryDocument{Name: k.registry}
+			registries[k.registry] = r
+		}
+		switch {
+		case k.region != "":
+			id := replicaPrefix(k.registry, k.region)
+			p := replicas[id]
+			if p == nil {
+				p = &ReplicaDocument{Region: k.region}
+				replicas[id] = p
+				order[k.registry] = append(order[k.registry], id)
+			}
+			if !bad {
+				p.set(k.field, value)
+			}
+		case bad:
+		case k.isRule():
+			rules := r.rules(k.field).of(k.match.kind())
+			if *rules == nil {
+				*rules = map[string][]string{}
+			}
+			(*rules)[k.match.text()] = splitList(value)
+		case k.field == fieldNames:
+			r.Names = splitList(value)
+		default:
+			for _, s := range r.scalars() {
+				if s.field == k.field {
+					*s.value = value
+				}
+			}
+		}
+	}
+	d := Document{Registries: []RegistryDocument{}}
+	for _, name := range slices.Sorted(maps.Keys(registries)) {
+		r := registries[name]
+		r.Replicas = []ReplicaDocument{}
+		for _, id := range order[name] {
+			r.Replicas = append(r.Replicas, *replicas[id])
+		}
+		d.Registries = append(d.Registries, *r)
+	}
+	return d
+}
+
+func (d *ReplicaDocument) set(field, value string) {
+	switch field {
+	case fieldAddresses:
+		d.Addresses = splitList(value)
+	case fieldLocation:
+		if c, err := parseLocation(value); err == nil {
+			d.Location = []float64{c.Latitude, c.Longitude}
+		}
+	case fieldWeight:
+		if n, err := parseWeight(value); err == nil {
+			d.Weight = &n
+		}
+	default:
+		for _, s := range d.scalars() {
+			if s.field == field {
+				*s.value = value
+			}
+		}
+	}
+}
+
+// values are the keys of a snapshot, its defaults left out.
+func (s *Snapshot) values() Values {
+	values := Values{}
+	for _, r := range s.Registries {
+		put := func(k key, value string) {
+			k.registry = r.Name
+			if value != "" && value != defaults[k.field] {
+				values[k.String()] = value
+			}
+		}
+		onOff := func(on bool) string {
+			if on {
+				return "enabled"
+			}
+			return "disabled"
+		}
+		put(key{field: fieldHome}, r.Home)
+		put(key{field: fieldNames}, joinList(r.ClientNames))
+		put(key{field: fieldAllDown}, r.Policy.AllDown.String())
+		put(key{field: fieldReplication}, onOff(r.Policy.Replication))
+		put(key{field: fieldMerge}, string(r.Policy.Merge))
+		put(key{field: fieldConflicts}, string(r.Policy.Conflicts))
+		put(key{field: fieldUntagged}, string(r.Policy.Untagged))
+		put(key{field: fieldDeletes}, string(r.Policy.Deletes))
+		for _, rule := range r.Orders {
+			put(key{field: "orders", match: rule.Match}, joinList(rule.Regions))
+		}
+		for _, rule := range r.Fences {
+			put(key{field: "fences", match: rule.Match}, joinList(rule.Regions))
+		}
+		for _, p := range r.Replicas {
+			at := func(field, value string) { put(key{region: p.Region, field: field}, value) }
+			at(fieldEndpoint, p.Endpoint.String())
+			addrs := make([]string, len(p.Addresses))
+			for i, a := range p.Addresses {
+				addrs[i] = a.String()
+			}
+			at(fieldAddresses, joinList(addrs))
+			at(fieldHostname, p.Hostname)
+			at(fieldLocation, p.Location.String())
+			at(fieldWeight, strconv.Itoa(p.Weight))
+			at(fieldRouting, onOff(p.Routing))
+			if standard, _ := parseProbe("", p.Endpoint.Scheme); p.Probe != standard {
+				at(fieldProbe, p.Probe.String())
+			}
+			at(fieldCredentials, p.Access.Credentials)
+			at(fieldCA, p.Access.CA)
+			at(fieldClientCert, p.Access.ClientCert)
+			at(fieldPrefix, p.Access.Prefix)
+			at(fieldRealms, p.Access.Realms)
+		}
+	}
+	return values
+}
+
+// Document returns what the snapshot means, defaults left out: the complete replicas, as they are served.
+func (s *Snapshot) Document() Document { return documentOf(s.values()) }
+
+// String is the policy as it stands in a key.
+func (a AllDown) String() string {
+	switch a.Mode {
+	case AllDownNone:
+		return "none"
+	case AllDownCNAME:
+		return "cname:" + a.Target
+	}
+	return "nearest"
+}
+
+// String is the probe as it stands in a key.
+func (p Probe) String() string {
+	switch p.Mode {
+	case ProbeHTTP:
+		return "http"
+	case ProbeTCP:
+		return "tcp"
+	case ProbeConsul:
+		return "consul:" + p.Service
+	case ProbeNone:
+		return "none"
+	}
+	return "https"
+}
+
+// String is the place as it stands in a key: latitude,longitude.
+func (c Coordinates) String() string {
+	return strconv.FormatFloat(c.Latitude, 'f', -1, 64) + "," + strconv.FormatFloat(c.Longitude, 'f', -1, 64)
+}
+
+// ChangeOp says what becomes of a key.
+type ChangeOp string
+
+// The values of ChangeOp.
+const (
+	Added   ChangeOp = "added"
+	Removed ChangeOp = "removed"
+	Changed ChangeOp = "changed"
+	// Kept is a replica that the document does not name and that stays all the same; the key is the replica's, with a slash
+	// at its end.
+	Kept ChangeOp = "kept"
+)
+
+// Change is one difference between two documents.
+type Change struct {
+	Op  ChangeOp `json:"op"`
+	Key string   `json:"key"`
+	Old string   `json:"old,omitempty"`
+	New string   `json:"new,omitempty"`
+}
+
+// String is the change in one line, as diff prints it.
+func (c Change) String() string {
+	switch c.Op {
+	case Added:
+		return "+ " + c.Key + ": " + c.New
+	case Removed:
+		return strings.TrimSuffix("- "+c.Key+": "+c.Old, ": ")
+	case Kept:
+		return "= " + c.Key + " (not in the document; --prune removes it)"
+	}
+	return "~ " + c.Key + ": " + c.Old + " -> " + c.New
+}
+
+// Diff returns what makes b of a, sorted by key. Two ways to write one meaning are no difference: an absent key and its
+// default, 4.9 and 4.90. Values that may hold secrets are not shown.
+func Diff(a, b Document) []Change { return diffValues(a.Values(), b.Values()) }
+
+func diffValues(a, b Values) []Change {
+	var changes []Change
+	all := map[string]struct{}{}
+	for k := range a {
+		all[k] = struct{}{}
+	}
+	for k := range b {
+		all[k] = struct{}{}
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		k, err := parseKey(name)
+		va, ina := a[name]
+		vb, inb := b[name]
+		if err == nil {
+			ma, mb := k.meaning(a), k.meaning(b)
+			if ina == inb && ma == mb || ma == mb && ma != "" {
+				continue
+			}
+		} else if ina == inb && va == vb {
+			continue
+		}
+		c := Change{Op: Changed, Key: name, Old: k.shown(va), New: k.shown(vb)}
+		if !ina {
+			c.Op = Added
+		} else if !inb {
+			c.Op = Removed
+		}
+		changes = append(changes, c)
+	}
+	return changes
+}
+
+// meaning is the value of k in values in its one usual form, or its default; empty if it has none.
+func (k key) meaning(values Values) string {
+	value, ok := values[k.String()]
+	if !ok {
+		if k.field != fieldProbe {
+			return defaults[k.field]
+		}
+		endpoint, err := parseEndpoint(values[replicaPrefix(k.registry, k.region)+fieldEndpoint])
+		if err != nil {
+			return ""
+		}
+		p, _ := parseProbe("", endpoint.Scheme)
+		return p.String()
+	}
+	if k.check(value) != nil {
+		return value
+	}
+	switch k.field {
+	case fieldNames:
+		names, _ := parseNames(value)
+		return joinList(names)
+	case fieldAllDown:
+		a, _ := parseAllDown(value)
+		return a.String()
+	case fieldEndpoint:
+		u, _ := parseEndpoint(value)
+		return u.String()
+	case fieldAddresses:
+		addrs, _ := parseAddresses(value)
+		words := make([]string, len(addrs))
+		for i, a := range addrs {
+			words[i] = a.String()
+		}
+		return joinList(words)
+	case fieldHostname:
+		name, _ := parseHostname(value)
+		return name
+	case fieldLocation:
+		c, _ := parseLocation(value)
+		return c.String()
+	case "orders", "fences":
+		return joinList(splitList(value))
+	}
+	return value
+}

@@ -1,0 +1,257 @@
+package topology
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"portolan/store"
+)
+
+func replica(region string, n int) ReplicaDocument {
+	return ReplicaDocument{Region: region, Endpoint: fmt.Sprintf("https://r%d.example.net", n), Addresses: []string{fmt.Sprintf("192.0.2.%d", n)}}
+}
+
+func contoso() RegistryDocument {
+	return RegistryDocument{Name: "contoso", Home: "westus", Names: []string{"registry.contoso.com"}, Replicas: []ReplicaDocument{replica("westus", 1), replica("eastus", 2)}}
+}
+
+func snapshotOf(t *testing.T, s store.Store) *Snapshot {
+	t.Helper()
+	tree, err := s.List(t.Context(), RegistriesPrefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, _ := Parse(ValuesOf(tree), nil, nil)
+	return got
+}
+
+func TestEditor(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	k := NewKeeper(s, KeeperOptions{})
+	run(t, k)
+	e := NewEditor(s, EditorOptions{Reserved: []string{"ns1", "whoami"}, Pending: func() []Pending { return k.Status().Pending }})
+	fails := func(err, kind error, part string) {
+		t.Helper()
+		if !errors.Is(err, kind) || !strings.Contains(err.Error(), part) {
+			t.Errorf("got %v, want %v with %q", err, kind, part)
+		}
+	}
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bad := contoso()
+	bad.Name = "ns1"
+	fails(e.CreateRegistry(ctx, bad), ErrInvalid, "reserved")
+	bad = contoso()
+	bad.Replicas[1].Endpoint = bad.Replicas[0].Endpoint
+	fails(e.CreateRegistry(ctx, bad), ErrInvalid, "replicas[1].endpoint: is the endpoint of replica westus too")
+	ok(e.CreateRegistry(ctx, contoso()))
+	fails(e.CreateRegistry(ctx, contoso()), ErrExists, "exists already")
+	other := contoso()
+	other.Name = "aaa"
+	fails(e.CreateRegistry(ctx, other), ErrInvalid, "is a client name of registry aaa already")
+	until(t, k, "two replicas", func(s *Snapshot) bool { return s.Registry("contoso") != nil && !s.Changed.IsZero() })
+
+	fails(e.CreateReplica(ctx, "contso", replica("uksouth", 3)), ErrNotFound, "did you mean contoso?")
+	fails(e.CreateReplica(ctx, "contoso", replica("eastus", 3)), ErrExists, "a replica in eastus already")
+	fails(e.CreateReplica(ctx, "contoso", replica("uksouth", 2)), ErrInvalid, "endpoint: is the endpoint of replica eastus too")
+	fails(e.CreateReplica(ctx, "contoso", ReplicaDocument{Region: "uksouth", Endpoint: "https://x"}), ErrInvalid, "addresses: is missing")
+	fails(e.CreateReplica(ctx, "contoso", replica("UKSouth", 3)), ErrInvalid, "region: \"UKSouth\" has upper-case")
+	fails(e.CreateReplica(ctx, "contoso", replica("uksoth", 3)), ErrInvalid, "did you mean uksouth?")
+	put(t, s, Values{ReplicationKey("contoso", "uksouth"): `{"seeded":true}`, RequestKey("contoso", "uksouth", RequestDelete): "{}"})
+	ok(e.CreateReplica(ctx, "contoso", replica("uksouth", 3)))
+	if _, err := s.Get(ctx, ReplicationKey("contoso", "uksouth")); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a new replica inherits the state of its name: %v", err)
+	}
+
+	seven, hundred := 7, 101
+	ok(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Weight = &seven }))
+	fails(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Weight = &hundred }), ErrInvalid, "weight: \"101\" is not a weight")
+	fails(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Region = "ukwest" }), ErrRefused, "cannot be changed")
+	fails(e.UpdateReplica(ctx, "contoso", "uksuoth", func(*ReplicaDocument) {}), ErrNotFound, "did you mean uksouth?")
+	fails(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Addresses, r.Hostname = nil, "a.example.net" }), ErrInvalid, "all of a registry's replicas")
+	until(t, k, "weight 7", weight("uksouth", 7))
+
+	// A value that a raw edit spoiled is not in the way, and is not lost by an edit of something else.
+	put(t, s, Values{"registries/contoso/replicas/uksouth/routing": "of"})
+	ok(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Prefix = "mirror" }))
+	if got, err := s.Get(ctx, "registries/contoso/replicas/uksouth/routing"); err != nil || got.Value != "of" {
+		t.Errorf("%v, %v", got, err)
+	}
+	put(t, s, Values{"registries/contoso/replicas/uksouth/routing": "-"})
+
+	fails(e.DeleteReplica(ctx, "contoso", "westus", Request{}), ErrRefused, "home region")
+	put(t, s, Values{"registries/contoso/fences/continent/EU": "uksouth", "registries/contoso/orders/country/GB": "uksouth,eastus", "registries/contoso/orders/country/IE": "uksouth"})
+	fails(e.DeleteReplica(ctx, "contoso", "uksouth", Request{}), ErrRefused, "fence continent/EU")
+	put(t, s, Values{"registries/contoso/fences/continent/EU": "uksouth,eastus"})
+	ok(e.DeleteReplica(ctx, "contoso", "uksouth", Request{Actor: "me"}))
+	entry, err := s.Get(ctx, RequestKey("contoso", "uksouth", RequestDelete))
+	var first, second Request
+	if err != nil || json.Unmarshal([]byte(entry.Value), &first) != nil || first.Actor != "me" {
+		t.Errorf("request %v, %v", entry, err)
+	}
+	ok(e.DeleteReplica(ctx, "contoso", "uksouth", Request{Force: true}))
+	entry, _ = s.Get(ctx, RequestKey("contoso", "uksouth", RequestDelete))
+	if json.Unmarshal([]byte(entry.Value), &second) != nil || !second.Force || !second.Time.Equal(first.Time) {
+		t.Errorf("the drain began anew: %v, %v", first, second)
+	}
+	if snapshotOf(t, s).Registry("contoso").Replica("uksouth").Routing {
+		t.Error("clients are still sent there")
+	}
+	ok(e.RemoveReplica(ctx, "contoso", "uksouth"))
+	ok(e.RemoveReplica(ctx, "contoso", "uksouth"))
+	ok(e.RemoveReplica(ctx, "contoso", "eastus-not-there"))
+	// Half of what is left: more than the guard lets pass unless the deletion confirms itself.
+	if got := snapshotOf(t, s); len(got.Problems) != 0 || len(got.Registry("contoso").Orders) != 1 {
+		t.Errorf("%+v", got.Problems)
+	}
+	until(t, k, "one less", func(s *Snapshot) bool { return len(s.Registry("contoso").Replicas) == 2 })
+	if err := e.Confirm(ctx, "contoso"); !errors.Is(err, ErrRefused) {
+		t.Errorf("Confirm of nothing: %v", err)
+	}
+	fails(e.DeleteRegistry(ctx, "contos"), ErrNotFound, "did you mean contoso?")
+	ok(e.DeleteRegistry(ctx, "contoso"))
+	until(t, k, "the end", func(s *Snapshot) bool { return len(s.Registries) == 0 })
+	if p := k.Status().Pending; len(p) > 0 {
+		t.Errorf("the deletion did not confirm itself: %+v", p)
+	}
+}
+
+func TestApply(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	e := NewEditor(s, EditorOptions{})
+	d := Document{Registries: []RegistryDocument{contoso()}}
+	changes, err := e.Apply(ctx, d, false, true)
+	if err != nil || len(changes) != 6 {
+		t.Fatalf("%v, %v", changes, err)
+	}
+	if got := snapshotOf(t, s); len(got.Registries) != 0 {
+		t.Fatal("a dry run wrote")
+	}
+	if changes, err = e.Apply(ctx, d, false, false); err != nil || len(changes) != 6 {
+		t.Fatalf("%v, %v", changes, err)
+	}
+	if changes, err = e.Apply(ctx, d, true, false); err != nil || len(changes) != 0 {
+		t.Fatalf("applying it again changes %v, %v", changes, err)
+	}
+	exported, err := e.Export(ctx)
+	if err != nil || len(Diff(d, exported)) != 0 {
+		t.Fatalf("%v, %v", exported, err)
+	}
+	other := RegistryDocument{Name: "other", Home: "mine", Replicas: []ReplicaDocument{replica("mine", 9)}}
+	other.Replicas[0].Location = []float64{1, 2}
+	if err := e.CreateRegistry(ctx, other); err != nil {
+		t.Fatal(err)
+	}
+	d.Registries[0].Replicas = d.Registries[0].Replicas[:1]
+	changes, err = e.Apply(ctx, d, false, false)
+	if err != nil || fmt.Sprint(changes) != "[= registries/contoso/replicas/eastus/ (not in the document; --prune removes it)]" {
+		t.Fatalf("%v, %v", changes, err)
+	}
+	changes, err = e.Apply(ctx, d, true, false)
+	if err != nil || fmt.Sprint(changes) != "[- registries/contoso/replicas/eastus/ + registries/contoso/replicas/eastus/routing: disabled]" {
+		t.Fatalf("%v, %v", changes, err)
+	}
+	if _, err := s.Get(ctx, RequestKey("contoso", "eastus", RequestDelete)); err != nil {
+		t.Errorf("no request: %v", err)
+	}
+	if got := snapshotOf(t, s); len(got.Registries) != 2 {
+		t.Errorf("a registry that the document does not name is gone: %+v", got)
+	}
+	d.Registries[0].Names = []string{"x"}
+	if _, err := e.Apply(ctx, d, false, false); !errors.Is(err, ErrInvalid) {
+		t.Errorf("%v", err)
+	}
+}
+
+// An edit of many transactions is complete, and was sound at every step.
+func TestLargeEdits(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	e := NewEditor(s, EditorOptions{})
+	k := NewKeeper(s, KeeperOptions{})
+	run(t, k)
+	d := Document{}
+	for i := range 12 {
+		r := RegistryDocument{Name: fmt.Sprintf("r%d", i), Home: "x0", Orders: RulesDocument{Country: map[string][]string{"DE": {"x39", "x1"}}}}
+		for j := range 40 {
+			p := replica(fmt.Sprintf("x%d", j), j+1)
+			p.Location = []float64{float64(j), float64(i)}
+			r.Replicas = append(r.Replicas, p)
+		}
+		d.Registries = append(d.Registries, r)
+	}
+	if _, err := e.Apply(ctx, d, false, false); err != nil {
+		t.Fatal(err)
+	}
+	want, _ := Parse(d.Values(), nil, nil)
+	got := until(t, k, "all of it", func(s *Snapshot) bool { return s.Digest == want.Digest })
+	if len(got.Problems) > 0 {
+		t.Errorf("%+v", got.Problems[:1])
+	}
+	for i := range 12 {
+		if err := e.DeleteRegistry(ctx, fmt.Sprintf("r%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, k, "nothing", func(s *Snapshot) bool { return len(s.Registries) == 0 })
+	if tree, err := s.List(ctx, RegistriesPrefix); err != nil || len(tree.Entries) > 0 {
+		t.Errorf("%v, %v", tree, err)
+	}
+}
+
+// Edits at once: each is right on its own, together they are too; what contradicts is refused to one of them.
+func TestConcurrentEdits(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	if err := NewEditor(s, EditorOptions{}).CreateRegistry(t.Context(), contoso()); err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	done, refused := 0, 0
+	for i := range 4 {
+		e := NewEditor(s, EditorOptions{})
+		group.Go(func() {
+			r := replica(fmt.Sprintf("new%d", i), 50+i/2) // two of them have one endpoint
+			r.Location = []float64{1, 1}
+			err := e.CreateReplica(context.WithoutCancel(t.Context()), "contoso", r)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				done++
+			case errors.Is(err, ErrInvalid):
+				refused++
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if done != 2 || refused != 2 {
+		t.Errorf("%d done, %d refused", done, refused)
+	}
+	if got := snapshotOf(t, s); len(got.Problems) > 0 || len(got.Registry("contoso").Replicas) != 4 {
+		t.Errorf("%+v", got.Problems)
+	}
+}
+
+func TestEditorWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	s.set(true)
+	if err := NewEditor(s, EditorOptions{}).CreateRegistry(t.Context(), contoso()); !errors.Is(err, store.ErrUnavailable) {
+		t.Error(err)
+	}
+}

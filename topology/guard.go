@@ -1,0 +1,84 @@
+package topology
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Pending is a raw edit that the guard holds: it took more than half of a registry's replicas away, or all of it. What was
+// taken away is still served, until somebody confirms the edit or takes it back.
+type Pending struct {
+	Registry string `json:"registry"`
+	// Missing are the regions that the edit took away; sorted.
+	Missing []string `json:"missing"`
+	// Remaining are the regions that would be left, which is what a confirmation says; sorted.
+	Remaining []string `json:"remaining"`
+}
+
+// present returns, for each registry of values, the regions that have an endpoint and addresses (or a hostname): what
+// there is of a registry, as all servers see it alike whatever their last good values are. Whether the values are good
+// does not matter: a bad one takes nothing away.
+func present(values Values) map[string][]string {
+	has := map[string]map[string]int{}
+	for name := range values {
+		k, err := parseKey(name)
+		if err != nil {
+			continue
+		}
+		if has[k.registry] == nil {
+			has[k.registry] = map[string]int{}
+		}
+		switch k.field {
+		case fieldEndpoint:
+			has[k.registry][k.region] |= 1
+		case fieldAddresses, fieldHostname:
+			has[k.registry][k.region] |= 2
+		}
+	}
+	regions := make(map[string][]string, len(has))
+	for registry, parts := range has {
+		regions[registry] = []string{}
+		for _, region := range slices.Sorted(maps.Keys(parts)) {
+			if parts[region] == 3 {
+				regions[registry] = append(regions[registry], region)
+			}
+		}
+	}
+	return regions
+}
+
+// guard returns values with what too large a deletion took away put back from last, and what is held so. confirmed is
+// asked whether an operator confirmed those regions as all of a registry's; last must be good values.
+func guard(values, last Values, confirmed func(registry string, regions []string) bool) (Values, []Pending) {
+	var held []Pending
+	now, before := present(values), present(last)
+	for _, registry := range slices.Sorted(maps.Keys(before)) {
+		missing := slices.DeleteFunc(slices.Clone(before[registry]), func(region string) bool { return slices.Contains(now[registry], region) })
+		if 2*len(missing) <= len(before[registry]) || confirmed(registry, now[registry]) {
+			continue
+		}
+		if len(held) == 0 {
+			values = maps.Clone(values)
+		}
+		held = append(held, Pending{Registry: registry, Missing: missing, Remaining: append([]string{}, now[registry]...)})
+		_, left := now[registry]
+		for name, value := range last {
+			k, err := parseKey(name)
+			if err != nil || k.registry != registry || left && !slices.Contains(missing, k.region) {
+				continue // of a registry that is still there in part, what is not the missing replicas' may be removed
+			}
+			if _, there := values[name]; !there {
+				values[name] = value
+			}
+		}
+	}
+	return values, held
+}
+
+// confirmedRegions reads the value of a ConfirmedKey.
+func confirmedRegions(value string) []string {
+	regions := splitList(strings.TrimSpace(value))
+	slices.Sort(regions)
+	return regions
+}

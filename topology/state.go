@@ -1,0 +1,183 @@
+package topology
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"portolan/store"
+)
+
+// The store's rooms: what operators edit, and what the daemons write. Each has a watch of its own.
+const (
+	RegistriesPrefix = "registries/"
+	StatePrefix      = "state/"
+	// ReplicaStatesPrefix is where the state of replicas stands.
+	ReplicaStatesPrefix = StatePrefix + "registries/"
+)
+
+// Status is the state of a replica's content.
+type Status string
+
+// The values of Status.
+const (
+	// Creating: declared, not yet looked at.
+	Creating Status = "Creating"
+	// Syncing: content that was decided before is still on its way.
+	Syncing Status = "Syncing"
+	// Ready: every version decided before a scan began is applied, or listed as not replicable.
+	Ready Status = "Ready"
+	// Degraded: something needs an operator or a repair; the reason says what.
+	Degraded Status = "Degraded"
+	// Deleting: drained and about to leave.
+	Deleting Status = "Deleting"
+)
+
+// Phase is how much is known of what a replica holds.
+type Phase string
+
+// The phases of an incarnation.
+const (
+	// PhaseUnknown: nothing is known; a baseline must scan it.
+	PhaseUnknown Phase = "unknown"
+	// PhasePlanned: the baseline's plan has conflicts and waits for the operator's accept.
+	PhasePlanned Phase = "planned"
+	// PhaseSeeding: the baseline is decided and being applied.
+	PhaseSeeding Phase = "seeding"
+	// PhaseBaselined: what is not recorded as lagging is applied.
+	PhaseBaselined Phase = "baselined"
+)
+
+// Replication is what the replicator reports of a replica. It is stored as one JSON value at ReplicationKey, written
+// only by the holder of the replica's lease.
+type Replication struct {
+	Status Status `json:"status"`
+	// Reason says why the status is not Ready, in a sentence for people.
+	Reason string `json:"reason,omitempty"`
+	// Seeded is whether this incarnation has been Ready once: only then it gets clients.
+	Seeded bool `json:"seeded"`
+	// Incarnation is the random id of what stands at Endpoint; applied state belongs to it, never to the region's name.
+	Incarnation string `json:"incarnation"`
+	Endpoint    string `json:"endpoint"`
+	// Prefix is that of repository names at Endpoint: another prefix is other content.
+	Prefix string `json:"prefix,omitempty"`
+	// Epoch names the ledger's life to which the incarnation belongs: a ledger that was lost or rolled back begins another.
+	Epoch string `json:"epoch,omitempty"`
+	Phase Phase  `json:"phase"`
+	// Held is why the guard holds back what is observed at the replica, until an operator decides; empty if it does not.
+	Held string `json:"held,omitempty"`
+	// Pending counts the versions still to be applied.
+	Pending int `json:"pending"`
+	// OldestPending is when the oldest of them was decided; zero if there is none. The lag is the time since.
+	OldestPending time.Time `json:"oldest_pending,omitzero"`
+	// NotReplicable counts what can never go there; Conflicts what was kept aside.
+	NotReplicable int       `json:"not_replicable"`
+	Conflicts     int       `json:"conflicts"`
+	Plan          *Plan     `json:"plan,omitempty"`
+	LastScan      time.Time `json:"last_scan,omitzero"`
+	LastError     string    `json:"last_error,omitempty"`
+	Updated       time.Time `json:"updated"`
+}
+
+// Plan counts what a baseline would do.
+type Plan struct {
+	Repositories int `json:"repositories"`
+	Tags         int `json:"tags"`
+	// Same are equal already; Copy are to be copied to this replica; Adopt are found only here and go everywhere else.
+	Same      int `json:"same"`
+	Copy      int `json:"copy"`
+	Adopt     int `json:"adopt"`
+	Conflicts int `json:"conflicts"`
+	// Bytes is the size of the unique blobs to be copied as far as manifests tell; blobs that are mounted count too.
+	Bytes int64 `json:"bytes"`
+	// Examples names up to ten of the conflicting tags, with both digests.
+	Examples []string `json:"examples,omitempty"`
+}
+
+// Request is what an operator asked of a replica through the API; the replicator carries it out and removes it.
+type Request struct {
+	Time time.Time `json:"time"`
+	// Force lets a delete go on although pushes would be lost.
+	Force bool `json:"force,omitempty"`
+	// Actor says who asked, as far as known.
+	Actor string `json:"actor,omitempty"`
+}
+
+// The verbs of requests.
+const (
+	RequestDelete = "delete"
+	RequestResync = "resync"
+	RequestAccept = "accept"
+)
+
+// ReplicationKey is where the replicator reports of a replica.
+func ReplicationKey(registry, region string) string {
+	return ReplicaStatesPrefix + registry + "/replicas/" + region + "/replication"
+}
+
+// RequestKey is where the API leaves a request for the replicator.
+func RequestKey(registry, region, verb string) string {
+	return ReplicaStatesPrefix + registry + "/replicas/" + region + "/request/" + verb
+}
+
+// LeaseKey is the lease for writes to one replica.
+func LeaseKey(registry, region string) string {
+	return ReplicaStatesPrefix + registry + "/replicas/" + region + "/lease"
+}
+
+// ConfirmedKey holds the regions, comma-separated and sorted, that an operator confirmed as all of a registry's: the
+// guard against huge raw deletions lets that set pass once.
+func ConfirmedKey(registry string) string { return confirmedPrefix + registry }
+
+// What the topology itself keeps in the store's state has a room of its own, for it must be watched, and the replicas'
+// state changes all the time.
+const (
+	topologyPrefix  = StatePrefix + "topology/"
+	confirmedPrefix = topologyPrefix + "confirmed/"
+	// changedKey holds the time of the newest committed change (RFC 3339, whole seconds, UTC); digestKey what it changed to.
+	changedKey = topologyPrefix + "changed"
+	digestKey  = topologyPrefix + "digest"
+)
+
+// ReplicaName names a replica.
+type ReplicaName struct{ Registry, Region string }
+
+// State is what the daemons report, and operators asked, of replicas. It is immutable.
+type State struct {
+	Replications map[ReplicaName]Replication
+	// Requests are the verbs of those that the replicator has not finished, sorted.
+	Requests map[ReplicaName][]string
+	// Problems are values that could not be read; they count as absent.
+	Problems []Problem
+}
+
+// ParseState reads the state of replicas out of what stands below ReplicaStatesPrefix. Other keys, such as leases, are not
+// looked at.
+func ParseState(t store.Tree) *State {
+	s := &State{Replications: map[ReplicaName]Replication{}, Requests: map[ReplicaName][]string{}}
+	for _, e := range t.Entries {
+		rest, ok := strings.CutPrefix(e.Key, ReplicaStatesPrefix)
+		parts := strings.Split(rest, "/")
+		if !ok || len(parts) < 4 || parts[1] != "replicas" {
+			continue
+		}
+		name := ReplicaName{parts[0], parts[2]}
+		var err error
+		switch {
+		case len(parts) == 4 && parts[3] == "replication":
+			var r Replication
+			if err = json.Unmarshal([]byte(e.Value), &r); err == nil {
+				s.Replications[name] = r
+			}
+		case len(parts) == 5 && parts[3] == "request":
+			if err = json.Unmarshal([]byte(e.Value), &Request{}); err == nil {
+				s.Requests[name] = append(s.Requests[name], parts[4]) // in the order of keys
+			}
+		}
+		if err != nil {
+			s.Problems = append(s.Problems, Problem{Key: e.Key, Value: clip(e.Value), Reason: fmt.Sprintf("is not the JSON that a daemon writes: %v", err), Effect: "it counts as absent"})
+		}
+	}
+	return s
+}
