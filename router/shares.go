@@ -1,0 +1,74 @@
+package router
+
+import (
+	"cmp"
+	"slices"
+
+	"portolan/topology"
+)
+
+// Split tells what becomes of the clients that a region is the nearest to.
+type Split struct {
+	// Nearest is the region that is nearest to these clients.
+	Nearest string `json:"nearest"`
+	// Shares are the regions that they are sent to, the largest share first; empty if they are sent nowhere.
+	Shares []Share `json:"shares"`
+}
+
+// Share is the part of some clients' cells that a region gets.
+type Share struct {
+	Region string `json:"region"`
+	// Percent is 0 to 100, of all cells, a subnet's counted like a city's resolver.
+	Percent float64 `json:"percent"`
+}
+
+// Shares tells for each region, by name, what becomes of the clients nearest to it under the current weights and health,
+// also for regions that are no candidates themselves: draining one is seen in its line.
+//
+// It is computed, not sampled: the lots of a cell at different replicas are independent, so a replica gets the product
+// of what all before it leave and its own weight, and the fallback gets the rest. Two things make real shares differ.
+// The order behind the first choice is that of a client who stands in the region itself; and of the finite number of
+// cells that really ask, some ask more. Clients whom an order or a fence names are not considered.
+func (r *Registry) Shares() []Split {
+	splits := make([]Split, len(r.replicas))
+	for from := range r.replicas {
+		h := &r.replicas[from]
+		v := view{place: Place{Located: true, Coordinates: r.topology.Replicas[from].Location}}
+		splits[h.rank] = Split{Nearest: h.region, Shares: r.split(r.order(&v, nil, nil))}
+	}
+	return splits
+}
+
+// split divides all cells among the candidates of order.
+func (r *Registry) split(order []uint64) []Share {
+	percent := make([]float64, len(r.replicas))
+	rest, fallback := 1.0, -1
+	for _, k := range order {
+		i := int(k & 0xffff)
+		if r.conditions[i].health == Unhealthy {
+			continue
+		}
+		weight := min(r.replicas[i].weight, 100)
+		percent[i] += rest * float64(weight)
+		rest -= rest * float64(weight) / 100
+		if fallback < 0 || weight > r.replicas[fallback].weight {
+			fallback = i
+		}
+	}
+	switch {
+	case fallback >= 0:
+		percent[fallback] += rest * 100
+	case len(order) > 0 && r.topology.Policy.AllDown.Mode == topology.AllDownNearest:
+		percent[order[0]&0xffff] = 100
+	}
+	shares := []Share{}
+	for i, p := range percent {
+		if p > 0 {
+			shares = append(shares, Share{r.replicas[i].region, p})
+		}
+	}
+	slices.SortFunc(shares, func(a, b Share) int {
+		return cmp.Or(cmp.Compare(b.Percent, a.Percent), cmp.Compare(a.Region, b.Region))
+	})
+	return shares
+}
