@@ -1,0 +1,167 @@
+// Package health finds out which replicas can serve, by probing what clients use.
+//
+// What is probed is every address that answers hand out, on the endpoint's port, with each client name as SNI and Host,
+// certificate verified. Results move small state machines (machine): down after Fall failures that are asked for in quick
+// succession, up after Rise successes at the ordinary pace, so that a dead replica is left soon and a flapping one is not
+// believed too early. The machines are pure; the prober does the I/O; the Monitor owns the goroutines between them and
+// publishes immutable Verdicts.
+//
+// The package decides nothing about clients (router) and writes nothing to the store.
+package health
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"time"
+
+	"portolan/router"
+	"portolan/topology"
+)
+
+// Source delivers the topology: the newest snapshot at once, and after each change.
+type Source interface {
+	Watch(ctx context.Context, deliver func(*topology.Snapshot)) error
+}
+
+// Outcome is what one probe says.
+type Outcome uint8
+
+// The outcomes of a probe.
+const (
+	// Unable: the probe could not be made for a reason that lies here (no route from this machine, an unreadable CA file, no
+	// Consul). It says nothing about the replica, so it moves nothing.
+	Unable Outcome = iota
+	// Failed: the replica did not answer as it should.
+	Failed
+	// Passed: it did.
+	Passed
+)
+
+// String is the outcome's word in metrics and logs.
+func (o Outcome) String() string {
+	switch o {
+	case Passed:
+		return "passed"
+	case Failed:
+		return "failed"
+	}
+	return "unable"
+}
+
+// MarshalText writes the outcome's word.
+func (o Outcome) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
+// Result is what the last probe of an address found.
+type Result struct {
+	// Time is when the probe began; zero if there was none yet.
+	Time time.Time `json:"time,omitzero"`
+	// Latency is how long it took, over all client names.
+	Latency time.Duration `json:"latency_ns"`
+	Outcome Outcome       `json:"outcome"`
+	// Error says why it did not pass.
+	Error string `json:"error,omitempty"`
+	// CertificateExpiry is the earliest end of validity among the certificates that the client names got; zero without TLS.
+	CertificateExpiry time.Time `json:"certificate_expiry,omitzero"`
+}
+
+// Address is the state of one address of a replica.
+type Address struct {
+	// Address is what answers hand out; the zero Addr for a replica with a host name.
+	Address netip.Addr `json:"address,omitzero"`
+	// Hostname is set instead for a replica with a host name, which has one such entry.
+	Hostname string        `json:"hostname,omitempty"`
+	Health   router.Health `json:"-"`
+	// Since is when Health began.
+	Since time.Time `json:"since,omitzero"`
+	// Settled is false before the first result and while probes speak against Health.
+	Settled bool   `json:"settled"`
+	Last    Result `json:"last"`
+}
+
+// Verdict is what is known of one replica.
+type Verdict struct {
+	// Health is Unhealthy when all addresses are down, Healthy when one is known to stand.
+	Health router.Health
+	// Down are the dead addresses while another one stands; empty when Health is Unhealthy.
+	Down []netip.Addr
+	// Settled is whether every address is.
+	Settled bool
+	// Reason says why Health is not Healthy, in words for people.
+	Reason    string
+	Addresses []Address
+}
+
+// Verdicts are the verdicts on all replicas at one moment. Immutable: nobody may modify what it holds.
+type Verdicts struct {
+	Time     time.Time
+	Replicas map[router.ReplicaKey]Verdict
+}
+
+// Conditions gives the verdicts in the router's terms. Seeded is not health's to know: the caller fills it in.
+func (v *Verdicts) Conditions() router.Conditions {
+	c := make(router.Conditions, len(v.Replicas))
+	for key, r := range v.Replicas {
+		c[key] = router.ReplicaCondition{Health: r.Health, Down: r.Down, Settled: r.Settled}
+	}
+	return c
+}
+
+// sameConditions is whether a and b lead to the same decisions, whatever the last results say.
+func sameConditions(a, b *Verdicts) bool {
+	return maps.EqualFunc(a.Replicas, b.Replicas, func(x, y Verdict) bool {
+		if x.Health != y.Health || x.Settled != y.Settled || len(x.Down) != len(y.Down) {
+			return false
+		}
+		for i := range x.Down {
+			if x.Down[i] != y.Down[i] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// verdict folds the addresses of one replica.
+func verdict(mode topology.ProbeMode, addresses []Address) Verdict {
+	v := Verdict{Settled: true, Addresses: addresses}
+	if mode == topology.ProbeNone {
+		v.Reason = "not probed"
+		return v
+	}
+	var standing, down int
+	for _, a := range addresses {
+		if !a.Settled {
+			v.Settled = false
+		}
+		switch a.Health {
+		case router.Healthy:
+			standing++
+		case router.Unhealthy:
+			down++
+			if a.Address.IsValid() {
+				v.Down = append(v.Down, a.Address)
+			}
+		}
+	}
+	switch {
+	case standing > 0:
+		v.Health = router.Healthy
+	case len(addresses) > 0 && down == len(addresses):
+		v.Health, v.Down = router.Unhealthy, nil
+	}
+	if v.Health != router.Healthy || down > 0 {
+		v.Reason = reason(addresses)
+	}
+	return v
+}
+
+// reason is the first error among the addresses that do not stand.
+func reason(addresses []Address) string {
+	for _, a := range addresses {
+		if a.Health != router.Healthy && a.Last.Error != "" {
+			return a.Last.Error
+		}
+	}
+	return "no result yet"
+}

@@ -1,0 +1,117 @@
+package health
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"portolan/router"
+	"portolan/topology"
+)
+
+func TestMachine(t *testing.T) {
+	t.Parallel()
+	// Results: + passed, - failed, ? unable. States: H, U, . (unknown); lower case while not settled.
+	for _, c := range []struct{ name, results, states string }{
+		{"first success decides", "+", "H"},
+		{"first failure decides", "-", "U"},
+		{"unable decides nothing", "??+", "..H"},
+		{"falls after three", "+---", "HhhU"},
+		{"a success clears failures", "+--+--", "HhhHhh"},
+		{"rises after two", "-++", "UuH"},
+		{"a failure clears successes", "-+-+", "UuUu"},
+		{"unable neither clears nor counts", "+-?-?-", "HhhhhU"},
+		{"down, up, down", "+---++---", "HhhUuHhhU"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			var m machine
+			for i, r := range c.results {
+				o := map[rune]Outcome{'+': Passed, '-': Failed, '?': Unable}[r]
+				m = m.observe(o, 2, 3, time.Unix(int64(i), 0))
+				if got := letter(m); got != rune(c.states[i]) {
+					t.Fatalf("after %q: state %c, want %c", c.results[:i+1], got, c.states[i])
+				}
+			}
+		})
+	}
+}
+
+func letter(m machine) rune {
+	l := map[router.Health]rune{router.Unknown: '.', router.Healthy: 'H', router.Unhealthy: 'U'}[m.health]
+	if !m.settled() && m.health != router.Unknown {
+		l += 'a' - 'A'
+	}
+	return l
+}
+
+// A state changes only by the full count of results in a row, whatever came before.
+func TestMachineNeedsCounts(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		rise, fall := rapid.IntRange(1, 5).Draw(t, "rise"), rapid.IntRange(1, 5).Draw(t, "fall")
+		var m machine
+		run, last := 0, Unable
+		for _, o := range rapid.SliceOf(rapid.SampledFrom([]Outcome{Unable, Failed, Passed})).Draw(t, "outcomes") {
+			before := m
+			m = m.observe(o, rise, fall, time.Time{})
+			if o == Unable {
+				if m != before {
+					t.Fatalf("unable moved %v to %v", before, m)
+				}
+				continue
+			}
+			if o == last {
+				run++
+			} else {
+				run, last = 1, o
+			}
+			if before.health == router.Unknown {
+				continue
+			}
+			needed, to := fall, router.Unhealthy
+			if o == Passed {
+				needed, to = rise, router.Healthy
+			}
+			if want := run >= needed || before.health == to; (m.health == to) != want {
+				t.Fatalf("after %d %v in a row (rise %d, fall %d): %v", run, o, rise, fall, m.health)
+			}
+		}
+	})
+}
+
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	up := func(a netip.Addr) Address { return Address{Address: a, Health: router.Healthy, Settled: true} }
+	down := func(a netip.Addr) Address {
+		return Address{Address: a, Health: router.Unhealthy, Settled: true, Last: Result{Error: "refused"}}
+	}
+	for _, c := range []struct {
+		name      string
+		mode      topology.ProbeMode
+		addresses []Address
+		health    router.Health
+		down      int
+		settled   bool
+		reason    string
+	}{
+		{"all up", topology.ProbeHTTPS, []Address{up(a), up(b)}, router.Healthy, 0, true, ""},
+		{"one down", topology.ProbeHTTPS, []Address{up(a), down(b)}, router.Healthy, 1, true, "refused"},
+		{"all down", topology.ProbeHTTPS, []Address{down(a), down(b)}, router.Unhealthy, 0, true, "refused"},
+		{"no result", topology.ProbeHTTPS, []Address{{Address: a}}, router.Unknown, 0, false, "no result yet"},
+		{"one down, one unknown", topology.ProbeHTTPS, []Address{down(a), {Address: b}}, router.Unknown, 1, false, "refused"},
+		{"not probed", topology.ProbeNone, []Address{{Address: a}}, router.Unknown, 0, true, "not probed"},
+		{"host name down", topology.ProbeHTTPS, []Address{{Hostname: "r.example.", Health: router.Unhealthy, Settled: true}}, router.Unhealthy, 0, true, "no result yet"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			v := verdict(c.mode, c.addresses)
+			if v.Health != c.health || len(v.Down) != c.down || v.Settled != c.settled || v.Reason != c.reason {
+				t.Errorf("got %+v", v)
+			}
+		})
+	}
+}

@@ -1,0 +1,78 @@
+package health
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"portolan/router"
+)
+
+type metrics struct {
+	up      *prometheus.GaugeVec
+	expiry  *prometheus.GaugeVec
+	results *prometheus.CounterVec
+	latency *prometheus.HistogramVec
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	address := []string{"registry", "region", "address"}
+	m := &metrics{
+		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "portolan_health_up", Help: "Whether an address counts as healthy (1) or not (0); absent while unknown.",
+		}, address),
+		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "portolan_health_certificate_expiry_timestamp_seconds",
+			Help: "Earliest end of validity of the certificates that an address serves for the client names.",
+		}, address),
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "portolan_health_probes_total", Help: "Probes by what they said.",
+		}, append(address[:2:2], "outcome")),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "portolan_health_probe_duration_seconds", Help: "How long probes took, over all client names.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2, 5, 10},
+		}, address[:2]),
+	}
+	if r != nil {
+		r.MustRegister(m.up, m.expiry, m.results, m.latency)
+	}
+	return m
+}
+
+func (m *metrics) record(t *target, r Result, state machine) {
+	name := t.label()
+	m.results.WithLabelValues(t.Registry, t.Region, r.Outcome.String()).Inc()
+	m.latency.WithLabelValues(t.Registry, t.Region).Observe(r.Latency.Seconds())
+	if !r.CertificateExpiry.IsZero() {
+		m.expiry.WithLabelValues(t.Registry, t.Region, name).Set(float64(r.CertificateExpiry.Unix()))
+	}
+	m.state(t, state)
+}
+
+func (m *metrics) state(t *target, state machine) {
+	switch state.health {
+	case router.Healthy:
+		m.up.WithLabelValues(t.Registry, t.Region, t.label()).Set(1)
+	case router.Unhealthy:
+		m.up.WithLabelValues(t.Registry, t.Region, t.label()).Set(0)
+	}
+}
+
+func (m *metrics) forget(t *target) {
+	m.up.DeleteLabelValues(t.Registry, t.Region, t.label())
+	m.expiry.DeleteLabelValues(t.Registry, t.Region, t.label())
+}
+
+// forgetReplica drops what is kept per replica, once nothing of it is probed any more.
+func (m *metrics) forgetReplica(k router.ReplicaKey) {
+	for o := Unable; o <= Passed; o++ {
+		m.results.DeleteLabelValues(k.Registry, k.Region, o.String())
+	}
+	m.latency.DeleteLabelValues(k.Registry, k.Region)
+}
+
+// label is the address, or the host name.
+func (t *target) label() string {
+	if t.address.IsValid() {
+		return t.address.String()
+	}
+	return t.hostname
+}

@@ -1,0 +1,383 @@
+package health
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"portolan/latest"
+	"portolan/router"
+	"portolan/topology"
+)
+
+// Options are the settings of a Monitor. Zero fields take the defaults named.
+type Options struct {
+	// Interval is the time between two probes of an address, give or take a tenth; 5 s. A healthy address that failed is
+	// asked again after a fifth of it.
+	Interval time.Duration
+	// Timeout is the time one probe of one address may take, over all client names; 2 s.
+	Timeout time.Duration
+	// Rise and Fall are how many results in a row change a state; 2 and 3.
+	Rise, Fall int
+	// Concurrent bounds the probes at one time; 64.
+	Concurrent int
+	// StatePath is the file that keeps the verdicts for a warm start; empty for none.
+	StatePath string
+	// Fresh is how old a saved verdict may be to be believed; 60 s: a restart, but not an outage of this machine.
+	Fresh time.Duration
+	// Resolve looks up the addresses of host-name replicas; the system's resolver.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Consul answers probes of the kind consul:<service>; nil: those stay Unknown.
+	Consul     *consul.Client
+	Logger     *zap.Logger
+	Registerer prometheus.Registerer
+}
+
+func (o Options) withDefaults() Options {
+	o.Interval = cmp.Or(o.Interval, 5*time.Second)
+	o.Timeout = cmp.Or(o.Timeout, 2*time.Second)
+	o.Rise = cmp.Or(o.Rise, 2)
+	o.Fall = cmp.Or(o.Fall, 3)
+	o.Concurrent = cmp.Or(o.Concurrent, 64)
+	o.Fresh = cmp.Or(o.Fresh, time.Minute)
+	if o.Resolve == nil {
+		o.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	return o
+}
+
+// Monitor probes the replicas of a topology. Its methods may be called from any goroutine; Run only once.
+type Monitor struct {
+	options   Options
+	log       *zap.Logger
+	metrics   *metrics
+	probe     func(context.Context, *target) Result
+	slots     chan struct{}
+	published latest.Value[Verdicts]
+	dirty     chan struct{} // holds one token while something is to be published
+	begun     chan struct{} // closed when the first topology is being probed
+
+	mu       sync.Mutex
+	snapshot *topology.Snapshot
+	watched  map[key]*watched
+	saved    map[savedKey]believed // at the start only
+	waiting  chan struct{}         // closed at the next result; made when somebody waits
+}
+
+// watched is one target with its state. All but target is guarded by Monitor.mu.
+type watched struct {
+	target  *target
+	machine machine
+	seen    time.Time // when a probe last told of the state
+	last    Result
+	stop    context.CancelFunc
+}
+
+// NewMonitor makes a Monitor; Run starts it.
+func NewMonitor(o Options) *Monitor {
+	o = o.withDefaults()
+	p := &prober{resolve: o.Resolve, consul: o.Consul}
+	return &Monitor{
+		options: o,
+		log:     o.Logger,
+		metrics: newMetrics(o.Registerer),
+		probe:   p.probe,
+		slots:   make(chan struct{}, o.Concurrent),
+		dirty:   make(chan struct{}, 1),
+		begun:   make(chan struct{}),
+		watched: make(map[key]*watched),
+	}
+}
+
+// Verdicts returns what is known now, with the last results. Before the first topology it is empty.
+func (m *Monitor) Verdicts() *Verdicts {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.verdicts()
+}
+
+// Watch calls deliver with the verdicts, at once if there are any and whenever they lead to other decisions; results that
+// change nothing are not delivered. It returns when ctx is done, with its error.
+func (m *Monitor) Watch(ctx context.Context, deliver func(*Verdicts)) error {
+	return m.published.Watch(ctx, deliver)
+}
+
+// Warm waits until every replica has one result or a saved verdict that is fresh, at most one probe timeout after the first
+// topology came. It fails only when ctx is done before.
+func (m *Monitor) Warm(ctx context.Context) error {
+	select {
+	case <-m.begun:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the first topology: %w", ctx.Err())
+	}
+	limit := time.NewTimer(m.options.Timeout)
+	defer limit.Stop()
+	for {
+		m.mu.Lock()
+		warm := m.warm()
+		if m.waiting == nil {
+			m.waiting = make(chan struct{})
+		}
+		waiting := m.waiting
+		m.mu.Unlock()
+		if warm {
+			return nil
+		}
+		select {
+		case <-waiting:
+		case <-limit.C:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the first probes: %w", ctx.Err())
+		}
+	}
+}
+
+// warm is whether every replica that is probed has a state or a result. The caller holds mu.
+func (m *Monitor) warm() bool {
+	known := make(map[router.ReplicaKey]bool, len(m.watched))
+	for k, w := range m.watched {
+		known[k.ReplicaKey] = known[k.ReplicaKey] || w.machine.health != router.Unknown || !w.last.Time.IsZero()
+	}
+	for _, k := range known {
+		if !k {
+			return false
+		}
+	}
+	return true
+}
+
+// Run probes what source delivers until ctx is done, and returns when every probe has ended: nil after an orderly end.
+func (m *Monitor) Run(ctx context.Context, source Source) error {
+	if m.options.StatePath != "" {
+		machines, err := readSaved(m.options.StatePath, m.options.Fresh, time.Now())
+		if err != nil {
+			// A bad file costs a cold start, nothing more.
+			m.log.Warn("starting without saved verdicts", zap.Error(err))
+		}
+		m.saved = machines
+	}
+	own, cancel := context.WithCancel(ctx)
+	var probes, publisher sync.WaitGroup
+	publisher.Go(func() { m.publish(own) })
+	err := source.Watch(ctx, func(s *topology.Snapshot) { m.apply(own, s, &probes) })
+	cancel()
+	probes.Wait()
+	publisher.Wait()
+	m.save()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("watching the topology: %w", err)
+}
+
+// apply starts and stops probes so that s is what is probed. What is unchanged goes on undisturbed.
+func (m *Monitor) apply(ctx context.Context, s *topology.Snapshot, probes *sync.WaitGroup) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.snapshot = s
+	wanted := make(map[key]*target)
+	replicas := make(map[router.ReplicaKey]bool)
+	for _, t := range targets(s) {
+		wanted[t.key] = t
+		replicas[t.ReplicaKey] = true
+	}
+	for k, w := range m.watched {
+		t, still := wanted[k]
+		if still && t.equal(w.target) {
+			delete(wanted, k)
+			continue
+		}
+		w.stop()
+		if still && t.mode == w.target.mode && t.place() == w.target.place() {
+			// Asked otherwise, but the same place: what is known of it stands until new results speak against it.
+			m.begin(ctx, t, believed{w.machine, w.seen}, w.last, probes)
+			delete(wanted, k)
+			continue
+		}
+		delete(m.watched, k)
+		m.metrics.forget(w.target)
+		if !replicas[k.ReplicaKey] {
+			m.metrics.forgetReplica(k.ReplicaKey)
+		}
+	}
+	for _, t := range wanted {
+		m.begin(ctx, t, m.saved[savedKey{t.Registry, t.Region, t.place()}], Result{}, probes)
+	}
+	m.saved = nil
+	select {
+	case <-m.begun:
+	default:
+		close(m.begun)
+	}
+	m.touch()
+}
+
+// begin starts the probes of t. The caller holds mu.
+func (m *Monitor) begin(ctx context.Context, t *target, state believed, last Result, probes *sync.WaitGroup) {
+	own, stop := context.WithCancel(ctx)
+	w := &watched{target: t, machine: state.machine, seen: state.seen, last: last, stop: stop}
+	m.watched[t.key] = w
+	m.metrics.state(t, state.machine)
+	probes.Go(func() {
+		defer stop()
+		m.follow(own, w)
+	})
+}
+
+// follow probes one target again and again.
+func (m *Monitor) follow(ctx context.Context, w *watched) {
+	for {
+		select {
+		case m.slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		one, cancel := context.WithTimeout(ctx, m.options.Timeout)
+		result := m.probe(one, w.target)
+		cancel()
+		<-m.slots
+		if ctx.Err() != nil {
+			return // what was found when the target was withdrawn in mid-probe means nothing
+		}
+		pause := m.fold(w, result)
+		// A tenth either way keeps probes of many addresses, and of many servers, from marching in step.
+		pause += time.Duration((rand.Float64()*0.2 - 0.1) * float64(pause))
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// fold takes one result in and returns the pause before the next probe.
+func (m *Monitor) fold(w *watched, r Result) time.Duration {
+	m.mu.Lock()
+	before := w.machine
+	w.machine = before.observe(r.Outcome, m.options.Rise, m.options.Fall, time.Now())
+	w.last = r
+	if r.Outcome != Unable {
+		w.seen = r.Time
+	}
+	after := w.machine
+	if m.waiting != nil {
+		close(m.waiting)
+		m.waiting = nil
+	}
+	// Under the lock: a target that was withdrawn must not come back as a series.
+	if m.watched[w.target.key] == w {
+		m.metrics.record(w.target, r, after)
+	}
+	m.touch()
+	m.mu.Unlock()
+	if before.health != after.health {
+		fields := []zap.Field{
+			zap.String("registry", w.target.Registry), zap.String("region", w.target.Region),
+			zap.String("address", w.target.label()), zap.Duration("latency", r.Latency),
+		}
+		if after.health == router.Healthy {
+			m.log.Info("address is healthy", fields...)
+		} else {
+			m.log.Warn("address is unhealthy", append(fields, zap.String("reason", r.Error))...)
+		}
+	}
+	return after.pause(m.options.Interval)
+}
+
+// touch asks for a publication.
+func (m *Monitor) touch() {
+	select {
+	case m.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// publish stores new verdicts when they lead to other decisions, and saves them then, and now and again so that the file
+// stays fresh.
+func (m *Monitor) publish(ctx context.Context) {
+	heartbeat := time.NewTicker(m.options.Fresh / 4)
+	defer heartbeat.Stop()
+	for {
+		select {
+		case <-m.dirty:
+		case <-heartbeat.C:
+			m.save()
+			continue
+		case <-ctx.Done():
+			return
+		}
+		m.mu.Lock()
+		now := m.verdicts()
+		m.mu.Unlock()
+		if old := m.published.Load(); old == nil || !sameConditions(old, now) {
+			m.published.Store(now)
+			m.save()
+		}
+	}
+}
+
+// verdicts folds the states. The caller holds mu.
+func (m *Monitor) verdicts() *Verdicts {
+	v := &Verdicts{Time: time.Now(), Replicas: make(map[router.ReplicaKey]Verdict)}
+	if m.snapshot == nil {
+		return v
+	}
+	for _, registry := range m.snapshot.Registries {
+		for _, replica := range registry.Replicas {
+			rk := router.ReplicaKey{Registry: registry.Name, Region: replica.Region}
+			addresses := replica.Addresses
+			if replica.Hostname != "" {
+				addresses = []netip.Addr{{}}
+			}
+			list := make([]Address, 0, len(addresses))
+			for _, a := range addresses {
+				entry := Address{Address: a, Hostname: replica.Hostname}
+				if w := m.watched[key{rk, a}]; w != nil {
+					entry.Health, entry.Since, entry.Settled, entry.Last = w.machine.health, w.machine.since, w.machine.settled(), w.last
+				}
+				list = append(list, entry)
+			}
+			v.Replicas[rk] = verdict(replica.Probe.Mode, list)
+		}
+	}
+	return v
+}
+
+func (m *Monitor) save() {
+	if m.options.StatePath == "" {
+		return
+	}
+	m.mu.Lock()
+	list := make([]saved, 0, len(m.watched))
+	for _, w := range m.watched {
+		if w.machine.health != router.Unknown {
+			list = append(list, saved{
+				Registry: w.target.Registry, Region: w.target.Region, Place: w.target.place(),
+				Healthy: w.machine.health == router.Healthy, Since: w.machine.since, Seen: w.seen,
+			})
+		}
+	}
+	m.mu.Unlock()
+	slices.SortFunc(list, func(a, b saved) int {
+		return cmp.Or(cmp.Compare(a.Registry, b.Registry), cmp.Compare(a.Region, b.Region), cmp.Compare(a.Place, b.Place))
+	})
+	if err := writeSaved(m.options.StatePath, list); err != nil {
+		m.log.Warn("verdicts are not saved: the next start will be a cold one", zap.Error(err))
+	}
+}
