@@ -1,0 +1,241 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync/atomic"
+
+	mdns "github.com/miekg/dns"
+
+	"portolan/router"
+)
+
+// responder answers queries from the newest zone. Its workers share it.
+type responder struct {
+	zone    atomic.Pointer[zone]
+	metrics *metrics
+}
+
+// worker answers the queries of one goroutine over one transport. It is not for concurrent use: it holds the scratch space.
+type worker struct {
+	*responder
+	via   transport
+	shard int
+	query query
+}
+
+func (r *responder) worker(via transport, number int) *worker {
+	return &worker{responder: r, via: via, shard: number % shards}
+}
+
+// response is what is to be sent, apart from the question and the client's own EDNS data.
+type response struct {
+	rcode         int
+	authoritative bool
+	answer        *rrset
+	authority     *packed
+	apex          int // offset of the zone's name in the question's, for records that it owns
+	scope         int
+	ede           int
+}
+
+// respond appends the answer to message, which came from from, to dst. It appends nothing when the message is not to be
+// answered. It does not allocate while dst has room, except for whoami.
+func (w *worker) respond(dst, message []byte, from netip.AddrPort) []byte {
+	q := &w.query
+	rcode, answer := q.parse(message)
+	if !answer {
+		reason := dropResponse
+		if len(message) < headerSize {
+			reason = dropShort
+		}
+		w.metrics.dropped[w.via][reason][w.shard].n.Add(1)
+		return dst
+	}
+	r := response{rcode: rcode, ede: edeNone}
+	if rcode == mdns.RcodeSuccess {
+		w.resolve(&r, from)
+	}
+	w.metrics.queries[w.via][typeIndex(q.qtype)][codeIndex(r.rcode)][w.shard].n.Add(1)
+	return w.write(dst, &r, from)
+}
+
+// resolve finds the answer to a well-formed query.
+func (w *worker) resolve(r *response, from netip.AddrPort) {
+	q, z := &w.query, w.zone.Load()
+	switch q.qtype {
+	case mdns.TypeOPT, mdns.TypeTSIG, mdns.TypeTKEY:
+		r.rcode = mdns.RcodeNotImplemented
+		return
+	}
+	if z == nil {
+		r.rcode, r.ede = mdns.RcodeServerFailure, edeNotReady
+		return
+	}
+	n, apex, inside := z.find(q)
+	if !inside || q.qclass != mdns.ClassINET {
+		r.rcode, r.ede = mdns.RcodeRefused, edeNotAuthoritative
+		return
+	}
+	if q.qtype == mdns.TypeAXFR || q.qtype == mdns.TypeIXFR {
+		r.rcode, r.ede = mdns.RcodeRefused, edeProhibited
+		return
+	}
+	r.authoritative, r.apex = true, apex
+	switch {
+	case n == nil:
+		r.rcode = mdns.RcodeNameError
+	case n.dynamic != nil:
+		w.decide(r, z, n, from)
+	case n.whoami != nil:
+		switch {
+		case q.qtype == mdns.TypeTXT && z.whoami != WhoamiOff:
+			// Another subnet has another answer: it is good for no more than was sent.
+			r.answer, r.scope = z.describe(q, n.whoami, from, w.via), max(0, q.subnet.Bits())
+		case q.qtype == mdns.TypeANY && z.whoami != WhoamiOff:
+			r.answer = &z.hinfo
+		}
+	case q.qtype == mdns.TypeANY:
+		if r.answer = n.set(mdns.TypeCNAME); r.answer == nil && len(n.sets) > 0 {
+			r.answer = &z.hinfo
+		}
+	default:
+		r.answer = n.set(q.qtype)
+	}
+	if r.answer == nil {
+		r.authority = &z.soa
+	}
+}
+
+// decide answers at a registry's name.
+func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
+	q, d := &w.query, n.dynamic
+	kind := variesOther
+	switch q.qtype {
+	case mdns.TypeA:
+		kind = variesA
+	case mdns.TypeAAAA:
+		kind = variesAAAA
+	}
+	if d.varies[kind] {
+		decision := d.registry.Decide(router.Client{Resolver: from.Addr().Unmap().WithZone(""), Subnet: q.subnet})
+		r.scope = decision.Scope
+		count := d.none
+		var set *rrset
+		switch {
+		case decision.Replica >= 0:
+			s := &d.replicas[decision.Replica]
+			count = s.count
+			if set = s.cname.of(decision.Settled); set.count == 0 {
+				switch kind {
+				case variesA:
+					set = s.a.of(decision.Settled)
+				case variesAAAA:
+					set = s.aaaa.of(decision.Settled)
+				}
+			}
+		case decision.Outcome == router.AllDownCNAME:
+			set = d.fallback.of(decision.Settled)
+		}
+		if kind != variesOther {
+			count[w.shard].n.Add(1)
+		}
+		if set != nil && set.count > 0 {
+			r.answer = set
+			return
+		}
+	}
+	switch {
+	case kind != variesOther:
+	case q.qtype == mdns.TypeANY:
+		r.answer = &z.hinfo
+	default:
+		r.answer = n.set(q.qtype)
+	}
+}
+
+// write puts the response into wire form behind dst.
+func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
+	q := &w.query
+	limit := maxMessage
+	if w.via == udp {
+		limit = plainSize
+		if q.edns {
+			limit = min(max(int(q.size), plainSize), ednsSize)
+		}
+	}
+	flags := flagQR | q.flags&(opcode|flagRD|flagCD) | uint16(r.rcode&0xf)
+	if r.authoritative {
+		flags |= flagAA
+	}
+	opt := 0
+	if q.edns {
+		opt = 11
+		if len(q.ecs) > 0 {
+			opt += 4 + len(q.ecs)
+		}
+		if r.ede != edeNone {
+			opt += 6
+		}
+	}
+	size := headerSize + len(q.question) + opt
+	var answers, authorities uint16
+	switch {
+	case r.answer != nil && size+len(r.answer.body) <= limit:
+		answers = r.answer.count
+	case r.answer != nil:
+		// Half a set is no set (RFC 2181, section 9): the client comes back over TCP for all of it.
+		flags |= flagTC
+		w.metrics.truncated[w.shard].n.Add(1)
+	case r.authority != nil && size+len(r.authority.body) <= limit:
+		authorities = r.authority.count
+	}
+	questions, additionals := uint16(0), uint16(0)
+	if len(q.question) > 0 {
+		questions = 1
+	}
+	if q.edns {
+		additionals = 1
+	}
+	dst = binary.BigEndian.AppendUint16(dst, q.id)
+	dst = binary.BigEndian.AppendUint16(dst, flags)
+	dst = binary.BigEndian.AppendUint16(dst, questions)
+	dst = binary.BigEndian.AppendUint16(dst, answers)
+	dst = binary.BigEndian.AppendUint16(dst, authorities)
+	dst = binary.BigEndian.AppendUint16(dst, additionals)
+	dst = append(dst, q.question...)
+	if answers > 0 {
+		cut := 0
+		if answers > 1 && r.answer.stride > 0 {
+			// The id and the port are as good as a draw of lots, and cost none.
+			cut = int(q.id^from.Port()) % int(answers) * int(r.answer.stride)
+		}
+		dst = append(dst, r.answer.body[cut:]...)
+		dst = append(dst, r.answer.body[:cut]...)
+	}
+	if authorities > 0 {
+		at := len(dst)
+		dst = append(dst, r.authority.body...)
+		if r.authority.zoneOwner {
+			binary.BigEndian.PutUint16(dst[at:], 0xc000|uint16(headerSize+r.apex))
+		}
+	}
+	if q.edns {
+		dst = append(dst, 0, 0, byte(mdns.TypeOPT), ednsSize>>8, ednsSize&0xff, byte(r.rcode>>4), 0)
+		var do byte
+		if q.do {
+			do = 0x80 // to be copied (RFC 3225, section 3)
+		}
+		dst = append(dst, do, 0)
+		dst = binary.BigEndian.AppendUint16(dst, uint16(opt-11))
+		if len(q.ecs) > 0 {
+			dst = append(dst, 0, optionECS, 0, byte(len(q.ecs)))
+			dst = append(dst, q.ecs...)
+			dst[len(dst)-len(q.ecs)+3] = byte(r.scope)
+		}
+		if r.ede != edeNone {
+			dst = append(dst, 0, optionEDE, 0, 2, 0, byte(r.ede))
+		}
+	}
+	return dst
+}

@@ -1,0 +1,298 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"go.uber.org/zap"
+
+	"portolan/router"
+	"portolan/topology"
+)
+
+// Server is the authoritative server. Make it with New, bind it with Listen, tell it what to answer with Update, run it with
+// Serve. Update, Reload, Problems and Addresses may be called from any goroutine at any time.
+type Server struct {
+	options   Options
+	log       *zap.Logger
+	base      *base
+	responder responder
+	sockets   []socket
+
+	mu         sync.Mutex // guards what zones are compiled from
+	static     []mdns.RR
+	snapshot   *topology.Snapshot
+	router     *router.Router
+	conditions router.Conditions
+	problems   []topology.Problem
+}
+
+// socket is one address of Options.Listen, bound.
+type socket struct {
+	udp *net.UDPConn
+	tcp *net.TCPListener
+	// wildcard is whether answers must be told which address to leave from.
+	wildcard bool
+}
+
+// New checks the options and reads the static records. The errors name the setting, or the file and line.
+func New(o Options) (*Server, error) {
+	b, err := newBase(&o)
+	if err != nil {
+		return nil, err
+	}
+	static, err := readStatic(o.StaticFile, b)
+	if err != nil {
+		return nil, err
+	}
+	if len(o.Listen) == 0 {
+		return nil, errors.New("dns.listen: want at least one address with its port, as 192.0.2.53:53")
+	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = 1024
+	}
+	if o.IdleTimeout == 0 {
+		o.IdleTimeout = 10 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("registering the metrics of the DNS server: %w", err)
+	}
+	return &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{metrics: m}}, nil
+}
+
+// Update makes the server answer from s, with r, which was made of s, and the conditions that r has. Queries under way are
+// answered from one zone or the other, never from a mixture.
+func (s *Server) Update(t *topology.Snapshot, r *router.Router, conditions router.Conditions) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.snapshot, s.router, s.conditions = t, r, conditions
+	s.swap()
+}
+
+// Reload reads the static records again. If they cannot be used, the old ones stay.
+func (s *Server) Reload() error {
+	static, err := readStatic(s.options.StaticFile, s.base)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.static = static
+	if s.snapshot != nil {
+		s.swap()
+	}
+	return nil
+}
+
+// swap compiles and publishes a zone. The caller holds mu.
+func (s *Server) swap() {
+	z, problems := s.base.compile(s.snapshot, s.router, s.conditions, s.static, s.responder.metrics)
+	s.responder.zone.Store(z)
+	s.responder.metrics.serial.Store(z.serial)
+	s.responder.metrics.problems.Store(int64(len(problems)))
+	for _, p := range problems {
+		known := false
+		for _, old := range s.problems {
+			known = known || old == p
+		}
+		if !known {
+			s.log.Warn("cannot be served", zap.String("key", p.Key), zap.String("value", p.Value), zap.String("reason", p.Reason), zap.String("effect", p.Effect))
+		}
+	}
+	s.problems = problems
+}
+
+// Problems are the names and records that cannot be served, and why.
+func (s *Server) Problems() []topology.Problem {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.problems
+}
+
+// Listen binds all addresses, UDP and TCP, or none. It does not set SO_REUSEPORT, which would let two servers share a port
+// and each get half of the queries: a busy port is an error.
+func (s *Server) Listen() (err error) {
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	for _, at := range s.options.Listen {
+		bound, err := bind(at)
+		if err != nil {
+			return err
+		}
+		s.sockets = append(s.sockets, bound)
+	}
+	return nil
+}
+
+// Addresses are the addresses that Listen bound, with their real ports.
+func (s *Server) Addresses() []netip.AddrPort {
+	list := make([]netip.AddrPort, 0, len(s.sockets))
+	for _, k := range s.sockets {
+		list = append(list, k.udp.LocalAddr().(*net.UDPAddr).AddrPort())
+	}
+	return list
+}
+
+func (s *Server) close() {
+	for _, k := range s.sockets {
+		k.udp.Close()
+		k.tcp.Close()
+	}
+	s.sockets = nil
+}
+
+// receiveBuffer is what is asked for to hold queries while the server is busy. A small packet takes about 1 kB of it: 4 MB is
+// 40 ms of 100,000 queries a second, longer than a garbage collection or a compilation keeps a processor; a second's worth
+// would only make answers that come too late.
+const receiveBuffer = 4 << 20
+
+// bindAttempts is how often a port that the kernel chose for TCP is tried for UDP.
+const bindAttempts = 16
+
+func bind(at netip.AddrPort) (socket, error) {
+	// The families are bound apart, so that 0.0.0.0 and :: can stand side by side.
+	family := "4"
+	if at.Addr().Is6() && !at.Addr().Is4In6() {
+		family = "6"
+	}
+	for attempt := 1; ; attempt++ {
+		l, err := net.ListenTCP("tcp"+family, net.TCPAddrFromAddrPort(at))
+		if err != nil {
+			return socket{}, bindError(at, "TCP", err)
+		}
+		real := netip.AddrPortFrom(at.Addr(), l.Addr().(*net.TCPAddr).AddrPort().Port())
+		conn, err := net.ListenUDP("udp"+family, net.UDPAddrFromAddrPort(real))
+		if err != nil {
+			l.Close()
+			if at.Port() == 0 && attempt < bindAttempts && errors.Is(err, syscall.EADDRINUSE) {
+				continue
+			}
+			return socket{}, bindError(real, "UDP", err)
+		}
+		// More only means that the kernel gives less (net.core.rmem_max on Linux): what it gives is enough to run.
+		_ = conn.SetReadBuffer(receiveBuffer)
+		k := socket{udp: conn, tcp: l, wildcard: at.Addr().IsUnspecified()}
+		if k.wildcard {
+			if err := askDestination(conn, family == "6"); err != nil {
+				conn.Close()
+				l.Close()
+				return socket{}, bindError(real, "UDP", err)
+			}
+		}
+		return k, nil
+	}
+}
+
+// bindError says what to do about a port that cannot be had.
+func bindError(at netip.AddrPort, protocol string, err error) error {
+	advice := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		flag := strings.ToLower(protocol[:1])
+		advice = fmt.Sprintf(": another program has it; \"ss -l%snp sport = :%d\" names it (on port 53 often systemd-resolved: listen on one address instead of all, or set DNSStubListener=no)", flag, at.Port())
+	case errors.Is(err, syscall.EACCES):
+		advice = ": ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		advice = ": this machine has no such address"
+	}
+	return fmt.Errorf("dns.listen: binding %v for %s: %w%s", at, protocol, err, advice)
+}
+
+// Serve answers queries until ctx is done, then stops taking new ones, lets the answers under way out and returns nil. It
+// may be called once, after Listen.
+func (s *Server) Serve(ctx context.Context) error {
+	if len(s.sockets) == 0 {
+		return errors.New("serving DNS: Listen was not called")
+	}
+	var loops sync.WaitGroup
+	t := newTCPServer(s)
+	for _, k := range s.sockets {
+		// The kernel hands packets to one reader at a time; the others answer meanwhile.
+		for range runtime.GOMAXPROCS(0) {
+			w := s.responder.worker(udp, t.number())
+			loops.Go(func() { s.serveUDP(ctx, k, w) })
+		}
+		loops.Go(func() { t.accept(ctx, k.tcp) })
+	}
+	<-ctx.Done()
+	for _, k := range s.sockets {
+		k.tcp.Close()
+		// A deadline wakes the readers and, other than closing, lets answers under way out.
+		err := errors.Join(k.udp.SetReadDeadline(time.Unix(1, 0)), k.udp.SetWriteDeadline(time.Now().Add(time.Second)))
+		if err != nil {
+			s.log.Warn("stopping a UDP socket", zap.Error(err))
+			k.udp.Close()
+		}
+	}
+	t.drain()
+	loops.Wait()
+	t.wait()
+	s.close()
+	return nil
+}
+
+// serveUDP answers until ctx is done.
+func (s *Server) serveUDP(ctx context.Context, k socket, w *worker) {
+	for !s.answerUDP(ctx, k, w) {
+	}
+}
+
+// maxQuery is the longest query that is read. Queries with every option in use stay under 600 bytes.
+const maxQuery = 4096
+
+// answerUDP answers until ctx is done, and then returns true; false after a fault of the program, which costs the packet
+// that found it and not the service.
+func (s *Server) answerUDP(ctx context.Context, k socket, w *worker) (done bool) {
+	defer s.survive(w)
+	in, out := make([]byte, maxQuery), make([]byte, 0, ednsSize)
+	var control []byte
+	if k.wildcard {
+		control = make([]byte, controlSize())
+	}
+	for {
+		n, nc, _, from, err := k.udp.ReadMsgUDPAddrPort(in, control)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return true
+			}
+			s.log.Warn("reading a UDP query", zap.Error(err))
+			select {
+			case <-time.After(10 * time.Millisecond): // whatever it is, it must not spin
+			case <-ctx.Done():
+				return true
+			}
+			continue
+		}
+		answer := w.respond(out, in[:n], from)
+		if len(answer) == 0 {
+			continue
+		}
+		if _, _, err := k.udp.WriteMsgUDPAddrPort(answer, answerFrom(control[:nc]), from); err != nil {
+			w.metrics.sendErrors.Add(1)
+		}
+	}
+}
+
+// survive keeps a fault that one query found from taking the service down.
+func (s *Server) survive(w *worker) {
+	if fault := recover(); fault != nil {
+		w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
+		s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
+	}
+}

@@ -1,0 +1,437 @@
+package dns
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"portolan/router"
+)
+
+func TestBusyPort(t *testing.T) {
+	t.Parallel()
+	// On addresses of their own: no connection of another test can hold the chosen port for the other transport.
+	for _, network := range []string{"udp", "tcp"} {
+		var busy netip.AddrPort
+		if network == "udp" {
+			c, err := net.ListenPacket("udp", "127.0.7.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			busy = c.LocalAddr().(*net.UDPAddr).AddrPort()
+		} else {
+			l, err := net.Listen("tcp", "127.0.7.2:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			busy = l.Addr().(*net.TCPAddr).AddrPort()
+		}
+		s := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{netip.MustParseAddrPort("127.0.7.3:0"), busy} })
+		err := s.Listen()
+		if err == nil {
+			t.Fatalf("%s: bound a busy port", network)
+		}
+		for _, want := range []string{busy.String(), strings.ToUpper(network), "another program has it", "ss -l"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %q is not in %q", network, want, err)
+			}
+		}
+		if len(s.Addresses()) != 0 {
+			t.Errorf("%s: bound %v all the same", network, s.Addresses())
+		}
+		if err := s.Serve(t.Context()); err == nil {
+			t.Error("Serve without Listen")
+		}
+	}
+}
+
+// Two servers cannot share a port unnoticed.
+func TestSecondServer(t *testing.T) {
+	t.Parallel()
+	at := serve(t, newServer(t, nil))
+	if err := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{at} }).Listen(); err == nil {
+		t.Error("the second server bound the same port")
+	}
+}
+
+func TestNoSuchAddress(t *testing.T) {
+	t.Parallel()
+	err := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:0")} }).Listen()
+	if err == nil || !strings.Contains(err.Error(), "no such address") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// On wildcard sockets, of both families side by side, answers leave from the address that was asked: a connected socket
+// takes no others.
+func TestWildcardAnswersFromTheAddressAsked(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:0")} })
+	port := serve(t, s).Port()
+	six := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{netip.AddrPortFrom(netip.IPv6Unspecified(), port)} })
+	asked := []string{"127.0.0.1", "127.0.0.2", "127.9.8.7"}
+	if loopback6(t) {
+		serve(t, six)
+		asked = append(asked, "::1")
+	}
+	for _, a := range asked {
+		at := netip.AddrPortFrom(netip.MustParseAddr(a), port)
+		for _, network := range []string{"udp", "tcp"} {
+			if answer := ask(t, network, at, question("www.geo.example.net.", mdns.TypeA)); len(answer.Answer) != 3 {
+				t.Errorf("%s over %s: %v", a, network, answer)
+			}
+		}
+	}
+}
+
+func loopback6(t *testing.T) bool {
+	c, err := net.ListenPacket("udp6", "[::1]:0")
+	if err != nil {
+		t.Logf("IPv6 is left out: %v", err)
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// frame puts messages into one TCP stream.
+func frame(t testing.TB, messages ...*mdns.Msg) []byte {
+	t.Helper()
+	var stream []byte
+	for _, m := range messages {
+		raw, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream = binary.BigEndian.AppendUint16(stream, uint16(len(raw)))
+		stream = append(stream, raw...)
+	}
+	return stream
+}
+
+func dial(t testing.TB, at netip.AddrPort) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+func readFramed(conn net.Conn) (*mdns.Msg, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(conn, length[:]); err != nil {
+		return nil, err
+	}
+	raw := make([]byte, binary.BigEndian.Uint16(length[:]))
+	if _, err := io.ReadFull(conn, raw); err != nil {
+		return nil, err
+	}
+	m := new(mdns.Msg)
+	return m, m.Unpack(raw)
+}
+
+func TestTCPPipelining(t *testing.T) {
+	t.Parallel()
+	conn := dial(t, serve(t, newServer(t, nil)))
+	var queries []*mdns.Msg
+	for i := range 300 {
+		m := question("www.geo.example.net.", mdns.TypeA)
+		m.Id = uint16(i)
+		queries = append(queries, m)
+	}
+	stream := frame(t, queries...)
+	done := make(chan error, 1)
+	go func() {
+		// In pieces that heed no boundary.
+		for piece := range slices.Chunk(stream, 1000) {
+			if _, err := conn.Write(piece); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for i := range queries {
+		m, err := readFramed(conn)
+		if err != nil {
+			t.Fatalf("answer %d: %v", i, err)
+		}
+		if int(m.Id) != i || len(m.Answer) != 3 {
+			t.Fatalf("answer %d: %v", i, m)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A query is answered though only a part of the next one has come.
+func TestTCPAnswersBeforeHalfAQuery(t *testing.T) {
+	t.Parallel()
+	conn := dial(t, serve(t, newServer(t, nil)))
+	stream := frame(t, question("www.geo.example.net.", mdns.TypeA), question("www.geo.example.net.", mdns.TypeA))
+	if _, err := conn.Write(stream[:len(stream)-5]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readFramed(conn); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(stream[len(stream)-5:]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readFramed(conn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTCPEndsWhatIsNoClient(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) { o.IdleTimeout = 50 * time.Millisecond })
+	at := serve(t, s)
+	response := question("www.geo.example.net.", mdns.TypeA)
+	response.Response = true
+	for name, send := range map[string][]byte{
+		"silent":       nil,
+		"half a query": {0, 50, 1, 2, 3},
+		"empty":        {0, 0},
+		"a response":   frame(t, response),
+	} {
+		conn := dial(t, at)
+		if _, err := conn.Write(send); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: read %d bytes, %v; want the end", name, n, err)
+		}
+	}
+}
+
+func TestTCPLimit(t *testing.T) {
+	t.Parallel()
+	at := serve(t, newServer(t, func(o *Options) { o.MaxConnections, o.IdleTimeout = 2, time.Hour }))
+	var conns []net.Conn
+	for range 2 {
+		conn := dial(t, at)
+		if _, err := conn.Write(frame(t, question("www.geo.example.net.", mdns.TypeA))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readFramed(conn); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	third := dial(t, at)
+	if _, err := third.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the third connection: %v, want the end", err)
+	}
+	// A place that is free again is given again.
+	conns[0].Close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		conn := dial(t, at)
+		if _, err := conn.Write(frame(t, question("www.geo.example.net.", mdns.TypeA))); err == nil {
+			if _, err := readFramed(conn); err == nil {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no connection was taken after one had ended")
+		}
+	}
+}
+
+// Shutdown ends idle connections at once, returns, and frees the ports.
+func TestShutdown(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) { o.IdleTimeout = time.Hour })
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	at := s.Addresses()[0]
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	conn := dial(t, at)
+	if _, err := conn.Write(frame(t, question("www.geo.example.net.", mdns.TypeA))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readFramed(conn); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Serve did not return while a connection was idle")
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection is still open: %v", err)
+	}
+	serve(t, newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{at} }))
+	if answer := ask(t, "udp", at, question("www.geo.example.net.", mdns.TypeA)); len(answer.Answer) != 3 {
+		t.Errorf("the next server: %v", answer)
+	}
+}
+
+// While zones are swapped under load, every query gets the answer of one or the other.
+func TestSwapUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, nil)
+	at := serve(t, s)
+	snapshot := testSnapshot()
+	swap := func(health router.Health) {
+		conditions := router.Conditions{key("contoso", "westus"): {Health: health, Settled: true}}
+		s.Update(snapshot, router.New(snapshot, places{}, nil).With(conditions), conditions)
+	}
+	swap(router.Healthy)
+	var stop atomic.Bool
+	var swapping sync.WaitGroup
+	swapping.Go(func() {
+		for !stop.Load() {
+			swap(router.Unhealthy)
+			swap(router.Healthy)
+		}
+	})
+	seen := make(map[string]int)
+	for range 2000 {
+		seen[brief(ask(t, "udp", at, ecs(question("contoso.geo.example.net.", mdns.TypeA), "8.8.8.0/24")).Answer)]++
+		if seen["A 198.51.100.1 ttl=60"] > 0 && len(seen) > 1 {
+			break
+		}
+	}
+	stop.Store(true)
+	swapping.Wait()
+	for answer := range seen {
+		if answer != "A 198.51.100.1 ttl=60" && answer != "A 192.0.2.1 ttl=60; A 192.0.2.2 ttl=60; A 192.0.2.3 ttl=60" {
+			t.Errorf("a mixed answer: %q", answer)
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("seen %v", seen)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	s := newServer(t, func(o *Options) { o.Registerer = registry })
+	at := serve(t, s)
+	for range 3 {
+		ask(t, "udp", at, ecs(question("contoso.geo.example.net.", mdns.TypeA), "80.1.2.0/24"))
+	}
+	ask(t, "tcp", at, question("nothing.geo.example.net.", mdns.TypeAAAA))
+	ask(t, "udp", at, question("tailwind.geo.example.net.", mdns.TypeA))
+	old := question("contoso.geo.example.net.", mdns.TypeA)
+	old.SetEdns0(1232, false)
+	old.IsEdns0().SetVersion(1)
+	ask(t, "udp", at, old)
+	exchange(t, at, []byte("short"))
+	// A counter does not go back when a zone is compiled anew.
+	snapshot := testSnapshot()
+	s.Update(snapshot, router.New(snapshot, places{}, nil), nil)
+	want := `
+# HELP portolan_dns_decisions_total Answers at registries' names by the region they lead to; an empty region is an answer without one.
+# TYPE portolan_dns_decisions_total counter
+portolan_dns_decisions_total{region="",registry="adatum"} 0
+portolan_dns_decisions_total{region="",registry="contoso"} 0
+portolan_dns_decisions_total{region="",registry="empty"} 0
+portolan_dns_decisions_total{region="",registry="fabrikam"} 0
+portolan_dns_decisions_total{region="",registry="tailwind"} 1
+portolan_dns_decisions_total{region="westeurope",registry="contoso"} 3
+portolan_dns_decisions_total{region="westeurope",registry="fabrikam"} 0
+portolan_dns_decisions_total{region="westus",registry="adatum"} 0
+portolan_dns_decisions_total{region="westus",registry="contoso"} 0
+portolan_dns_decisions_total{region="westus",registry="fabrikam"} 0
+portolan_dns_decisions_total{region="westus",registry="tailwind"} 0
+# HELP portolan_dns_dropped_total Packets that got no answer.
+# TYPE portolan_dns_dropped_total counter
+portolan_dns_dropped_total{reason="internal",transport="tcp"} 0
+portolan_dns_dropped_total{reason="internal",transport="udp"} 0
+portolan_dns_dropped_total{reason="response",transport="tcp"} 0
+portolan_dns_dropped_total{reason="response",transport="udp"} 0
+portolan_dns_dropped_total{reason="short",transport="tcp"} 0
+portolan_dns_dropped_total{reason="short",transport="udp"} 1
+# HELP portolan_dns_queries_total Queries answered.
+# TYPE portolan_dns_queries_total counter
+portolan_dns_queries_total{rcode="BADVERS",transport="udp",type="A"} 1
+portolan_dns_queries_total{rcode="NOERROR",transport="udp",type="A"} 4
+portolan_dns_queries_total{rcode="NOERROR",transport="udp",type="SOA"} 1
+portolan_dns_queries_total{rcode="NXDOMAIN",transport="tcp",type="AAAA"} 1
+# HELP portolan_dns_zone_serial Serial of the zone that is served; 0 before the first.
+# TYPE portolan_dns_zone_serial gauge
+portolan_dns_zone_serial 1.8e+09
+`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want),
+		"portolan_dns_decisions_total", "portolan_dns_dropped_total", "portolan_dns_queries_total", "portolan_dns_zone_serial"); err != nil {
+		t.Error(err)
+	}
+}
+
+// dig is the client that operators use.
+func TestDig(t *testing.T) {
+	t.Parallel()
+	dig, err := exec.LookPath("dig")
+	if err != nil {
+		t.Fatal("dig is not installed: \"make system\" installs it")
+	}
+	at := serve(t, newServer(t, nil))
+	for _, c := range []struct {
+		arguments string
+		want      []string
+	}{
+		{"+subnet=80.1.2.3/24 contoso.geo.example.net A", []string{"status: NOERROR", "flags: qr aa", "198.51.100.1", "CLIENT-SUBNET: 80.1.2.0/24/8"}},
+		{"+subnet=0 contoso.geo.example.net AAAA", []string{"status: NOERROR", "2001:db8::2", "CLIENT-SUBNET: 0.0.0.0/0/0"}},
+		{"+subnet=2a00:1::/56 contoso.geo.example.net A", []string{"198.51.100.1", "CLIENT-SUBNET: 2a00:1::/56/16"}},
+		{"+tcp fabrikam.geo.example.net HTTPS", []string{"CNAME", "registry.us.fabrikam.example."}},
+		{"+cookie +nsid whoami.contoso.geo.example.net TXT", []string{"resolver=127.0.0.1", "transport=udp", "region=westus"}},
+		{"+noedns nothing.geo.example.net", []string{"status: NXDOMAIN", `host\.master.example.net.`}},
+		{"example.org", []string{"status: REFUSED", "EDE: 20"}},
+		{"+edns=1 +noednsneg geo.example.net SOA", []string{"status: BADVERS"}},
+		{"+opcode=15 +header-only +noedns", []string{"status: NOTIMP"}},
+		{"AXFR geo.example.net", []string{"Transfer failed"}},
+		{"geo.example.net ANY", []string{"RFC8482"}},
+	} {
+		t.Run(c.arguments, func(t *testing.T) {
+			t.Parallel()
+			arguments := append([]string{"@" + at.Addr().String(), "-p", fmt.Sprint(at.Port()), "+norecurse", "+time=5", "+tries=1"}, strings.Fields(c.arguments)...)
+			out, err := exec.CommandContext(t.Context(), dig, arguments...).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			for _, want := range c.want {
+				if !bytes.Contains(out, []byte(want)) {
+					t.Errorf("%q is not in\n%s", want, out)
+				}
+			}
+			if bytes.Contains(out, []byte("WARNING")) || bytes.Contains(out, []byte("malformed")) {
+				t.Errorf("dig complains:\n%s", out)
+			}
+		})
+	}
+}

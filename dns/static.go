@@ -1,0 +1,106 @@
+package dns
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	mdns "github.com/miekg/dns"
+)
+
+// staticTypes are what a static zone file may hold. Delegations (NS, DS) and DNAME would make this server responsible for
+// referrals, which it does not give.
+var staticTypes = []uint16{mdns.TypeA, mdns.TypeAAAA, mdns.TypeCNAME, mdns.TypeTXT, mdns.TypeCAA, mdns.TypeMX, mdns.TypeSRV}
+
+// maxStaticFile bounds the file: the records live in memory, packed, and this is a front door and not a hosting service.
+const maxStaticFile = 64 << 20
+
+// readStatic reads the file of static records. Every record must lie in the zone and be of staticTypes; an error names its
+// line.
+func readStatic(path string, b *base) ([]mdns.RR, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading static records: %w", err)
+	}
+	defer f.Close()
+	records, err := parseStatic(io.LimitReader(f, maxStaticFile+1), path, b)
+	if err != nil {
+		return nil, fmt.Errorf("reading static records: %w", err)
+	}
+	return records, nil
+}
+
+// lines counts the lines that the zone parser has consumed: it reads byte by byte and no further than a record's end, but
+// does not tell where a record stood.
+type lines struct {
+	r       *bufio.Reader
+	line    int // of the last byte that was read
+	bytes   int
+	newline bool
+}
+
+func (l *lines) Read(p []byte) (int, error) { return 0, errors.New("not used: the parser reads bytes") }
+
+func (l *lines) ReadByte() (byte, error) {
+	c, err := l.r.ReadByte()
+	if err != nil {
+		return c, err
+	}
+	if l.newline {
+		l.line++
+	}
+	l.newline = c == '\n'
+	if l.bytes++; l.bytes > maxStaticFile {
+		return 0, fmt.Errorf("longer than %d MB", maxStaticFile>>20)
+	}
+	return c, nil
+}
+
+func parseStatic(r io.Reader, path string, b *base) ([]mdns.RR, error) {
+	counted := &lines{r: bufio.NewReader(r), line: 1}
+	parser := mdns.NewZoneParser(counted, b.origin, path)
+	parser.SetDefaultTTL(b.max)
+	var records []mdns.RR
+	cnames := make(map[string]bool) // names with a CNAME (true) or with something else (false)
+	for rr, ok := parser.Next(); ok; rr, ok = parser.Next() {
+		refuse := func(format string, arguments ...any) error {
+			return fmt.Errorf("%s:%d: %s", path, counted.line, fmt.Sprintf(format, arguments...))
+		}
+		h := rr.Header()
+		h.Name = mdns.CanonicalName(h.Name)
+		if h.Class != mdns.ClassINET {
+			return nil, refuse("%s: class %s: want IN", h.Name, mdns.ClassToString[h.Class])
+		}
+		if !slices.Contains(staticTypes, h.Rrtype) {
+			return nil, refuse("%s: %s records are not served here: want A, AAAA, CNAME, TXT, CAA, MX or SRV", h.Name, mdns.Type(h.Rrtype))
+		}
+		if !mdns.IsSubDomain(b.origin, h.Name) {
+			return nil, refuse("%s lies outside the zone %s", h.Name, b.origin)
+		}
+		isCNAME := h.Rrtype == mdns.TypeCNAME
+		if isCNAME && h.Name == b.origin {
+			return nil, refuse("the zone's own name cannot be a CNAME (RFC 1912, section 2.4)")
+		}
+		if _, ns := b.glue[h.Name]; ns {
+			return nil, refuse("%s is a name server: its records come from dns.nameservers", h.Name)
+		}
+		if other, known := cnames[h.Name]; known && (isCNAME || other) {
+			if isCNAME && other && slices.ContainsFunc(records, func(o mdns.RR) bool { return mdns.IsDuplicate(o, rr) }) {
+				continue
+			}
+			return nil, refuse("%s: a CNAME stands alone at its name (RFC 1034, section 3.6.2)", h.Name)
+		}
+		cnames[h.Name] = isCNAME
+		records = append(records, rr)
+	}
+	if err := parser.Err(); err != nil {
+		return nil, err
+	}
+	return records, nil
+}

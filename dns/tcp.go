@@ -1,0 +1,177 @@
+package dns
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// tcpServer serves the TCP connections of all addresses within one limit.
+type tcpServer struct {
+	*Server
+	workers atomic.Int64
+
+	mu       sync.Mutex
+	open     map[*net.TCPConn]struct{}
+	draining bool
+	serving  sync.WaitGroup
+}
+
+func newTCPServer(s *Server) *tcpServer {
+	return &tcpServer{Server: s, open: make(map[*net.TCPConn]struct{})}
+}
+
+// number spreads workers over the shards of the counters.
+func (t *tcpServer) number() int { return int(t.workers.Add(1)) }
+
+// accept takes connections until ctx is done.
+func (t *tcpServer) accept(ctx context.Context, l *net.TCPListener) {
+	for {
+		conn, err := l.AcceptTCP()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			t.log.Warn("accepting a TCP connection", zap.Error(err))
+			select {
+			case <-time.After(100 * time.Millisecond): // usually too many open files: the next ones need time to close
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		if !t.admit(conn) {
+			t.responder.metrics.refused.Add(1)
+			conn.Close()
+			continue
+		}
+		go func() {
+			defer t.leave(conn)
+			t.serve(conn)
+		}()
+	}
+}
+
+// admit counts conn in, if there is room.
+func (t *tcpServer) admit(conn *net.TCPConn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.draining || len(t.open) >= t.options.MaxConnections {
+		return false
+	}
+	t.open[conn] = struct{}{}
+	t.serving.Add(1)
+	t.responder.metrics.connections.Store(int64(len(t.open)))
+	return true
+}
+
+func (t *tcpServer) leave(conn *net.TCPConn) {
+	conn.Close()
+	t.mu.Lock()
+	delete(t.open, conn)
+	t.responder.metrics.connections.Store(int64(len(t.open)))
+	t.mu.Unlock()
+	t.serving.Done()
+}
+
+// patience is how long the next query may take to come: less when connections get scarce, so that idle ones cannot keep
+// others out (RFC 7766, section 6.2.3).
+func (t *tcpServer) patience() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.open) > t.options.MaxConnections/2 {
+		return t.options.IdleTimeout / 10
+	}
+	return t.options.IdleTimeout
+}
+
+// extend gives conn time for the next query, unless the server is stopping: then it is to read no more.
+func (t *tcpServer) extend(conn *net.TCPConn) bool {
+	limit := time.Now().Add(t.patience())
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.draining && conn.SetReadDeadline(limit) == nil
+}
+
+// drain makes every connection end after the answer it is writing.
+func (t *tcpServer) drain() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.draining = true
+	for conn := range t.open {
+		// A deadline cannot fail but on a closed connection, which is on its way out anyway.
+		_ = conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+func (t *tcpServer) wait() { t.serving.Wait() }
+
+// serve answers the queries of one connection, in the order they came (RFC 7766, section 7 leaves that open). Answers to
+// queries that came together leave together.
+func (t *tcpServer) serve(conn *net.TCPConn) {
+	w := t.responder.worker(tcp, t.number())
+	defer t.survive(w)
+	peer := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
+	in := bufio.NewReaderSize(conn, maxQuery)
+	out := make([]byte, 0, 2*ednsSize)
+	message := make([]byte, 0, plainSize)
+	for {
+		if in.Buffered() == 0 && !t.flush(conn, &out) {
+			return
+		}
+		if !t.extend(conn) {
+			t.flush(conn, &out)
+			return
+		}
+		var prefix [2]byte
+		if _, err := io.ReadFull(in, prefix[:]); err != nil {
+			t.flush(conn, &out)
+			return // idle for too long, or closed by the client
+		}
+		length := int(binary.BigEndian.Uint16(prefix[:]))
+		// The buffered part of a message says nothing about when the rest comes: answers must not wait for it.
+		if in.Buffered() < length && !t.flush(conn, &out) {
+			return
+		}
+		if cap(message) < length {
+			message = make([]byte, 0, length)
+		}
+		if _, err := io.ReadFull(in, message[:length]); err != nil {
+			return
+		}
+		begin := len(out)
+		out = append(out, 0, 0)
+		out = w.respond(out, message[:length], peer)
+		if len(out) == begin+2 {
+			// What is dropped over UDP is no DNS client here.
+			out = out[:begin]
+			t.flush(conn, &out)
+			return
+		}
+		binary.BigEndian.PutUint16(out[begin:], uint16(len(out)-begin-2))
+		if len(out) > maxMessage && !t.flush(conn, &out) {
+			return
+		}
+	}
+}
+
+// flush sends what is waiting. A client that does not take it within the idle timeout is gone.
+func (t *tcpServer) flush(conn *net.TCPConn, out *[]byte) bool {
+	if len(*out) == 0 {
+		return true
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(t.options.IdleTimeout)); err != nil {
+		return false
+	}
+	_, err := conn.Write(*out)
+	*out = (*out)[:0]
+	return err == nil
+}
