@@ -1,0 +1,123 @@
+package bolt_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"go.etcd.io/bbolt"
+
+	"portolan/replicator/ledger"
+	"portolan/replicator/ledger/bolt"
+	"portolan/replicator/ledger/ledgertest"
+	"portolan/store"
+	boltstore "portolan/store/bolt"
+)
+
+func open(t testing.TB, path string) (*bolt.Ledger, *boltstore.DB) {
+	t.Helper()
+	db, err := boltstore.OpenDB(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	l, err := bolt.New(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, db
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	ledgertest.Run(t, bolt.Feed+100, func(t *testing.T) ledger.Ledger {
+		l, _ := open(t, filepath.Join(t.TempDir(), "portolan.db"))
+		return l
+	})
+}
+
+func TestReopen(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "portolan.db")
+	l, db := open(t, path)
+	key := ledgertest.Tag("team/app", "1")
+	revision, err := l.CompareAndSet(t.Context(), key, &ledger.Record{ConflictOf: "x"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The store lives in the same file and does not see the ledger.
+	s := boltstore.New(db)
+	if _, err := s.Commit(t.Context(), store.Put("a", "1")); err != nil {
+		t.Fatal(err)
+	}
+	if tree, err := s.List(t.Context(), ""); err != nil || len(tree.Entries) != 1 {
+		t.Errorf("the store beside a ledger: %v, %v", tree, err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Get(t.Context(), key); !errors.Is(err, ledger.ErrUnavailable) {
+		t.Errorf("a ledger whose file was closed: %v", err)
+	}
+	l, _ = open(t, path)
+	if row, err := l.Get(t.Context(), key); err != nil || row.Revision != revision || row.Record.ConflictOf != "x" {
+		t.Errorf("after reopening: %+v, %v", row, err)
+	}
+	if keys, _, err := l.Changes(t.Context(), ledger.Cursor{}); err != nil || len(keys) != 1 || keys[0] != key {
+		t.Errorf("the feed after reopening: %v, %v", keys, err)
+	}
+}
+
+func TestSchemaOfANewerPortolan(t *testing.T) {
+	t.Parallel()
+	l, db := open(t, filepath.Join(t.TempDir(), "portolan.db"))
+	key := ledgertest.Tag("team/app", "1")
+	if _, err := l.CompareAndSet(t.Context(), key, &ledger.Record{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	err := db.Update(t.Context(), func(tx *bbolt.Tx) error {
+		b := tx.Bucket([]byte("ledger"))
+		k, v := b.Cursor().First()
+		return b.Put(k, fmt.Appendf(v[:8:8], `{"v":%d,"h":"another type"}`, ledger.Schema+1))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Get(t.Context(), key); !errors.Is(err, ledger.ErrSchema) {
+		t.Errorf("get: %v, want ErrSchema", err)
+	}
+	if _, err := l.Page(t.Context(), "contoso", "", ledger.Key{}, 1); !errors.Is(err, ledger.ErrSchema) {
+		t.Errorf("page: %v, want ErrSchema", err)
+	}
+}
+
+func BenchmarkCompareAndSet(b *testing.B) {
+	for _, writers := range []int{1, 64} {
+		b.Run(fmt.Sprint(writers), func(b *testing.B) {
+			l, _ := open(b, filepath.Join(b.TempDir(), "portolan.db"))
+			var next atomic.Int64
+			var group sync.WaitGroup
+			for range writers {
+				group.Go(func() {
+					for {
+						i := int(next.Add(1))
+						if i > b.N {
+							return
+						}
+						r := ledger.Record{Head: ledger.Version{Digest: ledgertest.Digest(i), Sequence: 1, Origin: "westeurope"}}
+						if _, err := l.CompareAndSet(context.Background(), ledgertest.Tag("team/app", fmt.Sprint("t", i)), &r, 0); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			group.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "sets/s")
+		})
+	}
+}
