@@ -1,0 +1,400 @@
+package version
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"testing"
+	"time"
+
+	"portolan/replicator/ledger"
+)
+
+var (
+	start = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	east  = Replica{Region: "eastus", Incarnation: "e", Baselined: true}
+	west  = Replica{Region: "westus", Incarnation: "w", Baselined: true}
+	north = Replica{Region: "northeurope", Incarnation: "n", Baselined: true}
+	fresh = Replica{Region: "northeurope", Incarnation: "f"}
+	all   = Fleet{east, west, north}
+)
+
+func at(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
+
+// record has the versions A (1) and B (2, pushed in eastus at second 10); westus still has A.
+func record() ledger.Record {
+	return ledger.Record{
+		Head:    ledger.Version{Digest: "B", Sequence: 2, Origin: "eastus", Time: at(10)},
+		History: []ledger.Past{{Digest: "A", Sequence: 1}},
+		Applied: map[string]uint64{"w": 1},
+	}
+}
+
+func with(change func(*ledger.Record)) ledger.Record {
+	r := record()
+	change(&r)
+	return r
+}
+
+// The observation table of the design, line by line.
+func TestObserve(t *testing.T) {
+	t.Parallel()
+	intent := ledger.Intent{Incarnation: "w", Digest: "I", Sequence: 2, WriteID: "id", Since: at(20)}
+	tests := []struct {
+		name    string
+		before  ledger.Record
+		replica Replica
+		policy  Policy
+		o       Observation
+		verdict Verdict
+		head    string
+		origin  string
+		lost    string
+		// due are the incarnations that lag afterwards.
+		due string
+	}{
+		{"1: the head", record(), west, Policy{}, Observation{Digest: "B"}, Applied, "B", "eastus", "", ""},
+		{"1: nothing, of what was never seen", ledger.Record{}, west, Policy{}, Observation{}, Applied, "", "", "", ""},
+		{"1: the absence that is the head", with(func(r *ledger.Record) { r.Head.Digest = "" }), west, Policy{}, Observation{}, Applied, "", "eastus", "", ""},
+		{"2: what it had", record(), west, Policy{}, Observation{Digest: "A"}, Unchanged, "B", "eastus", "", "w"},
+		{"3: an intent", with(func(r *ledger.Record) { r.Intents = []ledger.Intent{intent} }), west, Policy{},
+			Observation{Digest: "I", Now: at(30)}, Ours, "B", "eastus", "", "w"},
+		{"3: an intent's digest, pushed by somebody else since", with(func(r *ledger.Record) { r.Intents = []ledger.Intent{intent} }), west, Policy{},
+			Observation{Digest: "I", Now: at(30), Time: at(25), ByOther: true}, ConcurrentWon, "I", "westus", "B", "en"},
+		{"3: an intent that is too old to matter", with(func(r *ledger.Record) { r.Intents = []ledger.Intent{intent} }), west, Policy{},
+			Observation{Digest: "I", Now: at(20).Add(IntentLifetime), Time: at(99)}, ConcurrentWon, "I", "westus", "B", "en"},
+		{"3: another replica's intent", with(func(r *ledger.Record) { r.Intents = []ledger.Intent{intent} }), north, Policy{},
+			Observation{Digest: "I", Now: at(30), Time: at(30)}, Successor, "I", "northeurope", "", "ew"},
+		{"3: an event with our write id", record(), east, Policy{}, Observation{Digest: "A", WriteID: "id", Now: at(30)}, Ours, "B", "eastus", "", "ew"},
+		{"4: a push on top of the head", record(), north, Policy{}, Observation{Digest: "C", Time: at(20)}, Successor, "C", "northeurope", "", "ew"},
+		{"4: back to an older version, on top of the head", record(), north, Policy{}, Observation{Digest: "A", Time: at(20)}, Successor, "A", "northeurope", "", "ew"},
+		{"4: the first push", ledger.Record{}, west, Policy{}, Observation{Digest: "A", Time: at(1)}, Successor, "A", "westus", "", "en"},
+		{"4: a later push beside the head", record(), west, Policy{}, Observation{Digest: "C", Time: at(20)}, ConcurrentWon, "C", "westus", "B", "en"},
+		{"4: an earlier push beside the head", record(), west, Policy{}, Observation{Digest: "C", Time: at(5)}, ConcurrentLost, "B", "eastus", "C", "w"},
+		{"4: on equal times the greater region", record(), west, Policy{}, Observation{Digest: "C", Time: at(10)}, ConcurrentWon, "C", "westus", "B", "en"},
+		{"4: a push beside a delete", with(func(r *ledger.Record) { r.Head.Digest = "" }), west, Policy{}, Observation{Digest: "C", Time: at(5)}, ConcurrentWon, "C", "westus", "", "en"},
+		{"4: a push where an earlier push of the same region is the head, and a copy overwrote that", with(func(r *ledger.Record) { r.Applied["e"] = 1 }), east, Policy{},
+			Observation{Digest: "C", Time: at(5)}, Successor, "C", "eastus", "", "wn"},
+		{"4: a push at a baselined replica of which nothing is known", with(func(r *ledger.Record) { r.Applied["w"] = ledger.UnknownSequence }), west, Policy{},
+			Observation{Digest: "C", Time: at(20)}, ConcurrentWon, "C", "westus", "B", "en"},
+		{"an older version at a baselined replica of which nothing is known", with(func(r *ledger.Record) { r.Applied["w"] = ledger.UnknownSequence }), west, Policy{},
+			Observation{Digest: "A", Time: at(20)}, Known, "B", "eastus", "", "w"},
+		{"3: our own delete took the head", record(), east, Policy{}, Observation{WriteID: "id", Confirmed: true}, Ours, "B", "eastus", "", "ew"},
+		{"a delete on top of the head", record(), east, Policy{}, Observation{Time: at(20), Confirmed: true}, Successor, "", "eastus", "", "wn"},
+		{"an absence that is not confirmed", record(), east, Policy{}, Observation{Time: at(20)}, Suspect, "B", "eastus", "", "w"},
+		{"a delete beside a push", record(), west, Policy{}, Observation{Time: at(20), Confirmed: true}, Restored, "B", "eastus", "", "w"},
+		{"a delete that the policy ignores", record(), east, Policy{IgnoreDeletes: true}, Observation{Time: at(20), Confirmed: true}, Ignored, "B", "eastus", "", "w"},
+		{"a delete of a manifest that was never recorded", ledger.Record{}, east, Policy{}, Observation{Time: at(20), Confirmed: true, Deleted: "D"}, Successor, "", "eastus", "", "wn"},
+		{"our copy of a manifest that is no version of its own", ledger.Record{}, east, Policy{}, Observation{Digest: "D", WriteID: "id"}, Late, "", "", "", ""},
+		{"baseline: only there", ledger.Record{}, fresh, Policy{}, Observation{Digest: "X", Time: at(20)}, Successor, "X", "northeurope", "", "ew"},
+		{"baseline: the same", record(), fresh, Policy{}, Observation{Digest: "B"}, Applied, "B", "eastus", "", "w"},
+		{"baseline: not there", record(), fresh, Policy{}, Observation{}, Unchanged, "B", "eastus", "", "wf"},
+		{"baseline: an older version", record(), fresh, Policy{}, Observation{Digest: "A"}, Known, "B", "eastus", "", "wf"},
+		{"while it is seeded: a push that an event dates", record(), fresh, Policy{}, Observation{Digest: "X", Time: at(99)}, ConcurrentWon, "X", "northeurope", "B", "ew"},
+		{"while it is seeded: an older push that an event dates", record(), fresh, Policy{}, Observation{Digest: "X", Time: at(5)}, ConcurrentLost, "B", "eastus", "X", "wf"},
+		{"baseline: another one, however new", record(), fresh, Policy{}, Observation{Digest: "X", Time: at(99), Undated: true}, ConcurrentLost, "B", "eastus", "X", "wf"},
+		{"baseline: a stranger beside a delete", with(func(r *ledger.Record) { r.Head.Digest = "" }), fresh, Policy{}, Observation{Digest: "X", Undated: true}, ConcurrentWon, "X", "northeurope", "", "ew"},
+		{"baseline: what was deleted", with(func(r *ledger.Record) { r.Head.Digest = "" }), fresh, Policy{}, Observation{Digest: "A"}, Known, "", "eastus", "", "wf"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			fleet := all
+			if test.replica == fresh {
+				fleet = Fleet{east, west, fresh}
+			}
+			before := test.before.Clone()
+			out := Observe(test.before, fleet, test.replica, test.policy, test.o)
+			if !reflect.DeepEqual(before, test.before) {
+				t.Errorf("the record was changed in place")
+			}
+			if out.Verdict != test.verdict {
+				t.Errorf("the verdict is %s, want %s", out.Verdict, test.verdict)
+			}
+			if out.Record.Head.Digest != test.head || out.Record.Head.Origin != test.origin {
+				t.Errorf("the head is %q of %q, want %q of %q", out.Record.Head.Digest, out.Record.Head.Origin, test.head, test.origin)
+			}
+			lost := ""
+			if out.Lost != nil {
+				lost = out.Lost.Digest
+			}
+			if lost != test.lost {
+				t.Errorf("lost is %q, want %q", lost, test.lost)
+			}
+			due := ""
+			for _, r := range fleet {
+				if Due(out.Record, r) {
+					due += r.Incarnation
+				}
+			}
+			if due != test.due {
+				t.Errorf("due are %q, want %q", due, test.due)
+			}
+			if out.Changed != !reflect.DeepEqual(out.Record, normalise(before, fleet)) {
+				t.Errorf("Changed is %t: %+v, then %+v", out.Changed, before, out.Record)
+			}
+		})
+	}
+}
+
+// Rules 5 and 6: events whose digest is no longer under the tag.
+// A push that no event dates came at some time up to when it was seen, and the record says so; one that an event dates did not.
+func TestWhenAPushCameIsKnownOrNot(t *testing.T) {
+	t.Parallel()
+	for _, before := range []ledger.Record{record(), {}} {
+		found := Observe(before, all, north, Policy{}, Observation{Digest: "C", Time: at(20), Now: at(50), Undated: true})
+		if h := found.Record.Head; h.Digest != "C" || !h.Time.Equal(at(20)) || !h.Latest().Equal(at(50)) {
+			t.Errorf("found by a scan: %+v", h)
+		}
+		told := Observe(before, all, north, Policy{}, Observation{Digest: "C", Time: at(20), Now: at(50)})
+		if h := told.Record.Head; h.Digest != "C" || !h.Latest().Equal(at(20)) {
+			t.Errorf("told by an event: %+v", h)
+		}
+	}
+	lost := Observe(record(), all, west, Policy{}, Observation{Digest: "C", Time: at(5), Now: at(50), Undated: true})
+	if h := lost.Record.Head; h.Digest != "B" || !h.Latest().Equal(at(10)) {
+		t.Errorf("what won keeps its time: %+v", h)
+	}
+}
+
+func TestObserveOverwritten(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name                  string
+		event                 Event
+		overwritten, readable bool
+		verdict               Verdict
+		head, lost, joins     string
+	}{
+		{"6: the head's own event", Event{Digest: "B", Time: at(10)}, true, true, Late, "B", "", ""},
+		{"6: an old version's event", Event{Digest: "A", Time: at(99)}, true, true, Late, "B", "", ""},
+		{"ours", Event{Digest: "X", Time: at(99), WriteID: "id"}, true, true, Late, "B", "", ""},
+		{"5: superseded by a push of the same region", Event{Digest: "X", Time: at(99)}, false, true, Superseded, "B", "", "X"},
+		{"5: superseded, and gone", Event{Digest: "X", Time: at(99)}, false, false, Superseded, "B", "", ""},
+		{"5: overwritten by a copy, later than the head", Event{Digest: "X", Time: at(99)}, true, true, ConcurrentWon, "X", "B", ""},
+		{"5: overwritten by a copy, earlier than the head", Event{Digest: "X", Time: at(1)}, true, true, ConcurrentLost, "B", "X", ""},
+		{"5: overwritten by a copy, and gone", Event{Digest: "X", Time: at(99)}, true, false, Superseded, "B", "", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			out := ObserveOverwritten(record(), all, west, test.event, test.overwritten, test.readable)
+			lost := ""
+			if out.Lost != nil {
+				lost = out.Lost.Digest
+			}
+			if out.Verdict != test.verdict || out.Record.Head.Digest != test.head || lost != test.lost || out.Joins != test.joins {
+				t.Errorf("%s, head %q, lost %q, joins %q", out.Verdict, out.Record.Head.Digest, lost, out.Joins)
+			}
+			if out.Verdict == ConcurrentWon && !Due(out.Record, west) {
+				t.Error("the replica shows the copy that overwrote it, and is not due")
+			}
+		})
+	}
+}
+
+// A push that a later one of the same region followed is superseded, whatever stands there by now.
+func TestOvertaken(t *testing.T) {
+	t.Parallel()
+	r := record()
+	lost := Observe(r, all, west, Policy{}, Observation{Digest: "C", Time: at(4), Now: at(5), Undated: true})
+	if lost.Verdict != ConcurrentLost {
+		t.Fatal(lost.Verdict)
+	}
+	for _, c := range []struct {
+		region string
+		when   int
+		want   bool
+	}{{"westus", 3, true}, {"westus", 5, true}, {"westus", 6, false}, {"eastus", 10, true}, {"eastus", 11, false}, {"northeurope", 1, false}} {
+		if got := Overtaken(lost.Record, c.region, at(c.when)); got != c.want {
+			t.Errorf("a push in %s at second %d: %t", c.region, c.when, got)
+		}
+	}
+	for digest, want := range map[string]struct {
+		region string
+		latest time.Time
+	}{"C": {"westus", at(5)}, "B": {"eastus", at(10)}, "X": {}} {
+		if region, latest := Origin(lost.Record, digest); region != want.region || !latest.Equal(want.latest) {
+			t.Errorf("%s is of %q at %s: %+v", digest, region, latest, lost.Record)
+		}
+	}
+	if Has(lost.Record, west) != "C" || Has(lost.Record, north) != "B" || Has(lost.Record, fresh) != "" {
+		t.Error("what the replicas have is not known")
+	}
+}
+
+// A write is told from a push whatever becomes of it.
+func TestWriteIsKnownAsOurs(t *testing.T) {
+	t.Parallel()
+	r, first := Begin(record(), all, west, "B", "w1", at(20))
+	r, second := Begin(r, all, west, "B", "w2", at(21))
+	// The second attempt succeeds; the first is still on its way.
+	r = Settle(r, all, west, second)
+	if Due(r, west) {
+		t.Fatal("westus is due after its write was acknowledged")
+	}
+	// Somebody pushes elsewhere, westus applies it, and then the first write lands.
+	r = Observe(r, all, east, Policy{}, Observation{Digest: "C", Time: at(30), Now: at(30)}).Record
+	r, third := Begin(r, all, west, "C", "w3", at(31))
+	r = Settle(r, all, west, third)
+	out := Observe(r, all, west, Policy{}, Observation{Digest: first.Digest, Now: at(40), Time: at(40)})
+	if out.Verdict != Ours || out.Record.Head.Digest != "C" || !Due(out.Record, west) {
+		t.Fatalf("a late write is %s, the head %q", out.Verdict, out.Record.Head.Digest)
+	}
+}
+
+// A version that loses takes a place before the head; a write of the head that is on its way is one of the head still.
+func TestSettleAfterALoss(t *testing.T) {
+	t.Parallel()
+	r, intent := Begin(record(), all, west, "B", "w1", at(20))
+	r = Observe(r, all, west, Policy{}, Observation{Digest: "C", Time: at(5), Now: at(21)}).Record
+	if r = Settle(r, all, west, intent); Due(r, west) || Has(r, west) != "B" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// What a write left is known only if it is a version.
+func TestSettleOfNoVersion(t *testing.T) {
+	t.Parallel()
+	r, intent := Begin(record(), all, west, "throw-away", "w1", at(20))
+	r = Settle(r, all, west, intent)
+	if _, known := Sequence(r, west); known || !Due(r, west) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A write that was certainly not carried out is forgotten.
+func TestAbandon(t *testing.T) {
+	t.Parallel()
+	r, first := Begin(record(), all, west, "B", "w1", at(20))
+	r, _ = Begin(r, all, west, "B", "w2", at(21))
+	if r = Abandon(r, all, first); len(r.Intents) != 1 || r.Intents[0].WriteID != "w2" || !Due(r, west) {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestIntentsAreBounded(t *testing.T) {
+	t.Parallel()
+	r := record()
+	for i := range 100 {
+		r, _ = Begin(r, all, west, "B", fmt.Sprint("w", i), at(20+i))
+	}
+	if len(r.Intents) != maxIntents || r.Intents[maxIntents-1].WriteID != "w99" {
+		t.Errorf("%d intents", len(r.Intents))
+	}
+	if r, _ = Begin(r, all, west, "B", "later", at(119).Add(IntentLifetime)); len(r.Intents) != 1 {
+		t.Errorf("%d intents after all but one have expired", len(r.Intents))
+	}
+}
+
+// What a lagging replica has is remembered for as long as it lags, however many versions come in between.
+func TestHistoryKeepsWhatIsReferredTo(t *testing.T) {
+	t.Parallel()
+	r := record()
+	for i := range 30 {
+		r = Observe(r, all, east, Policy{}, Observation{Digest: fmt.Sprint("C", i), Time: at(20 + i)}).Record
+	}
+	if out := Observe(r, all, west, Policy{}, Observation{Digest: "A"}); out.Verdict != Unchanged {
+		t.Errorf("what westus always had is %s", out.Verdict)
+	}
+	if len(r.History) > ledger.MaxHistory+2 {
+		t.Errorf("%d versions are remembered", len(r.History))
+	}
+}
+
+// A manifest that was deleted in one region, and came to the others with a tag, goes there as well.
+func TestDeleteOfAManifestThatCameWithATag(t *testing.T) {
+	t.Parallel()
+	fleet := Fleet{east, west, fresh}
+	r := Observe(ledger.Record{}, fleet, east, Policy{}, Observation{Time: at(20), Confirmed: true, Deleted: "D"}).Record
+	for _, m := range []Replica{west, fresh} {
+		if out := Observe(r, fleet, m, Policy{}, Observation{Digest: "D", Time: at(30)}); out.Record.Head.Digest != "" || !Due(out.Record, m) {
+			t.Errorf("in %s the manifest is %s, the head %q", m.Region, out.Verdict, out.Record.Head.Digest)
+		}
+	}
+}
+
+// A version that lost takes a place in the order without making anybody else lag.
+func TestLosingMakesNobodyLag(t *testing.T) {
+	t.Parallel()
+	out := Observe(record(), all, west, Policy{}, Observation{Digest: "C", Time: at(5)})
+	if Due(out.Record, east) || Due(out.Record, north) || !Due(out.Record, west) {
+		t.Errorf("%+v", out.Record)
+	}
+	if again := Observe(out.Record, all, west, Policy{}, Observation{Digest: "C", Time: at(50)}); again.Verdict != Unchanged {
+		t.Errorf("looked at again, what lost is %s", again.Verdict)
+	}
+}
+
+func TestConflictTag(t *testing.T) {
+	t.Parallel()
+	if got := ConflictTag("1.2", "westus", 3); got != "1.2.conflict-westus-3" {
+		t.Error(got)
+	}
+	long := ConflictTag(string(make([]byte, 128)), "westus", 1)
+	if len(long) != maxTag {
+		t.Errorf("a tag of %d characters", len(long))
+	}
+}
+
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		tags, regressions int
+		want              bool
+	}{{10, 10, false}, {100, 20, false}, {100, 21, true}, {10000, 100, false}, {10000, 101, true}} {
+		if Guard(c.tags, c.regressions) != c.want {
+			t.Errorf("%d of %d: want %t", c.regressions, c.tags, c.want)
+		}
+	}
+}
+
+// Random observations and writes: sequences only grow, the head changes with its sequence, what Due says is right about
+// the origin, and a record does not grow without bound.
+func TestProperties(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	digests := []string{"", "A", "B", "C", "D"}
+	for range 2000 {
+		r := ledger.Record{}
+		for step := range 60 {
+			m := all[rng.IntN(len(all))]
+			before := r
+			switch rng.IntN(3) {
+			case 0:
+				r, _ = Begin(r, all, m, r.Head.Digest, fmt.Sprint(step), at(step))
+			case 1:
+				if len(r.Intents) > 0 {
+					i := r.Intents[rng.IntN(len(r.Intents))]
+					for _, target := range all {
+						if target.Incarnation == i.Incarnation {
+							r = Settle(r, all, target, i)
+						}
+					}
+				}
+			default:
+				out := Observe(r, all, m, Policy{}, Observation{Digest: digests[rng.IntN(len(digests))], Now: at(step), Time: at(rng.IntN(60)), Confirmed: true})
+				r = out.Record
+				if (out.Verdict == Applied || out.Verdict == Successor || out.Verdict == ConcurrentWon) && Due(r, m) {
+					t.Fatalf("%s, and due: %+v", out.Verdict, r)
+				}
+				if out.Verdict == ConcurrentWon && before.Head.Digest != "" && out.Lost == nil {
+					t.Fatal("the head was replaced beside a push, and not kept")
+				}
+			}
+			if r.Head.Sequence < before.Head.Sequence || r.Head.Digest != before.Head.Digest && r.Head.Sequence == before.Head.Sequence {
+				t.Fatalf("the head went from %+v to %+v", before.Head, r.Head)
+			}
+			seen := map[uint64]bool{r.Head.Sequence: true}
+			for _, p := range r.History {
+				if seen[p.Sequence] || p.Sequence >= r.Head.Sequence {
+					t.Fatalf("sequence %d stands twice: %+v", p.Sequence, r)
+				}
+				seen[p.Sequence] = true
+			}
+			if len(r.History) > ledger.MaxHistory+len(all)*(maxIntents+1) || len(r.Intents) > len(all)*maxIntents {
+				t.Fatalf("the record grows: %+v", r)
+			}
+		}
+	}
+}
