@@ -1,0 +1,185 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"portolan/replicator/distribution"
+	"portolan/test/bed"
+)
+
+func servers(t *testing.T, f func(t *testing.T, server bed.Distribution)) {
+	for name, server := range map[string]bed.Distribution{"distribution 3": bed.DistributionV3, "distribution 2.8": bed.DistributionV2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f(t, server)
+		})
+	}
+}
+
+func TestRealCopy(t *testing.T) {
+	t.Parallel()
+	servers(t, func(t *testing.T, server bed.Distribution) {
+		a := dial(t, bed.NewRegistry(t, bed.RegistryConfig{}).URL())
+		b := dial(t, bed.NewRegistry(t, bed.RegistryConfig{Server: server}).URL())
+		base := random(1, 4<<20)
+		one, two := pushImage(t, a, "team/app", base, random(2, 3000)), pushImage(t, a, "team/app", base, random(3, 2<<20))
+		index := push(t, a, "team/app", indexType, map[string]any{"manifests": []any{one, two}})
+		other := pushImage(t, a, "team/other", base, random(4, 3000))
+		target := NewTarget(b, Limits{}, nil)
+		sources := []Source{{Name: "a", Client: a}}
+		if _, err := target.Copy(t.Context(), Request{Repository: "team/app", Manifest: index, Sources: sources}); err != nil {
+			t.Fatal(err)
+		}
+		whole(t, b, "team/app", index.Digest)
+		s, err := target.Copy(t.Context(), Request{Repository: "team/other", Manifest: other, Sources: sources})
+		if err != nil || s.Mounted != 1 || s.Sent > 4000 {
+			t.Fatalf("the base layer was not mounted: %+v, %v", s, err)
+		}
+		whole(t, b, "team/other", other.Digest)
+	})
+}
+
+// Both ends are cut again and again in the middle of a blob.
+func TestRealCopyOverBrokenLinks(t *testing.T) {
+	t.Parallel()
+	servers(t, func(t *testing.T, server bed.Distribution) {
+		ra, rb := bed.NewRegistry(t, bed.RegistryConfig{}), bed.NewRegistry(t, bed.RegistryConfig{Server: server})
+		pa, pb := bed.NewProxy(t, ra.Addr()), bed.NewProxy(t, rb.Addr())
+		img := pushImage(t, dial(t, ra.URL()), "a", random(1, 24<<20))
+		a, b := dial(t, "http://"+pa.Addr()), dial(t, "http://"+pb.Addr())
+		if err := pa.Set(bed.Conditions{CutDown: 5 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if err := pb.Set(bed.Conditions{CutUp: 9 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		var once atomic.Bool
+		s, err := NewTarget(b, Limits{}, nil).Copy(t.Context(), Request{
+			Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}},
+			Progress: func(s Stats) {
+				// 2.8 has to begin anew after each cut, and would never be done with this one.
+				if server == bed.DistributionV2 && s.Read > 20<<20 && once.CompareAndSwap(false, true) {
+					if err := pb.Set(bed.Conditions{}); err != nil {
+						t.Error(err)
+					}
+				}
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%+v", s)
+		if again := s.Read - s.Sent; server == bed.DistributionV3 && again > 2*(checkpointSpacing+(4<<20)) {
+			t.Errorf("%d bytes were read again: uploads were not resumed", again)
+		}
+		whole(t, dial(t, rb.URL()), "a", img.Digest)
+	})
+}
+
+// What was mounted, or was there, may be hollow after a garbage collection: it is sent then.
+func TestRealCopyAfterGarbageCollection(t *testing.T) {
+	t.Parallel()
+	servers(t, func(t *testing.T, server bed.Distribution) {
+		ctx := t.Context()
+		a := dial(t, bed.NewRegistry(t, bed.RegistryConfig{}).URL())
+		rb := bed.NewRegistry(t, bed.RegistryConfig{Server: server, Cache: true})
+		b := dial(t, rb.URL())
+		base := random(1, 40_000)
+		one, two := pushImage(t, a, "one", base), pushImage(t, a, "two", base, random(2, 100))
+		target := NewTarget(b, Limits{}, nil)
+		sources := []Source{{Name: "a", Client: a}}
+		if _, err := target.Copy(ctx, Request{Repository: "one", Manifest: one, Sources: sources}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.DeleteManifest(ctx, "one", one.Digest, ""); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := rb.GarbageCollect(ctx, false); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for repository, d := range map[string]distribution.Descriptor{"two": two, "one": one} {
+			if _, err := target.Copy(ctx, Request{Repository: repository, Manifest: d, Sources: sources}); err != nil {
+				t.Fatal(err)
+			}
+			// Seen by a fresh process, without cache.
+			if err := rb.Restart(ctx); err != nil {
+				t.Fatal(err)
+			}
+			whole(t, b, repository, d.Digest)
+		}
+	})
+}
+
+func TestRealReadOnlyTarget(t *testing.T) {
+	t.Parallel()
+	a := dial(t, bed.NewRegistry(t, bed.RegistryConfig{}).URL())
+	b := dial(t, bed.NewRegistry(t, bed.RegistryConfig{ReadOnly: true}).URL())
+	img := pushImage(t, a, "a", random(1, 100))
+	if _, err := NewTarget(b, Limits{}, nil).Copy(t.Context(), Request{Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}}}); !errors.Is(err, distribution.ErrReadOnly) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// The memory of a copy does not depend on the size of its blobs. Not parallel: it measures the heap of the process.
+func TestRealMemory(t *testing.T) {
+	const size = 256 << 20
+	ra, rb := bed.NewRegistry(t, bed.RegistryConfig{}), bed.NewRegistry(t, bed.RegistryConfig{})
+	a, b := dial(t, ra.URL()), dial(t, rb.URL())
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	// Pseudo-random bytes, made twice rather than held: once for the digest, once for the upload.
+	stream := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{9}), size) }
+	h, err := distribution.NewHash(distribution.Digest(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(h, stream()); err != nil {
+		t.Fatal(err)
+	}
+	layer := distribution.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar", Digest: distribution.DigestOf(h), Size: size}
+	up, err := a.StartUpload(ctx, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := up.Append(ctx, stream(), size); err != nil {
+		t.Fatal(err)
+	}
+	if err := up.Commit(ctx, layer.Digest, nil); err != nil {
+		t.Fatal(err)
+	}
+	img := push(t, a, "a", imageType, map[string]any{"config": pushBlob(t, a, "a", []byte("{}")), "layers": []any{layer}})
+
+	var before, after runtime.MemStats
+	var peak uint64
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	samples := 0
+	s, err := NewTarget(b, Limits{}, nil).Copy(ctx, Request{
+		Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}},
+		Progress: func(Stats) {
+			if samples++; samples%16 == 0 {
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				peak = max(peak, m.HeapAlloc)
+			}
+		},
+	})
+	if err != nil || s.Sent < size || samples < 100 {
+		t.Fatalf("%+v, %v, %d samples", s, err, samples)
+	}
+	runtime.ReadMemStats(&after)
+	t.Logf("heap %d KiB before, %d KiB at most, %d KiB allocated in all", before.HeapAlloc>>10, peak>>10, (after.TotalAlloc-before.TotalAlloc)>>10)
+	if grown := int64(peak) - int64(before.HeapAlloc); grown > 16<<20 {
+		t.Fatalf("the heap grew by %d bytes", grown)
+	}
+	if err := b.ProveBlob(ctx, "a", layer); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,479 @@
+// Package transfer copies content between replicas: a manifest by its digest, with everything it needs, in the order in which registries
+// take it: blobs, child manifests, the index.
+//
+// It puts no tags, decides nothing about versions, and keeps nothing on disk: what is to be copied where is the replicator's
+// business. What it promises is that a copy that succeeded is whole: every byte that it sent was verified before it was committed, and
+// what it did not send itself was proved by reading it there before the manifest was put, and the manifest after. Memory does not depend on the size of
+// blobs: one small buffer for each upload, and at most one buffer of BufferSize for each blob that fits into it.
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
+
+	"portolan/replicator/distribution"
+)
+
+// BufferSize is the size in bytes up to which a blob is held in memory, verified, and sent in one request. Larger ones are streamed. At a
+// megabyte, configs and small layers save a round trip, and the default number of uploads holds 6 MiB.
+const BufferSize = 1 << 20
+
+// maxDepth is how deep indexes may be nested. Two is the most that is seen in practice.
+const maxDepth = 8
+
+// Limits bound the copies to one target. The zero value of a field stands for the default.
+type Limits struct {
+	// Blobs is how many blobs are uploaded at a time, over all copies to the target (default 6).
+	Blobs int
+	// Manifests is how many children of an index are copied at a time (default 3).
+	Manifests int
+	// Hints is how many blobs' places are remembered (default 32768, about 10 MB).
+	Hints int
+	// Chunk is the size in bytes of the requests of a streamed upload; zero is one request for all of it, what every registry
+	// knows. Chunks bound what a registry that loses interrupted requests, but not sessions, has to be sent again.
+	Chunk int64
+	// Attempts is how often in a row a request to the target may fail without progress (default 4).
+	Attempts int
+	// Patience is the longest Retry-After, in place, of the target (default 5 s). A longer one ends the copy with that error.
+	Patience time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&l.Blobs, 6)
+	def(&l.Manifests, 3)
+	def(&l.Hints, 32768)
+	def(&l.Attempts, 4)
+	if l.Patience <= 0 {
+		l.Patience = 5 * time.Second
+	}
+	return l
+}
+
+// Source is a replica that may have the content.
+type Source struct {
+	// Name is the region, for errors and logs.
+	Name   string
+	Client *distribution.Client
+}
+
+// Request is one copy.
+type Request struct {
+	Repository string
+	// Manifest is what to copy: Digest is needed, the rest is not looked at.
+	Manifest distribution.Descriptor
+	// Sources are asked in this order, nearest first; where one fails, also in the middle of a blob, the next goes on.
+	Sources []Source
+	// WriteID rides in the User-Agent of the manifests' PUTs (see distribution.WriteID).
+	WriteID string
+	// Root, if not nil, is called with the manifest itself before Copy succeeds.
+	Root func(mediaType string, body []byte)
+	// Progress, if not nil, is called now and then, never twice at once, and must return soon.
+	Progress func(Stats)
+}
+
+// Stats is what a copy did.
+type Stats struct {
+	// Read is the bytes of blobs that came from sources, those that were read again included.
+	Read int64
+	// Sent is the bytes of blobs that entered the target by this copy, counted when a blob is complete.
+	Sent int64
+	// Uploaded, Mounted, Present and Foreign count blobs: sent by this copy; mounted from another repository and proved; there already
+	// and proved; left alone, because their media type says that they are not to be distributed.
+	Uploaded, Mounted, Present, Foreign int
+	// Manifests counts those put, and ManifestsPresent those that were there already.
+	Manifests, ManifestsPresent int
+}
+
+var (
+	// ErrSource says that the sources, not the target, failed: see SourceError.
+	ErrSource = errors.New("no source delivers")
+	// ErrIncomplete says that something is missing at every source: perhaps not yet there, or no longer.
+	ErrIncomplete = errors.New("content is missing at every source")
+)
+
+// SourceError says that content could not be had. It matches ErrSource and, if every source says that it has none, ErrIncomplete; it never matches
+// the errors of package distribution, which are about the target when they come from Copy.
+type SourceError struct {
+	Digest string
+	// Missing is true if every source answered that there is no such content.
+	Missing bool
+	// RetryAfter is the shortest that a source asked for, or zero.
+	RetryAfter time.Duration
+	// Causes are the last errors, by source, in text.
+	Causes []string
+}
+
+func (e *SourceError) Error() string {
+	what := ErrSource
+	if e.Missing {
+		what = ErrIncomplete
+	}
+	return fmt.Sprintf("%s: %v (%s)", e.Digest, what, strings.Join(e.Causes, "; "))
+}
+
+// Is matches ErrSource and ErrIncomplete.
+func (e *SourceError) Is(target error) bool {
+	return target == ErrSource || target == ErrIncomplete && e.Missing
+}
+
+// NotReplicableError says that this content can never go there as things are.
+type NotReplicableError struct {
+	Digest string
+	Reason string
+}
+
+func (e *NotReplicableError) Error() string {
+	return fmt.Sprintf("%s is not replicable: %s", e.Digest, e.Reason)
+}
+
+// Target is a replica that content is copied to. Its methods may be called from several goroutines; copies share what they learn, and a blob that two of
+// them need is sent once.
+type Target struct {
+	client *distribution.Client
+	limits Limits
+	log    *zap.Logger
+	hints  *hints
+	slots  *semaphore.Weighted
+
+	mu      sync.Mutex
+	flights map[string]*flight
+}
+
+// flight is the upload of a blob by one copy, which others wait for.
+type flight struct{ done chan struct{} }
+
+// NewTarget makes a Target.
+func NewTarget(client *distribution.Client, limits Limits, log *zap.Logger) *Target {
+	limits = limits.withDefaults()
+	if log == nil {
+		log = zap.NewNop()
+	}
+	return &Target{
+		client: client, limits: limits, log: log, hints: newHints(limits.Hints),
+		slots: semaphore.NewWeighted(int64(limits.Blobs)), flights: map[string]*flight{},
+	}
+}
+
+// Hint tells that the blob is probably in that repository of the target. It is proved before it is relied on.
+func (t *Target) Hint(repository, digest string) { t.hints.add(digest, repository) }
+
+// Forget drops what is known of the target: after it was wiped or restored.
+func (t *Target) Forget() { t.hints.clear() }
+
+// Copy copies a manifest and everything that it needs. The errors: *NotReplicableError, *SourceError, the context's, and those of package
+// distribution about the target. A copy that failed leaves nothing behind but complete blobs and manifests, which the next one finds.
+func (t *Target) Copy(ctx context.Context, req Request) (Stats, error) {
+	c := &copying{target: t, Request: req, own: map[string]bool{}, proved: map[string]bool{}}
+	err := c.manifest(ctx, req.Manifest.Digest, 0)
+	if errors.Is(err, distribution.ErrBlobUnknown) && ctx.Err() == nil {
+		// What was proved is gone, or a hint was wrong in a way that reading does not show. Once more, trusting nothing.
+		t.log.Warn("the target misses content that it had: copying once more", zap.String("repository", req.Repository), zap.String("digest", req.Manifest.Digest), zap.Error(err))
+		c.restart()
+		err = c.manifest(ctx, req.Manifest.Digest, 0)
+	}
+	if err != nil {
+		if cause := ctx.Err(); cause != nil {
+			err = cause
+		}
+		return c.snapshot(), fmt.Errorf("copying %s@%s to %s: %w", req.Repository, req.Manifest.Digest, t.client.Endpoint(), err)
+	}
+	return c.snapshot(), nil
+}
+
+// Referrers lists what refers to a subject at any of the sources, each digest once. The error joins those of the sources that could not be asked; the
+// list holds what the others have.
+func Referrers(ctx context.Context, repository, subject string, sources []Source) ([]distribution.Descriptor, error) {
+	var out []distribution.Descriptor
+	var errs []error
+	seen := map[string]bool{}
+	for _, s := range sources {
+		r, err := s.Client.Referrers(ctx, repository, subject)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.Name, err))
+			continue
+		}
+		for _, d := range r.Descriptors {
+			if !seen[d.Digest] {
+				seen[d.Digest] = true
+				out = append(out, d)
+			}
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// copying is one Copy.
+type copying struct {
+	target *Target
+	Request
+	flights singleflight.Group
+
+	mu    sync.Mutex
+	stats Stats
+	// own are the blobs that this copy uploaded, proved those that it proved.
+	own, proved map[string]bool
+	// distrust: hints lead nowhere, manifests that are there are put again.
+	distrust bool
+	reported int64
+}
+
+func (c *copying) snapshot() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stats
+}
+
+// count changes the statistics and reports them, for bytes only every BufferSize.
+func (c *copying) count(change func(*Stats)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	bytes := c.stats.Read + c.stats.Sent
+	change(&c.stats)
+	if now := c.stats.Read + c.stats.Sent; now != bytes && now-c.reported < BufferSize {
+		return
+	}
+	c.reported = c.stats.Read + c.stats.Sent
+	if c.Progress != nil {
+		c.Progress(c.stats)
+	}
+}
+
+func (c *copying) restart() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for digest := range maps.Keys(c.proved) {
+		c.target.hints.drop(digest)
+	}
+	for digest := range maps.Keys(c.own) {
+		c.target.hints.drop(digest)
+	}
+	c.own, c.proved, c.distrust = map[string]bool{}, map[string]bool{}, true
+}
+
+// manifest copies a manifest with everything below it.
+func (c *copying) manifest(ctx context.Context, digest string, depth int) error {
+	if depth > maxDepth {
+		return &NotReplicableError{Digest: digest, Reason: fmt.Sprintf("indexes are nested deeper than %d", maxDepth)}
+	}
+	// The target is asked first. That it has the manifest ends nothing: what the manifest needs is proved all the same.
+	var body []byte
+	var media string
+	err := c.target.patiently(ctx, func() (err error) {
+		body, media, _, err = c.target.client.Manifest(ctx, c.Repository, digest)
+		return err
+	})
+	present := err == nil
+	switch {
+	case present, errors.Is(err, distribution.ErrNotFound), errors.Is(err, distribution.ErrCorrupt), errors.Is(err, distribution.ErrInvalid):
+	default:
+		return fmt.Errorf("looking for manifest %s: %w", digest, err)
+	}
+	if !present {
+		if body, media, err = c.fetch(ctx, digest); err != nil {
+			return err
+		}
+	}
+	m, err := distribution.ParseManifest(media, body)
+	if err != nil {
+		return &NotReplicableError{Digest: digest, Reason: err.Error()}
+	}
+	switch m.Kind {
+	case distribution.Schema1:
+		return &NotReplicableError{Digest: digest, Reason: "docker image manifest schema 1 is obsolete and bound to its registry"}
+	case distribution.Index:
+		err = c.children(ctx, m.Children, depth)
+	default:
+		err = c.blobs(ctx, m.Blobs)
+	}
+	if err != nil {
+		return err
+	}
+	root := func() {
+		if depth == 0 && c.Root != nil {
+			c.Root(m.MediaType, body)
+		}
+	}
+	if present && !c.distrust {
+		c.count(func(s *Stats) { s.ManifestsPresent++ })
+		root()
+		return nil
+	}
+	if err := c.put(ctx, digest, m.MediaType, body); err != nil {
+		return c.refused(digest, fmt.Errorf("putting manifest %s: %w", digest, err))
+	}
+	c.count(func(s *Stats) { s.Manifests++ })
+	root()
+	return nil
+}
+
+// put puts a manifest and proves it. CNCF distribution 2.8 with its descriptor cache answers 201 for a manifest that it held before a garbage collection,
+// and stores nothing, since it believes to have it. An upload of the same bytes as a blob does store them, whatever the cache says.
+func (c *copying) put(ctx context.Context, digest, media string, body []byte) error {
+	t := c.target
+	for hollow := false; ; hollow = true {
+		err := t.patiently(ctx, func() error {
+			return t.client.PutManifest(ctx, c.Repository, digest, media, body, c.WriteID)
+		})
+		if err != nil {
+			return err
+		}
+		err = t.patiently(ctx, func() error {
+			_, _, _, err := t.client.Manifest(ctx, c.Repository, digest)
+			return err
+		})
+		if err == nil || !errors.Is(err, distribution.ErrNotFound) && !errors.Is(err, distribution.ErrCorrupt) {
+			return err
+		}
+		if hollow {
+			return &distribution.Error{Kind: distribution.ErrBlobUnknown, Message: "the manifest was accepted, but it is not there", Cause: err}
+		}
+		t.log.Warn("a manifest was accepted but is not there: storing its bytes first", zap.String("repository", c.Repository), zap.String("digest", digest))
+		up, err := t.client.StartUpload(ctx, c.Repository)
+		if err != nil {
+			return err
+		}
+		if err := up.Commit(ctx, digest, body); err != nil {
+			t.cancel(ctx, up)
+			return err
+		}
+	}
+}
+
+// refused turns what the target will never take into a NotReplicableError.
+func (c *copying) refused(digest string, err error) error {
+	var e *distribution.Error
+	switch {
+	case errors.Is(err, distribution.ErrInvalid):
+		return &NotReplicableError{Digest: digest, Reason: err.Error()}
+	case errors.Is(err, distribution.ErrNotFound) && errors.As(err, &e) && e.Code == "NAME_UNKNOWN":
+		return &NotReplicableError{Digest: digest, Reason: "the repository does not exist there and is not created by a push: " + err.Error()}
+	}
+	return err
+}
+
+// fetch reads a manifest from the first source that has it whole.
+func (c *copying) fetch(ctx context.Context, digest string) ([]byte, string, error) {
+	failed := newSourceError(digest)
+	for _, s := range c.Sources {
+		body, media, _, err := s.Client.Manifest(ctx, c.Repository, digest)
+		if err == nil {
+			return body, media, nil
+		}
+		if ctx.Err() != nil {
+			return nil, "", ctx.Err()
+		}
+		failed.add(s.Name, err)
+	}
+	return nil, "", failed
+}
+
+func newSourceError(digest string) *SourceError { return &SourceError{Digest: digest, Missing: true} }
+
+func (e *SourceError) add(name string, err error) {
+	e.Causes = append(e.Causes, name+": "+err.Error())
+	if !errors.Is(err, distribution.ErrNotFound) {
+		e.Missing = false
+	}
+	if d := distribution.RetryAfter(err); d > 0 && (e.RetryAfter == 0 || d < e.RetryAfter) {
+		e.RetryAfter = d
+	}
+}
+
+// children copies the manifests of an index. One that is missing everywhere does not keep the others back: an index may have been pushed before all of its
+// images, or with some of its platforms only. But the index itself waits for all of them.
+func (c *copying) children(ctx context.Context, all []distribution.Descriptor, depth int) error {
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(c.target.limits.Manifests)
+	var mu sync.Mutex
+	var incomplete error
+	for _, d := range all {
+		group.Go(func() error {
+			err := c.manifest(gctx, d.Digest, depth+1)
+			if errors.Is(err, ErrIncomplete) {
+				mu.Lock()
+				defer mu.Unlock()
+				if incomplete == nil {
+					incomplete = err
+				}
+				return nil
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return incomplete
+}
+
+func (c *copying) blobs(ctx context.Context, all []distribution.Descriptor) error {
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(c.target.limits.Blobs)
+	for _, d := range all {
+		if foreign(d) {
+			c.count(func(s *Stats) { s.Foreign++ })
+			continue
+		}
+		group.Go(func() error { return c.blob(gctx, d) })
+	}
+	return group.Wait()
+}
+
+// foreign reports whether a layer is one that registries do not hold (Windows base layers): the media type says so.
+func foreign(d distribution.Descriptor) bool {
+	return strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
+}
+
+// patiently repeats a small request to the target that may be repeated, while that is likely to help.
+func (t *Target) patiently(ctx context.Context, request func() error) error {
+	for failures := 0; ; {
+		err := request()
+		if err == nil || !errors.Is(err, distribution.ErrUnavailable) {
+			return err
+		}
+		failures++
+		if !t.wait(ctx, err, failures) {
+			return err
+		}
+	}
+}
+
+// wait waits before another attempt, and reports whether there should be one.
+func (t *Target) wait(ctx context.Context, err error, failures int) bool {
+	asked := distribution.RetryAfter(err)
+	if failures >= t.limits.Attempts || asked > t.limits.Patience {
+		return false
+	}
+	return pause(ctx, max(asked, backoff(failures)))
+}
+
+// backoff is 100 ms doubled by each failure, and 3.2 s at most: a replica's longer troubles are not waited for here.
+func backoff(failures int) time.Duration {
+	return 100 * time.Millisecond << min(max(failures-1, 0), 5)
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,753 @@
+package transfer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+
+	"portolan/replicator/distribution"
+)
+
+const (
+	imageType = "application/vnd.oci.image.manifest.v1+json"
+	indexType = "application/vnd.oci.image.index.v1+json"
+)
+
+// replica is an in-process registry whose requests are counted and can be tampered with.
+type replica struct {
+	*httptest.Server
+	client *distribution.Client
+	// tamper, if not nil, sees a request first and reports whether it has answered it.
+	tamper atomic.Pointer[func(http.ResponseWriter, *http.Request, http.Handler) bool]
+
+	mu    sync.Mutex
+	calls map[string]int
+}
+
+// faked registry: go-containerregistry's, which keeps blobs for all repositories in common. repositories makes it keep to the rule that a blob
+// is only where it was pushed or mounted.
+func newReplica(t testing.TB) *replica {
+	t.Helper()
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
+	r := &replica{calls: map[string]int{}}
+	scoped := &repositories{inner: inner, has: map[string]bool{}}
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		kind := req.Method
+		switch {
+		case strings.Contains(req.URL.Path, "/blobs/uploads/") && req.URL.Query().Has("mount"):
+			kind += " mount"
+		case strings.Contains(req.URL.Path, "/blobs/uploads/"):
+			kind += " upload"
+		case strings.Contains(req.URL.Path, "/blobs/"):
+			kind += " blob"
+		case strings.Contains(req.URL.Path, "/manifests/"):
+			kind += " manifest"
+		}
+		r.mu.Lock()
+		r.calls[kind]++
+		r.mu.Unlock()
+		if f := r.tamper.Load(); f != nil && (*f)(w, req, scoped) {
+			return
+		}
+		scoped.ServeHTTP(w, req)
+	}))
+	t.Cleanup(r.Close)
+	r.client = dial(t, r.URL)
+	return r
+}
+
+func dial(t testing.TB, address string) *distribution.Client {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := distribution.New(distribution.Options{Endpoint: u})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func (r *replica) meddle(f func(http.ResponseWriter, *http.Request, http.Handler) bool) {
+	r.tamper.Store(&f)
+}
+
+func (r *replica) count(kind string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls[kind]
+}
+
+type repositories struct {
+	inner http.Handler
+	mu    sync.Mutex
+	has   map[string]bool // repository and digest
+}
+
+func (h *repositories) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	repo, rest, found := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/")
+	if !found {
+		h.inner.ServeHTTP(w, r)
+		return
+	}
+	key := func(repo, digest string) string { return repo + "@" + digest }
+	q := r.URL.Query()
+	switch {
+	case q.Has("mount"):
+		h.mu.Lock()
+		there := h.has[key(q.Get("from"), q.Get("mount"))]
+		if there {
+			h.has[key(repo, q.Get("mount"))] = true
+		}
+		h.mu.Unlock()
+		if there {
+			w.WriteHeader(http.StatusCreated)
+			return
+		}
+	case strings.HasPrefix(rest, "uploads/"):
+		rec := &status{ResponseWriter: w}
+		h.inner.ServeHTTP(rec, r)
+		if r.Method == http.MethodPut && rec.code == http.StatusCreated {
+			h.mu.Lock()
+			h.has[key(repo, q.Get("digest"))] = true
+			h.mu.Unlock()
+		}
+		return
+	default:
+		h.mu.Lock()
+		there := h.has[key(repo, rest)]
+		h.mu.Unlock()
+		if !there {
+			http.Error(w, `{"errors":[{"code":"BLOB_UNKNOWN"}]}`, http.StatusNotFound)
+			return
+		}
+	}
+	h.inner.ServeHTTP(w, r)
+}
+
+type status struct {
+	http.ResponseWriter
+	code int
+}
+
+func (s *status) WriteHeader(code int) { s.code = code; s.ResponseWriter.WriteHeader(code) }
+
+func random(seed uint64, n int) []byte {
+	b := make([]byte, n)
+	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
+	r.Read(b)
+	return b
+}
+
+func pushBlob(t testing.TB, c *distribution.Client, repo string, b []byte) distribution.Descriptor {
+	t.Helper()
+	up, err := c.StartUpload(t.Context(), repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := distribution.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar", Digest: distribution.Digest(b), Size: int64(len(b))}
+	if err := up.Commit(t.Context(), d.Digest, b); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func push(t testing.TB, c *distribution.Client, repo, media string, doc map[string]any) distribution.Descriptor {
+	t.Helper()
+	doc["schemaVersion"], doc["mediaType"] = 2, media
+	body, err := json.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := distribution.Descriptor{MediaType: media, Digest: distribution.Digest(body), Size: int64(len(body))}
+	if err := c.PutManifest(t.Context(), repo, d.Digest, media, body, ""); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func pushImage(t testing.TB, c *distribution.Client, repo string, layers ...[]byte) distribution.Descriptor {
+	t.Helper()
+	var ds []distribution.Descriptor
+	for _, l := range layers {
+		ds = append(ds, pushBlob(t, c, repo, l))
+	}
+	config := fmt.Appendf(nil, `{"n":%d,"first":%q}`, len(layers), distribution.Digest(bytes.Join(layers, nil)))
+	return push(t, c, repo, imageType, map[string]any{"config": pushBlob(t, c, repo, config), "layers": ds})
+}
+
+// whole fails unless everything below a manifest is in the repository, byte for byte.
+func whole(t testing.TB, c *distribution.Client, repo, digest string) {
+	t.Helper()
+	body, media, _, err := c.Manifest(t.Context(), repo, digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := distribution.ParseManifest(media, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range m.Children {
+		whole(t, c, repo, d.Digest)
+	}
+	for _, d := range m.Blobs {
+		rc, err := c.OpenBlob(t.Context(), repo, d, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := distribution.NewHash(d.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(h, rc)
+		rc.Close()
+		if err != nil || distribution.DigestOf(h) != d.Digest {
+			t.Fatalf("blob %s: %v, %s", d.Digest, err, distribution.DigestOf(h))
+		}
+	}
+}
+
+func from(rs ...*replica) []Source {
+	var out []Source
+	for i, r := range rs {
+		out = append(out, Source{Name: fmt.Sprintf("region%d", i), Client: r.client})
+	}
+	return out
+}
+
+func TestCopyIndexAndAgain(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	base := random(1, 300_000)
+	one := pushImage(t, a.client, "team/app", base, random(2, 3<<20))
+	two := pushImage(t, a.client, "team/app", base, random(3, 10))
+	inner := push(t, a.client, "team/app", indexType, map[string]any{"manifests": []any{two}})
+	index := push(t, a.client, "team/app", indexType, map[string]any{"manifests": []any{one, inner}})
+	target := NewTarget(b.client, Limits{}, nil)
+	var last Stats
+	got, err := target.Copy(t.Context(), Request{Repository: "team/app", Manifest: index, Sources: from(a), Progress: func(s Stats) { last = s }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole(t, b.client, "team/app", index.Digest)
+	if got.Uploaded != 5 || got.Manifests != 4 || got.Mounted != 0 || got.Read != got.Sent || got.Sent < 3<<20 || last != got {
+		t.Fatalf("got %+v, last reported %+v", got, last)
+	}
+	// Nothing to do, and yet proved.
+	proofs := b.count("GET blob")
+	got, err = target.Copy(t.Context(), Request{Repository: "team/app", Manifest: index, Sources: from(a)})
+	if err != nil || got.Sent != 0 || got.Manifests != 0 || got.Present != 5 {
+		t.Fatalf("again: %+v, %v", got, err)
+	}
+	if n := b.count("GET blob") - proofs; n != 5 {
+		t.Fatalf("%d proofs of 5 blobs", n)
+	}
+	// A replicator that starts anew has no hints.
+	got, err = NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "team/app", Manifest: index, Sources: from(a)})
+	if err != nil || got.Sent != 0 || got.Present != 5 {
+		t.Fatalf("without hints: %+v, %v", got, err)
+	}
+}
+
+func TestBlobEntersOnce(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	base := random(1, 2<<20)
+	const n = 8
+	images := make([]distribution.Descriptor, n)
+	for i := range images {
+		images[i] = pushImage(t, a.client, fmt.Sprintf("r%d", i), base, random(uint64(10+i), 1000))
+	}
+	target := NewTarget(b.client, Limits{Blobs: 3}, nil)
+	var wg sync.WaitGroup
+	var sent, mounted atomic.Int64
+	for i := range images {
+		wg.Go(func() {
+			s, err := target.Copy(t.Context(), Request{Repository: fmt.Sprintf("r%d", i), Manifest: images[i], Sources: from(a)})
+			if err != nil {
+				t.Error(err)
+			}
+			sent.Add(s.Sent)
+			mounted.Add(int64(s.Mounted))
+		})
+	}
+	wg.Wait()
+	for i := range images {
+		whole(t, b.client, fmt.Sprintf("r%d", i), images[i].Digest)
+	}
+	if sent.Load() >= 2*(2<<20) || mounted.Load() != n-1 {
+		t.Fatalf("%d bytes sent, %d mounted: the base layer entered more than once", sent.Load(), mounted.Load())
+	}
+	if len(target.flights) != 0 {
+		t.Fatalf("flights left: %v", target.flights)
+	}
+}
+
+// The second image of one repository needs the base layer proved, not sent, not mounted.
+func TestSameRepositoryProves(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	base := random(1, 5000)
+	one, two := pushImage(t, a.client, "r", base, random(2, 10)), pushImage(t, a.client, "r", base, random(3, 10))
+	target := NewTarget(b.client, Limits{}, nil)
+	for _, d := range []distribution.Descriptor{one, two} {
+		if _, err := target.Copy(t.Context(), Request{Repository: "r", Manifest: d, Sources: from(a)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.count("POST mount") != 0 {
+		t.Fatal("mounted within one repository")
+	}
+	if b.count("PUT upload") != 5 {
+		t.Fatalf("%d uploads, want 5", b.count("PUT upload"))
+	}
+}
+
+func TestMountThatLies(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	base := random(1, 5000)
+	img := pushImage(t, a.client, "second", base)
+	// HEAD 200 and mount 201 for a blob that is not there, and then a body of 0 bytes: distribution after garbage collection.
+	var uploaded atomic.Bool
+	b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		switch {
+		case r.URL.Query().Get("mount") == distribution.Digest(base):
+			w.WriteHeader(http.StatusCreated)
+			return true
+		case r.Method == http.MethodPut && r.URL.Query().Get("digest") == distribution.Digest(base):
+			uploaded.Store(true)
+		case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/blobs/"+distribution.Digest(base)) && !uploaded.Load():
+			w.Header().Set("Content-Range", "bytes 4999-4999/5000")
+			w.Header().Set("Content-Length", "1")
+			w.WriteHeader(http.StatusPartialContent)
+			return true
+		}
+		return false
+	})
+	target := NewTarget(b.client, Limits{}, nil)
+	target.Hint("first", distribution.Digest(base))
+	s, err := target.Copy(t.Context(), Request{Repository: "second", Manifest: img, Sources: from(a)})
+	if err != nil || s.Mounted != 0 || s.Uploaded != 2 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	whole(t, b.client, "second", img.Digest)
+}
+
+func TestMountRefusedUsesItsSession(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	img := pushImage(t, a.client, "second", random(1, 2<<20))
+	target := NewTarget(b.client, Limits{}, nil)
+	target.Hint("first", distribution.Digest(random(1, 2<<20)))
+	if _, err := target.Copy(t.Context(), Request{Repository: "second", Manifest: img, Sources: from(a)}); err != nil {
+		t.Fatal(err)
+	}
+	whole(t, b.client, "second", img.Digest)
+	if m, p := b.count("POST mount"), b.count("POST upload"); m != 1 || p != 1 {
+		t.Fatalf("%d mounts and %d new sessions, want 1 (for the layer) and 1 (for the config)", m, p)
+	}
+}
+
+// cutter cuts the body of the first so many blob answers that are longer than n bytes there.
+func cutter(times int32, n int) func(http.ResponseWriter, *http.Request, http.Handler) bool {
+	var left atomic.Int32
+	left.Store(times)
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		rec := httptest.NewRecorder()
+		next.ServeHTTP(rec, r)
+		if rec.Body.Len() <= n || left.Add(-1) < 0 {
+			for k, v := range rec.Header() {
+				w.Header()[k] = v
+			}
+			w.WriteHeader(rec.Code)
+			w.Write(rec.Body.Bytes())
+			return true
+		}
+		for k, v := range rec.Header() {
+			w.Header()[k] = v
+		}
+		w.WriteHeader(rec.Code)
+		w.Write(rec.Body.Bytes()[:min(n, rec.Body.Len())])
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func TestSourceCutMidBlob(t *testing.T) {
+	t.Parallel()
+	for _, times := range []int32{1, 2, 5} {
+		t.Run(fmt.Sprint(times), func(t *testing.T) {
+			t.Parallel()
+			near, far, b := newReplica(t), newReplica(t), newReplica(t)
+			layer := random(1, 8<<20)
+			img := pushImage(t, near.client, "r", layer)
+			pushImage(t, far.client, "r", layer)
+			near.meddle(cutter(times, 3<<20))
+			s, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(near, far)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			whole(t, b.client, "r", img.Digest)
+			if over := s.Read - s.Sent; over != 0 {
+				t.Fatalf("%d bytes were read twice: the takeover is not at the byte where it was cut", over)
+			}
+			if b.count("PATCH upload") != 1 {
+				t.Fatal("a source's trouble reached the target")
+			}
+			if far.count("GET blob") == 0 {
+				t.Fatal("no other source took over")
+			}
+		})
+	}
+}
+
+func TestWrongBytesAreNeverCommitted(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int{"small": 2000, "large": 5 << 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			liar, honest, b := newReplica(t), newReplica(t), newReplica(t)
+			layer := random(1, size)
+			img := pushImage(t, liar.client, "r", layer)
+			pushImage(t, honest.client, "r", layer)
+			liar.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, distribution.Digest(layer)) {
+					return false
+				}
+				wrong := bytes.Clone(layer)
+				wrong[size/2] ^= 1
+				w.Header().Set("Content-Length", fmt.Sprint(size))
+				w.Write(wrong)
+				return true
+			})
+			var commits atomic.Int32
+			b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				if r.Method == http.MethodPut && r.URL.Query().Get("digest") == distribution.Digest(layer) {
+					commits.Add(1)
+				}
+				return false
+			})
+			target := NewTarget(b.client, Limits{}, nil)
+			if _, err := target.Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(liar)}); !errors.Is(err, ErrSource) || errors.Is(err, ErrIncomplete) {
+				t.Fatalf("a liar alone: %v", err)
+			}
+			if commits.Load() != 0 {
+				t.Fatal("wrong bytes were committed")
+			}
+			if _, err := target.Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(liar, honest)}); err != nil {
+				t.Fatal(err)
+			}
+			whole(t, b.client, "r", img.Digest)
+		})
+	}
+}
+
+func TestTargetCutMidUpload(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	img := pushImage(t, a.client, "r", random(1, 6<<20))
+	var cuts atomic.Int32
+	b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if r.Method == http.MethodPatch && cuts.Add(1) <= 2 {
+			io.CopyN(io.Discard, r.Body, 2<<20)
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
+	s, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole(t, b.client, "r", img.Digest)
+	if s.Uploaded != 2 || cuts.Load() != 3 {
+		t.Fatalf("%+v after %d patches", s, cuts.Load())
+	}
+}
+
+func TestCommitWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
+	for name, size := range map[string]int{"small": 2000, "large": 3 << 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := newReplica(t), newReplica(t)
+			layer := random(1, size)
+			img := pushImage(t, a.client, "r", layer)
+			var lost atomic.Int32
+			b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				if r.Method == http.MethodPut && r.URL.Query().Get("digest") == distribution.Digest(layer) && lost.Add(1) == 1 {
+					next.ServeHTTP(httptest.NewRecorder(), r)
+					panic(http.ErrAbortHandler)
+				}
+				return false
+			})
+			s, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)})
+			if err != nil || lost.Load() != 1 {
+				t.Fatalf("%+v, %v after %d commits", s, err, lost.Load())
+			}
+			whole(t, b.client, "r", img.Digest)
+		})
+	}
+}
+
+func TestStatesOfTheTarget(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		method string
+		code   int
+		body   string
+		after  string
+		want   error
+	}{
+		{"read-only", http.MethodPost, 405, "", "", distribution.ErrReadOnly},
+		{"full", http.MethodPut, 507, "", "", distribution.ErrFull},
+		{"busy for long", http.MethodPost, 503, "", "600", distribution.ErrUnavailable},
+		{"denied", http.MethodPost, 403, "", "", distribution.ErrUnauthorized},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			a, b := newReplica(t), newReplica(t)
+			img := pushImage(t, a.client, "r", random(1, 1000))
+			b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				if r.Method != tc.method {
+					return false
+				}
+				if tc.after != "" {
+					w.Header().Set("Retry-After", tc.after)
+				}
+				w.WriteHeader(tc.code)
+				return true
+			})
+			_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)})
+			if !errors.Is(err, tc.want) || errors.Is(err, ErrSource) {
+				t.Fatalf("got %v", err)
+			}
+			if _, err := b.client.Head(t.Context(), "r", img.Digest); !errors.Is(err, distribution.ErrNotFound) {
+				t.Fatalf("the manifest was put: %v", err)
+			}
+		})
+	}
+	t.Run("busy for a moment", func(t *testing.T) {
+		t.Parallel()
+		a, b := newReplica(t), newReplica(t)
+		img := pushImage(t, a.client, "r", random(1, 3<<20))
+		var n atomic.Int32
+		b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+			if n.Add(1)%5 != 0 {
+				return false
+			}
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		})
+		if _, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)}); err != nil {
+			t.Fatal(err)
+		}
+		b.meddle(func(http.ResponseWriter, *http.Request, http.Handler) bool { return false })
+		whole(t, b.client, "r", img.Digest)
+	})
+	t.Run("a source that is away is no state of the target", func(t *testing.T) {
+		t.Parallel()
+		a, b := newReplica(t), newReplica(t)
+		img := pushImage(t, a.client, "r", random(1, 1000))
+		a.Close()
+		_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)})
+		if !errors.Is(err, ErrSource) || errors.Is(err, ErrIncomplete) || distribution.StateOfReplica(err) {
+			t.Fatalf("got %v", err)
+		}
+	})
+}
+
+func TestManifestBlobUnknownStartsOnceAgain(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	layer := random(1, 1000)
+	img := pushImage(t, a.client, "r", layer)
+	target := NewTarget(b.client, Limits{}, nil)
+	var puts atomic.Int32
+	times := int32(1)
+	refuse := func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") && puts.Add(1) <= times {
+			w.WriteHeader(http.StatusBadRequest)
+			io.WriteString(w, `{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}`)
+			return true
+		}
+		return false
+	}
+	b.meddle(refuse)
+	if _, err := target.Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)}); err != nil || puts.Load() != 2 {
+		t.Fatalf("%v after %d puts", err, puts.Load())
+	}
+	puts.Store(0)
+	times = 10
+	c := newReplica(t)
+	c.meddle(refuse)
+	if _, err := NewTarget(c.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)}); !errors.Is(err, distribution.ErrBlobUnknown) || puts.Load() != 2 {
+		t.Fatalf("%v after %d puts, want 2", err, puts.Load())
+	}
+}
+
+func TestNotReplicableAndIncomplete(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	raw := []byte(`{"schemaVersion":1,"name":"r","fsLayers":[]}`)
+	if err := a.client.PutManifest(t.Context(), "r", "old", "application/vnd.docker.distribution.manifest.v1+prettyjws", raw, ""); err != nil {
+		t.Fatal(err)
+	}
+	target := NewTarget(b.client, Limits{}, nil)
+	_, err := target.Copy(t.Context(), Request{Repository: "r", Manifest: distribution.Descriptor{Digest: distribution.Digest(raw)}, Sources: from(a)})
+	var not *NotReplicableError
+	if !errors.As(err, &not) || not.Reason == "" {
+		t.Fatalf("schema 1: %v", err)
+	}
+
+	// A platform that is not there (yet): the others are copied, the index waits.
+	one := pushImage(t, a.client, "r", random(1, 1000))
+	gone := distribution.Descriptor{MediaType: imageType, Digest: distribution.Digest([]byte("gone")), Size: 4}
+	body, _ := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": indexType, "manifests": []any{gone, one}})
+	a.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, distribution.Digest(body)) {
+			w.Header().Set("Content-Type", indexType)
+			w.Write(body)
+			return true
+		}
+		return false
+	})
+	_, err = target.Copy(t.Context(), Request{Repository: "r", Manifest: distribution.Descriptor{Digest: distribution.Digest(body)}, Sources: from(a)})
+	if !errors.Is(err, ErrIncomplete) || errors.As(err, &not) {
+		t.Fatalf("a missing child: %v", err)
+	}
+	whole(t, b.client, "r", one.Digest)
+
+	// What the target refuses for ever.
+	two := pushImage(t, a.client, "r", random(2, 1000))
+	b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
+			w.WriteHeader(http.StatusBadRequest)
+			io.WriteString(w, `{"errors":[{"code":"MANIFEST_INVALID","message":"media type not allowed"}]}`)
+			return true
+		}
+		return false
+	})
+	_, err = target.Copy(t.Context(), Request{Repository: "r", Manifest: two, Sources: from(a)})
+	if !errors.As(err, &not) || !strings.Contains(not.Reason, "media type not allowed") {
+		t.Fatalf("a refused manifest: %v", err)
+	}
+}
+
+func TestForeignLayersAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	foreign := distribution.Descriptor{MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Digest: distribution.Digest([]byte("windows")), Size: 7, URLs: []string{"https://example.com/windows"}}
+	img := push(t, a.client, "r", imageType, map[string]any{"config": pushBlob(t, a.client, "r", []byte("{}")), "layers": []any{foreign, pushBlob(t, a.client, "r", []byte("layer"))}})
+	s, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)})
+	if err != nil || s.Foreign != 1 || s.Uploaded != 2 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+}
+
+func TestCancelledCopyCancelsItsUpload(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	img := pushImage(t, a.client, "r", random(1, 6<<20))
+	ctx, cancel := context.WithCancel(t.Context())
+	b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if r.Method == http.MethodPatch {
+			io.CopyN(io.Discard, r.Body, 1<<20)
+			cancel()
+			io.Copy(io.Discard, r.Body) // until the client goes away
+			return true
+		}
+		return false
+	})
+	target := NewTarget(b.client, Limits{}, nil)
+	if _, err := target.Copy(ctx, Request{Repository: "r", Manifest: img, Sources: from(a)}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	if b.count("DELETE upload") == 0 {
+		t.Fatal("the upload was abandoned without a word")
+	}
+	if len(target.flights) != 0 || !target.slots.TryAcquire(int64(target.limits.Blobs)) {
+		t.Fatal("a slot or flight was kept")
+	}
+}
+
+func TestReferrersOfAllSources(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	img := pushImage(t, a.client, "r", random(1, 10))
+	pushImage(t, b.client, "r", random(1, 10))
+	var want []string
+	for i, r := range []*replica{a, b} {
+		config := pushBlob(t, r.client, "r", fmt.Appendf(nil, "{%d}", i))
+		want = append(want, push(t, r.client, "r", imageType, map[string]any{"config": config, "layers": []any{config}, "subject": img}).Digest)
+	}
+	got, err := Referrers(t.Context(), "r", img.Digest, from(a, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var digests []string
+	for _, d := range got {
+		digests = append(digests, d.Digest)
+	}
+	if !slices.Equal(digests, want) {
+		t.Fatalf("got %v, want %v", digests, want)
+	}
+	b.Close()
+	if got, err := Referrers(t.Context(), "r", img.Digest, from(a, b)); err == nil || len(got) != 1 {
+		t.Fatalf("with a source away: %v, %v", got, err)
+	}
+}
+
+func TestHints(t *testing.T) {
+	t.Parallel()
+	h := newHints(2)
+	h.add("a", "r1")
+	h.add("a", "r2")
+	h.add("a", "r1")
+	if got := h.get("a"); !slices.Equal(got, []string{"r2", "r1"}) {
+		t.Fatal(got)
+	}
+	h.add("b", "r1")
+	h.get("a")
+	h.add("c", "r1")
+	if h.get("b") != nil || h.get("a") == nil || h.get("c") == nil {
+		t.Fatal("not the least recently used was dropped")
+	}
+	h.remove("a", "r2")
+	if got := h.get("a"); !slices.Equal(got, []string{"r1"}) {
+		t.Fatal(got)
+	}
+	for i := range 20 {
+		h.add("a", fmt.Sprint(i))
+	}
+	if n := len(h.get("a")); n != hintRepositories {
+		t.Fatal(n)
+	}
+	h.drop("a")
+	h.clear()
+	if h.get("a") != nil || h.get("c") != nil || h.order.Len() != 0 {
+		t.Fatal("not dropped")
+	}
+}
