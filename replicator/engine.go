@@ -1,0 +1,922 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"portolan/replicator/ledger"
+	"portolan/replicator/version"
+)
+
+// Remote is what the engine asks of one replica: the OCI distribution API, cut down to what replication needs. A digest
+// that is ledger.Absent says that there is nothing. Implementations are safe for concurrent use.
+type Remote interface {
+	// Ping fails unless there is a registry at the endpoint that these credentials may use: what it says is absent is.
+	Ping(ctx context.Context) error
+	// Head returns what is under a tag, or the digest itself if that manifest is there.
+	Head(ctx context.Context, repository, reference string) (digest string, err error)
+	// Repositories lists what the registry is willing to list; ErrUnsupported if it has no catalog.
+	Repositories(ctx context.Context) ([]string, error)
+	// Tags lists the tags of a repository, and reports whether the registry shows that repository at all: one that it does
+	// not show may be gone, or hidden from these credentials.
+	Tags(ctx context.Context, repository string) (tags []string, shown bool, err error)
+	// Bring makes the manifest and everything that it needs present, from the first of the sources that has it, without
+	// touching a tag. ErrGone: none of the sources has it.
+	Bring(ctx context.Context, repository, digest string, sources []Remote) (Transfer, error)
+	// Tag points a tag at a manifest that is there already.
+	Tag(ctx context.Context, repository, tag, digest, writeID string) error
+	// Untag removes a tag and nothing else. Where that takes a throw-away manifest under the tag, declare is called with
+	// its digest before it is put there, and its error ends Untag.
+	Untag(ctx context.Context, repository, tag, writeID string, declare func(digest string) error) error
+	// Delete removes a manifest, and the tags that point to it.
+	Delete(ctx context.Context, repository, digest, writeID string) error
+	// Names returns the digests that a manifest names: the children of an index, those of indexes in it, and its subject.
+	Names(ctx context.Context, repository, digest string) ([]string, error)
+	// Blobs returns the sizes in bytes of the blobs that a manifest leads to, its children's included.
+	Blobs(ctx context.Context, repository, digest string) (map[string]int64, error)
+	// Referrers returns the digests of the manifests whose subject is digest, as far as the registry has an API for it.
+	Referrers(ctx context.Context, repository, digest string) ([]string, error)
+}
+
+// Transfer counts what a copy cost.
+type Transfer struct {
+	// BytesRead were read from sources, BytesWritten were sent to the target.
+	BytesRead, BytesWritten int64
+	// Uploaded, Mounted and Present count blobs by the way they came to be there.
+	Uploaded, Mounted, Present int
+}
+
+var (
+	// ErrUnsupported says that the registry does not have that part of the API, or has it switched off.
+	ErrUnsupported = errors.New("not supported by this registry")
+	// ErrGone says that a manifest or blob is in none of the replicas it could have come from.
+	ErrGone = errors.New("no replica has it any more")
+	// ErrRefused says that the registry answered a request with a plain no, and did not carry it out.
+	ErrRefused = errors.New("refused by the registry")
+
+	// errAgain says that the world changed meanwhile: look at it again.
+	errAgain = errors.New("changed meanwhile")
+	// errPush says that somebody pushed to the tag that was about to be written.
+	errPush = errors.New("pushed to meanwhile")
+	// errRegressed says that the replica shows less, or older, than it had: the guard of the next scan decides.
+	errRegressed = errors.New("the replica shows an older version than it had, and no event tells of it: the next scan decides")
+	// errLease says that the lease does not last long enough for a write.
+	errLease = errors.New("the lease is about to end")
+)
+
+// NotReplicableError says that something can never be applied to a replica, and why.
+type NotReplicableError struct{ Reason string }
+
+func (e *NotReplicableError) Error() string { return "not replicable: " + e.Reason }
+
+// UnavailableError says that a replica as a whole cannot be used at the moment: a state of the replica, not a failure of
+// the image.
+type UnavailableError struct {
+	// RetryAfter is how long the replica asked to be left alone; zero if it did not say.
+	RetryAfter time.Duration
+	Err        error
+}
+
+func (e *UnavailableError) Error() string { return e.Err.Error() }
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// writeTime is the longest that a single write to a tag may take. A write starts only while the lease lasts longer.
+const writeTime = 5 * time.Second
+
+// member is one replica as the engine sees it at one moment.
+type member struct {
+	version.Replica
+	Remote
+	// sources are the other members, the nearest first.
+	sources []*member
+	// remaining is how long this process still holds the lease for writes to the replica.
+	remaining func() time.Duration
+}
+
+// fleet is all members of a registry at one moment. Immutable.
+type fleet struct {
+	members  []*member
+	replicas version.Fleet
+}
+
+func newFleet(members []*member) *fleet {
+	f := &fleet{members: members}
+	for _, m := range members {
+		f.replicas = append(f.replicas, m.Replica)
+	}
+	return f
+}
+
+// member returns the member of an incarnation, or nil.
+func (f *fleet) member(incarnation string) *member {
+	for _, m := range f.members {
+		if m.Incarnation == incarnation {
+			return m
+		}
+	}
+	return nil
+}
+
+// engine observes and applies, one step at a time: each method runs to its end in the caller's goroutine and keeps nothing in memory
+// that a crash would lose. It is the part of the replicator that the simulation drives.
+type engine struct {
+	registry string
+	ledger   ledger.Ledger
+	fleet    func() *fleet
+	now      func() time.Time
+	writeID  func() string
+	rules    rules
+	log      *zap.Logger
+	decided  func(region string, key ledger.Key, v version.Verdict)
+
+	mu sync.Mutex
+	// suspects are, by incarnation, the tags that the last scan found missing.
+	suspects map[string]map[ledger.Key]suspect
+}
+
+// rules are the registry's policies, as the engine needs them.
+type rules struct {
+	version.Policy
+	// guard says whether so many regressions in one scan of so many tags are too many to be believed: version.Guard.
+	guard func(tags, regressions int) bool
+	// keepConflicts keeps losers under a tag of their own.
+	keepConflicts bool
+	// untagged copies manifests that no tag leads to.
+	untagged bool
+	// deleteConfirmation is how far two scans must be apart that find a tag missing, for that to be a delete.
+	deleteConfirmation time.Duration
+}
+
+// suspect is a tag that a scan found missing.
+type suspect struct {
+	// sequence is the version that was missing: another one is another matter.
+	sequence uint64
+	since    time.Time
+}
+
+// evidence is what led to an observation.
+type evidence struct {
+	// pushes are the pushes that events told of, the oldest first.
+	pushes []push
+	// deletedAt is when an event told of a delete that was not ours; zero: none did.
+	deletedAt time.Time
+	// erased is the write id of a delete of our own that an event told of; empty: none did.
+	erased string
+	// since is when the key was looked at before: the date of a push that no event told of.
+	since time.Time
+	// guarded says that a scan found it, and that the guard lets it pass: an older version that no event told of is believed.
+	guarded bool
+	// confirmed says that an absence is to be believed: two scans found it, or an operator vouched for it.
+	confirmed bool
+	// heard is when the newest event was received; zero for a scan.
+	heard time.Time
+}
+
+// clockError is how far the corrected clocks of two registries may be apart before an event is taken for an older one.
+const clockError = time.Minute
+
+// deletes reports whether a delete event is about what the record says: one that is older than the head was accounted for
+// before the head came to be.
+func (ev evidence) deletes(record ledger.Record) bool {
+	return !ev.deletedAt.IsZero() && !ev.deletedAt.Before(record.Head.Time.Add(-clockError))
+}
+
+// clockJitter is how far two corrected times of one registry may be apart from what its own clock said: until many answers
+// have come, an offset is known to half a second.
+const clockJitter = time.Second
+
+// tells reports whether an event accounts for what a replica shows. The event of an old version's own push does not
+// account for that version being there again (rule 6): the replica may have been restored.
+func (ev evidence) tells(record ledger.Record, digest string) bool {
+	if digest == ledger.Absent {
+		return ev.deletes(record) || ev.erased != ""
+	}
+	return slices.ContainsFunc(ev.pushes, func(p push) bool {
+		return p.Digest == digest && (p.WriteID != "" || !p.late(record))
+	})
+}
+
+// late reports whether the event is that of an earlier version's own push: rule 6.
+func (p push) late(record ledger.Record) bool {
+	return p.Digest != record.Head.Digest && version.Knows(record, p.Digest) && !p.Time.After(record.Head.Time)
+}
+
+// early is how long an event may run ahead of what it tells: CNCF distribution sends the event of a push when the manifest is
+// stored, and sets the tag afterwards.
+const early = 2 * time.Second
+
+// tooEarly reports whether events tell of what the replica does not show yet, so that it should be looked at again.
+func (e *engine) tooEarly(ev evidence) bool {
+	return !ev.heard.IsZero() && e.now().Sub(ev.heard) < early
+}
+
+type push struct {
+	version.Event
+	// byOther says that the event names a writer, and that it was not Portolan.
+	byOther bool
+}
+
+// get reads a record; one that does not exist is the zero record at revision zero.
+func (e *engine) get(ctx context.Context, key ledger.Key) (ledger.Row, error) {
+	row, err := e.ledger.Get(ctx, key)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return ledger.Row{Key: key}, nil
+	}
+	return row, err
+}
+
+// attempts bounds how often a step is decided anew because its record changed meanwhile; whoever asked for it asks again.
+const attempts = 16
+
+// update stores what change makes of a record, again and again until nobody was in between. change returns false when
+// there is nothing to store.
+func (e *engine) update(ctx context.Context, key ledger.Key, change func(ledger.Record) (ledger.Record, bool)) error {
+	for range attempts {
+		row, err := e.get(ctx, key)
+		if err != nil {
+			return err
+		}
+		next, changed := change(row.Record)
+		if !changed {
+			return nil
+		}
+		if _, err := e.ledger.CompareAndSet(ctx, key, &next, row.Revision); !errors.Is(err, ledger.ErrConflict) {
+			return err
+		}
+	}
+	return fmt.Errorf("storing %s: %w", key, errAgain)
+}
+
+// observe looks at a key of a member, decides what that means and stores it. The record is read before the replica is
+// asked: a write of our own that comes between changes the record, and the decision is made anew. What looks like a wiped
+// or restored replica is left to the guard: Suspect.
+func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evidence) (version.Verdict, error) {
+	for range attempts {
+		row, err := e.get(ctx, key)
+		if err != nil {
+			return 0, err
+		}
+		if ev.echo(row.Record, m.Replica) {
+			return version.Applied, nil
+		}
+		asked := e.now()
+		digest, err := m.Head(ctx, key.Repository, key.Reference)
+		if err != nil {
+			return 0, err
+		}
+		out := version.Outcome{Verdict: version.Suspect, Record: row.Record}
+		if ev.guarded || ev.confirmed || ev.tells(row.Record, digest) || !version.Regress(row.Record, m.Replica, digest, e.now()) {
+			o, err := e.observation(ctx, m, key, row.Record, digest, asked, ev)
+			if err != nil {
+				return 0, err
+			}
+			f := e.fleet()
+			out = version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, o)
+			out.Record, err = e.store(ctx, f, row, out)
+			if errors.Is(err, ledger.ErrConflict) {
+				continue
+			}
+			if err != nil {
+				return 0, err
+			}
+		}
+		e.decided(m.Region, key, out.Verdict)
+		if ev.deletes(out.Record) && digest != ledger.Absent && !ev.tells(row.Record, digest) && e.tooEarly(ev) {
+			return out.Verdict, errAgain
+		}
+		if err := e.observeOverwritten(ctx, m, key, out.Record, out.Verdict, digest, ev); err != nil {
+			return 0, err
+		}
+		return out.Verdict, nil
+	}
+	return 0, fmt.Errorf("deciding %s in %s: %w", key, m.Region, errAgain)
+}
+
+// echo reports whether events tell of nothing but writes of our own whose outcome is in the record already: no need to
+// look.
+func (ev evidence) echo(record ledger.Record, at version.Replica) bool {
+	if len(ev.pushes) == 0 || !ev.deletedAt.IsZero() || ev.erased != "" || ev.guarded || ev.confirmed {
+		return false
+	}
+	s, known := version.Sequence(record, at)
+	never := record.Head.Sequence == 0 // the manifest came with a tag, and has no record of its own
+	return (never || known && s == record.Head.Sequence) && !slices.ContainsFunc(ev.pushes, func(p push) bool {
+		return p.WriteID == "" || !never && p.Digest != record.Head.Digest ||
+			slices.ContainsFunc(record.Intents, func(i ledger.Intent) bool { return i.WriteID == p.WriteID })
+	})
+}
+
+// observation dates what HEAD gave and adds what events told of it.
+func (e *engine) observation(ctx context.Context, m *member, key ledger.Key, record ledger.Record, digest string, asked time.Time, ev evidence) (version.Observation, error) {
+	o := version.Observation{Digest: digest, Now: asked, Time: ev.since, Undated: true, Confirmed: ev.confirmed}
+	if ev.deletes(record) {
+		o.Confirmed = true
+		if key.Kind == ledger.Manifest {
+			o.Deleted = key.Reference
+		}
+		if digest == ledger.Absent {
+			o.Time, o.Undated = ev.deletedAt, false
+		}
+	} else if digest == ledger.Absent {
+		var err error
+		if o.WriteID, err = e.erasure(ctx, m, key, record, ev); err != nil {
+			return o, err
+		}
+	}
+	if o.Time.IsZero() {
+		o.Time = asked
+	}
+	for _, p := range ev.pushes {
+		if p.Digest == digest && (p.WriteID != "" || !p.late(record)) {
+			o.Time, o.Undated, o.WriteID, o.ByOther = p.Time, false, p.WriteID, p.byOther
+		}
+	}
+	return o, nil
+}
+
+// erasure returns the write id of a delete of our own that may be why a key is absent; empty if there was none. A delete
+// by digest takes the tags with it, those too that came to point to the digest after it was found to be named by nothing.
+func (e *engine) erasure(ctx context.Context, m *member, key ledger.Key, record ledger.Record, ev evidence) (string, error) {
+	if ev.erased != "" || key.Kind != ledger.Tag {
+		return ev.erased, nil
+	}
+	had := version.Has(record, m.Replica)
+	if had == ledger.Absent {
+		return "", nil
+	}
+	row, err := e.get(ctx, ledger.Key{Registry: key.Registry, Repository: key.Repository, Kind: ledger.Manifest, Reference: had})
+	if err != nil {
+		return "", err
+	}
+	for _, i := range row.Record.Intents {
+		if i.Incarnation == m.Incarnation && i.Digest == ledger.Absent && e.now().Sub(i.Since) < version.IntentLifetime {
+			return i.WriteID, nil
+		}
+	}
+	return "", nil
+}
+
+// store writes an outcome: first what must not be lost with it, then the record.
+func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out version.Outcome) (ledger.Record, error) {
+	if out.Lost != nil {
+		if err := e.keep(ctx, f, row.Key, *out.Lost); err != nil {
+			return ledger.Record{}, fmt.Errorf("keeping the version of %s that was lost in %s: %w", row.Key, out.Lost.Region, err)
+		}
+	}
+	if out.Joins != "" && row.Key.Kind == ledger.Tag {
+		replaced := out.Joins == row.Record.Head.Digest
+		err := e.join(ctx, f, row.Key, out.Joins, row.Record.Head.Origin, func(r version.Replica) bool {
+			return replaced && !version.Due(row.Record, r)
+		})
+		if err != nil {
+			return ledger.Record{}, err
+		}
+	}
+	if !out.Changed {
+		return row.Record, nil
+	}
+	_, err := e.ledger.CompareAndSet(ctx, row.Key, &out.Record, row.Revision)
+	return out.Record, err
+}
+
+// observeOverwritten accounts for the events whose digest is no longer under the tag.
+func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.Key, record ledger.Record, verdict version.Verdict, digest string, ev evidence) error {
+	pushedHere := verdict == version.Successor || verdict == version.ConcurrentWon || verdict == version.ConcurrentLost
+	for _, p := range ev.pushes {
+		if p.Digest == digest || key.Kind != ledger.Tag {
+			continue
+		}
+		if p.WriteID == "" && !version.Knows(record, p.Digest) && e.tooEarly(ev) {
+			return errAgain
+		}
+		overwritten := !pushedHere && record.Head.Sequence > 0 && !ev.deletedAt.After(p.Time) &&
+			!version.Overtaken(record, m.Region, p.Time.Add(clockJitter/2)) && copied(record, m.Replica, digest, p)
+		there, err := m.Head(ctx, key.Repository, p.Digest)
+		if err != nil {
+			return err
+		}
+		for i := range attempts {
+			row, err := e.get(ctx, key)
+			if err != nil {
+				return err
+			}
+			f := e.fleet()
+			out := version.ObserveOverwritten(row.Record, f.replicas, m.Replica, p.Event, overwritten, there == p.Digest)
+			if out.Joins != "" {
+				// Only this replica is known to hold it.
+				if err := e.join(ctx, f, key, out.Joins, m.Region, func(r version.Replica) bool { return r.Incarnation == m.Incarnation }); err != nil {
+					return err
+				}
+				out.Joins = ""
+			} else if overwritten && there != p.Digest && out.Verdict == version.Superseded {
+				e.log.Warn("a push was overwritten by a copy before it was seen, and its manifest is gone",
+					zap.String("image", key.String()), zap.String("region", m.Region), zap.String("digest", p.Digest))
+			}
+			_, err = e.store(ctx, f, row, out)
+			if errors.Is(err, ledger.ErrConflict) && i < attempts-1 {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			e.decided(m.Region, key, out.Verdict)
+			break
+		}
+	}
+	return nil
+}
+
+// copied reports whether what stands where p was pushed is a write of ours, not a later act of the same registry's users.
+func copied(record ledger.Record, at version.Replica, digest string, p push) bool {
+	if digest != record.Head.Digest {
+		if slices.ContainsFunc(record.Intents, func(i ledger.Intent) bool { return i.Incarnation == at.Incarnation && i.Digest == digest }) {
+			return true
+		}
+		if digest == ledger.Absent {
+			// Nobody knows who took away what was there before.
+			origin, _ := version.Origin(record, version.Has(record, at))
+			return origin != "" && origin != at.Region
+		}
+	}
+	// A version that came from elsewhere came by a copy; one of the same region is its users', unless it is certainly older
+	// than this push: then a copy brought it back. What is no version at all was not put by us.
+	origin, latest := version.Origin(record, digest)
+	return origin != "" && (origin != at.Region || p.Time.After(latest.Add(clockJitter)))
+}
+
+// maxConflicts bounds how many lost versions of one tag and region are kept under names of their own.
+const maxConflicts = 1000
+
+// keep gives a lost version a tag of its own, unless it has one. It is safe to be repeated.
+func (e *engine) keep(ctx context.Context, f *fleet, key ledger.Key, lost version.Lost) error {
+	e.log.Warn("two regions pushed to one tag; the version that lost is kept aside", zap.String("image", key.String()),
+		zap.String("region", lost.Region), zap.String("digest", lost.Digest), zap.Bool("kept", e.rules.keepConflicts))
+	if key.Kind != ledger.Tag || !e.rules.keepConflicts {
+		return nil
+	}
+	for n := 1; n <= maxConflicts; n++ {
+		aside := key
+		aside.Reference = version.ConflictTag(key.Reference, lost.Region, n)
+		row, err := e.get(ctx, aside)
+		if err != nil {
+			return err
+		}
+		if row.Revision != 0 {
+			if row.Record.Head.Digest == lost.Digest {
+				return nil
+			}
+			continue
+		}
+		record := version.Keep(f.replicas, lost, key.Reference, e.now())
+		if _, err := e.ledger.CompareAndSet(ctx, aside, &record, 0); errors.Is(err, ledger.ErrConflict) {
+			n--
+			continue
+		} else if err != nil {
+			return err
+		}
+		return nil
+	}
+	return fmt.Errorf("%s has %d kept conflicts from %s already: resolve some", key, maxConflicts, lost.Region)
+}
+
+// join makes a digest a member of the repository's set of manifests, where the policy wants those replicated.
+func (e *engine) join(ctx context.Context, f *fleet, key ledger.Key, digest, origin string, has func(version.Replica) bool) error {
+	if !e.rules.untagged || digest == ledger.Absent {
+		return nil
+	}
+	key.Kind, key.Reference = ledger.Manifest, digest
+	return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+		return version.Join(r, f.replicas, digest, origin, e.now(), has)
+	})
+}
+
+// apply brings a member's content under key to the record's head, if it is not there. errAgain and errPush say that it has to be
+// looked at anew. patient leaves a push that is found on the way to the event that should tell of it; since dates it if none
+// does.
+func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since time.Time, patient bool) (Transfer, error) {
+	var cost Transfer
+	row, err := e.get(ctx, key)
+	if err != nil {
+		return cost, err
+	}
+	if row.Revision == 0 || !version.Due(row.Record, m.Replica) {
+		return cost, nil
+	}
+	shown, err := m.Head(ctx, key.Repository, key.Reference)
+	if err != nil {
+		return cost, err
+	}
+	if shown != ledger.Absent && version.Regress(row.Record, m.Replica, shown, e.now()) {
+		return cost, errRegressed
+	}
+	out := version.Observe(row.Record, e.fleet().replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
+	switch out.Verdict {
+	case version.Applied:
+		_, err := e.store(ctx, e.fleet(), row, out)
+		return cost, again(err)
+	case version.Successor, version.ConcurrentWon, version.ConcurrentLost:
+		// A push that nobody told of yet. Its event dates it best.
+		if patient {
+			return cost, errPush
+		}
+		_, err := e.observe(ctx, m, key, evidence{since: since})
+		return cost, errors.Join(errAgain, err)
+	}
+	if row.Record.Head.Tombstone() {
+		if key.Kind == ledger.Manifest {
+			return cost, e.deleteManifest(ctx, m, row)
+		}
+		return cost, e.untag(ctx, m, key, shown)
+	}
+	cost, err = m.Bring(ctx, key.Repository, row.Record.Head.Digest, e.sourcesFor(m, row.Record))
+	if err != nil {
+		if out.Changed {
+			// What is known of the replica now must be in the record before it can be passed over.
+			_, storing := e.store(ctx, e.fleet(), row, out)
+			err = errors.Join(err, again(storing))
+		}
+		return cost, err
+	}
+	if err := e.joinReferrers(ctx, m, key, row.Record); err != nil {
+		return cost, err
+	}
+	if key.Kind == ledger.Manifest {
+		err := e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+			if r.Head.Digest != row.Record.Head.Digest {
+				return r, false
+			}
+			applied := version.Observe(r, e.fleet().replicas, m.Replica, e.rules.Policy, version.Observation{Digest: r.Head.Digest, Now: e.now()})
+			return applied.Record, applied.Changed
+		})
+		return cost, err
+	}
+	return cost, e.write(ctx, m, key, row.Record.Head.Digest, shown, func(ctx context.Context, intent ledger.Intent) error {
+		return m.Tag(ctx, key.Repository, key.Reference, intent.Digest, intent.WriteID)
+	})
+}
+
+// joinReferrers makes what refers to a record's head a member of the repository's set of manifests, as far as a replica that
+// has the head lists it by the referrers API. Elsewhere referrers hang on a tag, and travel as one.
+func (e *engine) joinReferrers(ctx context.Context, m *member, key ledger.Key, record ledger.Record) error {
+	if !e.rules.untagged {
+		return nil
+	}
+	for _, s := range m.sources {
+		if version.Due(record, s.Replica) {
+			continue
+		}
+		referrers, err := s.Referrers(ctx, key.Repository, record.Head.Digest)
+		if err != nil {
+			continue // that replica's trouble is not this one's; its own scan tells
+		}
+		for _, digest := range referrers {
+			err := e.join(ctx, e.fleet(), key, digest, s.Region, func(r version.Replica) bool { return r.Incarnation == s.Incarnation })
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// write puts or deletes a tag under an intent: the intent is stored, the tag read once more (somebody may have pushed), the request sent, its
+// outcome stored. Whatever happens in between, the record tells the next observation that the write may be ours.
+func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, shown string, send func(context.Context, ledger.Intent) error) error {
+	row, err := e.get(ctx, key)
+	if err != nil {
+		return err
+	}
+	if row.Record.Head.Digest != digest {
+		return errAgain
+	}
+	f := e.fleet()
+	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
+	switch out.Verdict {
+	case version.Unchanged, version.Ours, version.Known, version.Suspect, version.Ignored, version.Restored:
+	default:
+		return errAgain
+	}
+	if m.remaining() < writeTime {
+		return fmt.Errorf("writing %s to %s: %w", key, m.Region, errLease)
+	}
+	record, intent := version.Begin(out.Record, f.replicas, m.Replica, digest, e.writeID(), e.now())
+	if _, err := e.ledger.CompareAndSet(ctx, key, &record, row.Revision); err != nil {
+		return again(err)
+	}
+	abandon := func() error {
+		return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+			return version.Abandon(r, e.fleet().replicas, intent), true
+		})
+	}
+	now, err := m.Head(ctx, key.Repository, key.Reference)
+	if err != nil {
+		return errors.Join(err, abandon())
+	}
+	if now != shown {
+		return errors.Join(errAgain, abandon())
+	}
+	if m.remaining() < writeTime {
+		return errors.Join(errLease, abandon())
+	}
+	sending, cancel := context.WithTimeout(ctx, writeTime)
+	err = send(sending, intent)
+	cancel()
+	if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnsupported) || errors.Is(err, errAgain) {
+		return errors.Join(err, abandon())
+	}
+	if err != nil {
+		// It may have been carried out, or be so later: the intent stays.
+		return err
+	}
+	return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+		return version.Settle(r, e.fleet().replicas, m.Replica, intent), true
+	})
+}
+
+func (e *engine) untag(ctx context.Context, m *member, key ledger.Key, shown string) error {
+	return e.write(ctx, m, key, ledger.Absent, shown, func(ctx context.Context, intent ledger.Intent) error {
+		var declared ledger.Intent
+		err := m.Untag(ctx, key.Repository, key.Reference, intent.WriteID, func(digest string) error {
+			return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+				r, declared = version.Begin(r, e.fleet().replicas, m.Replica, digest, e.writeID(), e.now())
+				return r, true
+			})
+		})
+		if err == nil && declared.WriteID != "" {
+			return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+				return version.Abandon(r, e.fleet().replicas, declared), true
+			})
+		}
+		return err
+	})
+}
+
+// deleteManifest removes a manifest whose deletion was seen elsewhere, once nothing that is alive names it. The intent is
+// stored first: should the request take a tag with it that came to point there meanwhile, or be carried out late, then its
+// absence is known as our own doing, and undone.
+func (e *engine) deleteManifest(ctx context.Context, m *member, row ledger.Row) error {
+	if m.remaining() < writeTime {
+		return fmt.Errorf("deleting %s in %s: %w", row.Key, m.Region, errLease)
+	}
+	record, intent := version.Begin(row.Record, e.fleet().replicas, m.Replica, ledger.Absent, e.writeID(), e.now())
+	if _, err := e.ledger.CompareAndSet(ctx, row.Key, &record, row.Revision); err != nil {
+		return again(err)
+	}
+	abandon := func() error {
+		return e.update(ctx, row.Key, func(r ledger.Record) (ledger.Record, bool) {
+			return version.Abandon(r, e.fleet().replicas, intent), true
+		})
+	}
+	by, err := e.named(ctx, m, row.Key)
+	if err != nil {
+		return errors.Join(err, abandon())
+	}
+	if m.remaining() < writeTime {
+		return errors.Join(errLease, abandon())
+	}
+	if by == "" {
+		deleting, cancel := context.WithTimeout(ctx, writeTime)
+		err = m.Delete(deleting, row.Key.Repository, row.Key.Reference, intent.WriteID)
+		cancel()
+		if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnsupported) {
+			return errors.Join(err, abandon())
+		}
+		if err != nil {
+			return err // it may have been carried out, or be so later: the intent stays
+		}
+	} else {
+		e.log.Info("a deleted manifest stays, because something alive names it", zap.String("image", row.Key.String()),
+			zap.String("region", m.Region), zap.String("named by", by))
+	}
+	if err := e.restore(ctx, m, row.Key, intent.WriteID); err != nil {
+		return err
+	}
+	return e.update(ctx, row.Key, func(r ledger.Record) (ledger.Record, bool) {
+		return version.Settle(r, e.fleet().replicas, m.Replica, intent), true
+	})
+}
+
+// restore has the tags applied again that a delete of their manifest, our own, took with it.
+func (e *engine) restore(ctx context.Context, m *member, manifest ledger.Key, writeID string) error {
+	var tags []ledger.Key
+	err := e.rows(ctx, manifest.Repository, func(row ledger.Row) bool {
+		if row.Key.Kind == ledger.Tag && row.Record.Head.Digest == manifest.Reference && !version.Due(row.Record, m.Replica) {
+			tags = append(tags, row.Key)
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	for _, tag := range tags {
+		if _, err := e.observe(ctx, m, tag, evidence{erased: writeID}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pageSize is how many records are read at once.
+const pageSize = 500
+
+// rows calls yield with every row of a registry, or of one repository, until it returns false.
+func (e *engine) rows(ctx context.Context, repository string, yield func(ledger.Row) bool) error {
+	var after ledger.Key
+	for {
+		page, err := e.ledger.Page(ctx, e.registry, repository, after, pageSize)
+		if err != nil {
+			return fmt.Errorf("reading the ledger of %s: %w", e.registry, err)
+		}
+		for _, row := range page {
+			if !yield(row) {
+				return nil
+			}
+		}
+		if len(page) < pageSize {
+			return nil
+		}
+		after = page[len(page)-1].Key
+	}
+}
+
+// named returns what is alive and names a manifest: a tag, or an index or artifact that refers to it; empty if nothing does.
+func (e *engine) named(ctx context.Context, m *member, key ledger.Key) (string, error) {
+	var by string
+	var parents []string
+	err := e.rows(ctx, key.Repository, func(row ledger.Row) bool {
+		switch {
+		case row.Record.Head.Tombstone():
+		case row.Key.Kind == ledger.Tag && row.Record.Head.Digest == key.Reference:
+			by = row.Key.Reference
+		case !slices.Contains(parents, row.Record.Head.Digest):
+			parents = append(parents, row.Record.Head.Digest)
+		}
+		return by == ""
+	})
+	if err != nil || by != "" {
+		return by, err
+	}
+	for _, parent := range parents {
+		names, err := m.Names(ctx, key.Repository, parent)
+		if err != nil {
+			return "", fmt.Errorf("looking for what names %s: %w", key, err)
+		}
+		if slices.Contains(names, key.Reference) {
+			return parent, nil
+		}
+	}
+	return "", nil
+}
+
+// sourcesFor returns where the head may be read: those known to have it first, each group the nearest first.
+func (e *engine) sourcesFor(m *member, record ledger.Record) []Remote {
+	// A conflict tag is due in its own region too, where only the manifest is known to be: hence the origin's place.
+	var holders, origin, others []Remote
+	for _, s := range m.sources {
+		switch {
+		case !version.Due(record, s.Replica):
+			holders = append(holders, s.Remote)
+		case s.Region == record.Head.Origin:
+			origin = append(origin, s.Remote)
+		default:
+			others = append(others, s.Remote)
+		}
+	}
+	return slices.Concat(holders, origin, others)
+}
+
+// again turns a lost race for a record into errAgain.
+func again(err error) error {
+	if errors.Is(err, ledger.ErrConflict) {
+		return errAgain
+	}
+	return err
+}
+
+// observeManifest observes an event about a manifest in its own right.
+func (e *engine) observeManifest(ctx context.Context, m *member, key ledger.Key, ev evidence) error {
+	if !ev.deletedAt.IsZero() || ev.erased != "" {
+		// A delete by digest takes the tags with it, and the events of those may come later or never. It may also be that of a
+		// blob: only what is known to be a manifest is carried on.
+		known := false
+		var tags []ledger.Key
+		err := e.rows(ctx, key.Repository, func(row ledger.Row) bool {
+			switch {
+			case row.Key == key:
+				known = true
+			case row.Key.Kind == ledger.Tag && row.Record.Head.Digest == key.Reference:
+				known = true
+				tags = append(tags, row.Key)
+			case row.Key.Kind == ledger.Tag:
+				known = known || slices.ContainsFunc(row.Record.History, func(p ledger.Past) bool { return p.Digest == key.Reference })
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		if !known {
+			return nil
+		}
+		for _, tag := range tags {
+			if _, err := e.observe(ctx, m, tag, evidence{deletedAt: ev.deletedAt, erased: ev.erased}); err != nil {
+				return err
+			}
+		}
+	} else if !e.rules.untagged {
+		return nil
+	}
+	_, err := e.observe(ctx, m, key, ev)
+	return err
+}
+
+// forget drops a record, if it is still as it was read.
+func (e *engine) forget(ctx context.Context, row ledger.Row) error {
+	_, err := e.ledger.CompareAndSet(ctx, row.Key, nil, row.Revision)
+	return again(err)
+}
+
+// forgetGone drops the record of a manifest that is nowhere any more.
+func (e *engine) forgetGone(ctx context.Context, key ledger.Key) error {
+	row, err := e.get(ctx, key)
+	if err != nil || row.Revision == 0 {
+		return err
+	}
+	return e.forget(ctx, row)
+}
+
+// purge drops every record of the registry.
+func (e *engine) purge(ctx context.Context) error {
+	var rows []ledger.Row
+	err := e.rows(ctx, "", func(row ledger.Row) bool { rows = append(rows, row); return true })
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if err := e.forget(ctx, row); err != nil {
+			return fmt.Errorf("forgetting %s: %w", row.Key, err)
+		}
+	}
+	return nil
+}
+
+// retention is how long kept conflicts and applied tombstones stay.
+const retention = 30 * 24 * time.Hour
+
+// tidy ends kept conflicts that are old enough, and forgets old tombstones that every replica has applied.
+func (e *engine) tidy(ctx context.Context) error {
+	var expired []ledger.Key
+	var done []ledger.Row
+	f, limit := e.fleet(), e.now().Add(-retention)
+	old := func(r ledger.Record) bool { return r.Head.Time.Before(limit) }
+	err := e.rows(ctx, "", func(row ledger.Row) bool {
+		head := row.Record.Head
+		switch {
+		case !old(row.Record):
+		case !head.Tombstone() && row.Record.ConflictOf != "":
+			expired = append(expired, row.Key)
+		case head.Tombstone() && !slices.ContainsFunc(f.replicas, func(r version.Replica) bool { return version.Due(row.Record, r) }):
+			done = append(done, row)
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	for _, key := range expired {
+		err := e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+			return version.Expire(r, e.fleet().replicas, e.now()), old(r) && !r.Head.Tombstone()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, row := range done {
+		if err := e.forget(ctx, row); err != nil && !errors.Is(err, errAgain) {
+			return err
+		}
+	}
+	return nil
+}
+
+// onlyAt returns the live versions that no replica but m has applied.
+func (e *engine) onlyAt(ctx context.Context, m *member) ([]string, error) {
+	var only []string
+	f := e.fleet()
+	err := e.rows(ctx, "", func(row ledger.Row) bool {
+		elsewhere := slices.ContainsFunc(f.replicas, func(r version.Replica) bool {
+			return r.Incarnation != m.Incarnation && !version.Due(row.Record, r)
+		})
+		if !row.Record.Head.Tombstone() && !version.Due(row.Record, m.Replica) && !elsewhere {
+			only = append(only, row.Key.String())
+		}
+		return true
+	})
+	return only, err
+}

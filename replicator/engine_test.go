@@ -1,0 +1,584 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"portolan/replicator/ledger"
+	"portolan/replicator/version"
+)
+
+// calm is a simulated world in which nothing fails and nothing happens but what the test does.
+func calm(t *testing.T) (s *simulation, east, north, west *simRegistry) {
+	t.Helper()
+	s = newSimulation(t, 1, false)
+	s.calm = true
+	return s, s.regions[0], s.regions[1], s.regions[2]
+}
+
+func (s *simulation) region(r *simRegistry) *member {
+	for _, m := range s.fleets[0].members {
+		if m.Region == r.region {
+			return m
+		}
+	}
+	return nil
+}
+
+// look scans a region after some minutes.
+func (s *simulation) look(t *testing.T, r *simRegistry) survey {
+	t.Helper()
+	s.clock = s.clock.Add(6 * time.Minute)
+	found, err := s.engines[0].scan(t.Context(), s.region(r), s.clock.Add(-6*time.Minute), noPace, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// converge carries everything everywhere.
+func (s *simulation) converge(t *testing.T) {
+	t.Helper()
+	for _, r := range s.regions {
+		s.look(t, r)
+	}
+	for range 3 {
+		for _, r := range s.regions {
+			m := s.region(r)
+			for _, key := range s.due(m) {
+				if _, err := s.engines[0].apply(t.Context(), m, key, s.clock, false); err != nil && !errors.Is(err, errAgain) {
+					t.Fatalf("applying %s to %s: %v", key, r.region, err)
+				}
+			}
+		}
+	}
+	for _, r := range s.regions {
+		r.events = nil
+	}
+}
+
+func (s *simulation) head(tag string) string { return s.ledger.rows[s.key(tag)].Record.Head.Digest }
+
+// seeded is a world in which three tags are everywhere.
+func seeded(t *testing.T) (s *simulation, east, north, west *simRegistry) {
+	t.Helper()
+	s, east, north, west = calm(t)
+	for _, tag := range []string{"a", "b", "c"} {
+		s.push(east, tag)
+	}
+	s.converge(t)
+	for _, r := range s.regions {
+		if len(r.tags) != 3 {
+			t.Fatalf("%s has %v", r.region, r.tags)
+		}
+	}
+	return s, east, north, west
+}
+
+func TestDeleteByScanTakesTwoLooks(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	before := s.head("a")
+	delete(north.tags, "a")
+	s.look(t, north)
+	s.look(t, north) // after 6 minutes
+	if s.head("a") != before {
+		t.Fatal("deleted too early")
+	}
+	// It was there in between: the count begins anew.
+	north.tags["a"] = before
+	s.look(t, north)
+	delete(north.tags, "a")
+	s.look(t, north)
+	if s.head("a") != before {
+		t.Fatal("a tag that came and went was deleted")
+	}
+	s.look(t, north)
+	if s.look(t, north); s.head("a") != ledger.Absent {
+		t.Error("an absence of 12 minutes is no delete")
+	}
+}
+
+// The count of an absence belongs to the version that was missing.
+func TestAnotherVersionIsAnotherAbsence(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	delete(north.tags, "a")
+	s.look(t, north)
+	s.push(east, "a")
+	s.look(t, east)
+	m := s.region(north)
+	if _, err := s.engines[0].apply(t.Context(), m, s.key("a"), s.clock, false); err != nil {
+		t.Fatal(err)
+	}
+	delete(north.tags, "a")
+	s.clock = s.clock.Add(time.Hour)
+	if s.look(t, north); s.head("a") == ledger.Absent {
+		t.Error("one look at the new version deleted it")
+	}
+}
+
+// The answers to an event, and to Inspect, are no scans: they confirm nothing.
+func TestOnlyScansConfirmAnAbsence(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	delete(north.tags, "a")
+	s.look(t, north)
+	s.clock = s.clock.Add(time.Hour)
+	for _, ev := range []evidence{{}, {heard: s.clock, pushes: []push{{Event: version.Event{Digest: "sha256:9999", Time: s.clock}}}}} {
+		verdict, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), ev)
+		if err != nil && !errors.Is(err, errAgain) || s.head("a") == ledger.Absent {
+			t.Errorf("%+v: %s, %v", ev, verdict, err)
+		}
+	}
+}
+
+func TestHiddenRepositoryDeletesNothing(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	s.engines[0].rules.guard = func(int, int) bool { return false }
+	north.hidden = true
+	clear(north.tags)
+	found := s.look(t, north)
+	if !found.guarded {
+		t.Error("nothing can be read there, and the guard is quiet")
+	}
+	// With something readable elsewhere the guard may be quiet; the repository is still not shown.
+	l := look{engine: s.engines[0], member: s.region(north), since: s.clock, wait: noPace, readable: true}
+	for range 4 {
+		l.regressed = nil
+		if err := l.repository(t.Context(), simRepository); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.decide(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		s.clock = s.clock.Add(20 * time.Minute)
+	}
+	if s.head("a") == ledger.Absent {
+		t.Error("rights that were lost deleted tags")
+	}
+}
+
+func TestScanThatFails(t *testing.T) {
+	t.Parallel()
+	unavailable := &UnavailableError{Err: errors.New("503")}
+	for name, refuse := range map[string]func(request, reference string) error{
+		"not a registry": func(request, _ string) error {
+			if request == "ping" {
+				return errors.New("not a registry")
+			}
+			return nil
+		},
+		"the listing fails": func(request, _ string) error {
+			if request == "tags" {
+				return unavailable
+			}
+			return nil
+		},
+		"one tag fails": func(_, reference string) error {
+			if reference == "b" {
+				return unavailable
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, _, north, _ := seeded(t)
+			before := s.head("a")
+			north.refuse = refuse
+			delete(north.tags, "a")
+			s.push(north, "c")
+			for range 4 {
+				s.clock = s.clock.Add(6 * time.Minute)
+				if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil {
+					t.Fatal("no error")
+				}
+			}
+			if s.head("a") != before {
+				t.Error("a scan with failures deleted a tag")
+			}
+			if name == "one tag fails" && s.head("c") != north.tags["c"] {
+				t.Error("a tag that fails hides the push of another")
+			}
+			if _, err := s.engines[0].compare(t.Context(), s.region(north), noPace); err == nil {
+				t.Error("a baseline is made of what could not be read")
+			}
+		})
+	}
+}
+
+func TestScanGivesUpOnARegistryThatIsAway(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	asked := 0
+	north.refuse = func(request, _ string) error {
+		if request == "head" {
+			asked++
+			return errors.New("no route")
+		}
+		return nil
+	}
+	for n := range 50 {
+		north.tags[fmt.Sprint("t", n)] = "sha256:0001"
+	}
+	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil || asked != maxFailures {
+		t.Errorf("asked %d times: %v", asked, err)
+	}
+}
+
+// Restored from a backup, a replica shows what it had before. Nothing but a scan, past the guard, may take that for its users' will.
+func TestRestoredReplicaRollsNothingBack(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	old := north.tags["a"]
+	oldEvent := push{Event: version.Event{Digest: old, Time: s.clock.Add(-time.Hour)}, byOther: true}
+	s.push(east, "a")
+	s.converge(t)
+	head := s.head("a")
+	north.tags["a"] = old
+	m := s.region(north)
+	for name, ev := range map[string]evidence{"no event": {}, "the event of another push": {pushes: []push{{Event: version.Event{Digest: head, Time: s.clock}}}},
+		"the event of its own push": {pushes: []push{oldEvent}}} {
+		if verdict, err := s.engines[0].observe(t.Context(), m, s.key("a"), ev); err != nil || verdict != version.Suspect || s.head("a") != head {
+			t.Errorf("%s: %s, %v", name, verdict, err)
+		}
+	}
+	// While it lags, what is copied there must not take it for a push either.
+	s.push(east, "a")
+	s.look(t, east)
+	head = s.head("a")
+	north.tags["a"] = "sha256:0001"
+	for _, patient := range []bool{true, false} {
+		if _, err := s.engines[0].apply(t.Context(), m, s.key("a"), s.clock, patient); !errors.Is(err, errRegressed) || s.head("a") != head {
+			t.Errorf("applying: %v", err)
+		}
+	}
+	// A user who puts the tag back, with an event, is believed.
+	north.tags["a"] = old
+	back := evidence{pushes: []push{{Event: version.Event{Digest: old, Time: s.clock.Add(time.Second)}, byOther: true}}}
+	s.clock = s.clock.Add(2 * time.Second)
+	if verdict, err := s.engines[0].observe(t.Context(), m, s.key("a"), back); err != nil || s.head("a") != old {
+		t.Errorf("a user's act is %s, %v", verdict, err)
+	}
+}
+
+// A delete by digest, our own, takes a tag with it that came to point there meanwhile, or is carried out late.
+func TestOwnDeleteIsNoUsers(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late %t", late), func(t *testing.T) {
+			t.Parallel()
+			s, east, north, _ := seeded(t)
+			digest := s.head("a")
+			manifest := ledger.Key{Registry: "contoso", Repository: simRepository, Kind: ledger.Manifest, Reference: digest}
+			s.eraseByUser(east, "a")
+			for _, e := range east.events {
+				if err := s.hear(t.Context(), s.engines[0], s.region(east), e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			east.events = nil
+			m := s.region(north)
+			row := s.ledger.rows[manifest]
+			if !row.Record.Head.Tombstone() || !version.Due(row.Record, m.Replica) {
+				t.Fatalf("%+v", row)
+			}
+			// Between the look for what names it and the delete, a user has the tag point there again.
+			again := func() {
+				north.manifests[digest], north.tags["b"] = true, digest
+				if _, err := s.engines[0].observe(t.Context(), m, s.key("b"), evidence{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			remote := &interposed{simRegistry: north}
+			var request func()
+			remote.onDelete = func(writeID string) error {
+				again()
+				request = func() { north.erase(digest, writeID) }
+				if late {
+					return context.DeadlineExceeded
+				}
+				request()
+				return nil
+			}
+			target := *m
+			target.Remote = remote
+			_, err := s.engines[0].apply(t.Context(), &target, manifest, s.clock, false)
+			if late != (err != nil) {
+				t.Fatal(err)
+			}
+			if late {
+				request()
+			}
+			north.events = nil // not even an event tells
+			for range 4 {
+				s.look(t, north)
+			}
+			if s.head("b") != digest {
+				t.Fatalf("the tag that a user just pushed was deleted by our own delete: %q", s.head("b"))
+			}
+			east.manifests[digest] = true // whoever has it
+			s.converge(t)
+			if north.tags["b"] != digest {
+				t.Error("it was not brought back")
+			}
+		})
+	}
+}
+
+// interposed is a registry whose deletes somebody comes between.
+type interposed struct {
+	*simRegistry
+	onDelete func(writeID string) error
+}
+
+func (r *interposed) Delete(_ context.Context, _, _, writeID string) error {
+	return r.onDelete(writeID)
+}
+
+// The event of our own delete, by a frozen process perhaps, is no user's.
+func TestEventOfOwnDelete(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	head := s.head("a")
+	delete(north.tags, "a")
+	if _, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), evidence{erased: "w"}); err != nil {
+		t.Fatal(err)
+	}
+	if s.head("a") != head || !version.Due(s.ledger.rows[s.key("a")].Record, s.region(north).Replica) {
+		t.Errorf("%+v", s.ledger.rows[s.key("a")].Record)
+	}
+}
+
+// A delete that was accounted for long ago does not delete what came since.
+func TestLateDeleteEvent(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	head := s.head("a")
+	delete(north.tags, "a")
+	if _, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), evidence{deletedAt: s.clock.Add(-time.Hour)}); err != nil || s.head("a") != head {
+		t.Errorf("%q, %v", s.head("a"), err)
+	}
+	if _, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), evidence{deletedAt: s.clock}); err != nil || s.head("a") != ledger.Absent {
+		t.Errorf("%q, %v", s.head("a"), err)
+	}
+}
+
+// No write begins on a lease that may end before it.
+func TestLeaseIsAskedBeforeWrites(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	s.push(east, "a")
+	s.look(t, east)
+	s.eraseByUser(east, "b")
+	for _, e := range east.events {
+		if err := s.hear(t.Context(), s.engines[0], s.region(east), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, granted := range []int{0, 1} { // how many looks at the lease still find it long enough
+		for _, key := range s.due(s.region(north)) {
+			looks := granted
+			m := *s.region(north)
+			m.remaining = func() time.Duration {
+				if looks--; looks < 0 {
+					return writeTime - 1
+				}
+				return time.Hour
+			}
+			tags, manifests := len(north.tags), north.manifests["sha256:0002"]
+			a := north.tags["a"]
+			_, err := s.engines[0].apply(t.Context(), &m, key, s.clock, false)
+			if key.Kind == ledger.Manifest && key.Reference != "sha256:0002" {
+				continue // brought, and no tag
+			}
+			if !errors.Is(err, errLease) || north.tags["a"] != a || len(north.tags) != tags || north.manifests["sha256:0002"] != manifests {
+				t.Errorf("%s with %d: %v", key, granted, err)
+			}
+			if r := s.ledger.rows[key].Record; len(r.Intents) != 0 {
+				t.Errorf("%s: an intent of nothing: %+v", key, r.Intents)
+			}
+		}
+	}
+}
+
+// Our own write comes back as an event: nothing has to be asked.
+func TestEchoAsksNothing(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	asked := 0
+	north.refuse = func(string, string) error { asked++; return nil }
+	m, head := s.region(north), s.head("a")
+	ours := evidence{pushes: []push{{Event: version.Event{Digest: head, Time: s.clock, WriteID: "w"}}}}
+	if verdict, err := s.engines[0].observe(t.Context(), m, s.key("a"), ours); err != nil || verdict != version.Applied || asked != 0 {
+		t.Errorf("%s, %v, %d requests", verdict, err, asked)
+	}
+	for name, ev := range map[string]evidence{
+		"somebody else's":        {pushes: []push{{Event: version.Event{Digest: head, Time: s.clock}}}},
+		"of another digest":      {pushes: []push{{Event: version.Event{Digest: "sha256:9999", Time: s.clock, WriteID: "w"}}}},
+		"beside somebody else's": {pushes: []push{ours.pushes[0], {Event: version.Event{Digest: "sha256:9999", Time: s.clock}}}},
+		"beside a delete":        {pushes: ours.pushes, deletedAt: s.clock},
+	} {
+		asked = 0
+		if _, err := s.engines[0].observe(t.Context(), m, s.key("a"), ev); err != nil && !errors.Is(err, errAgain) || asked == 0 {
+			t.Errorf("%s: %v, %d requests", name, err, asked)
+		}
+	}
+	// While it lags, or the write's intent stands, there is something to account for.
+	s.push(east, "a")
+	s.look(t, east)
+	asked = 0
+	if _, err := s.engines[0].observe(t.Context(), m, s.key("a"), ours); err != nil || asked == 0 {
+		t.Errorf("%v, %d requests", err, asked)
+	}
+}
+
+func TestTidy(t *testing.T) {
+	t.Parallel()
+	s, east, north, west := seeded(t)
+	// A conflict, and a delete that westus has not heard of.
+	s.push(east, "a")
+	s.push(north, "a")
+	s.converge(t)
+	s.remove(east, "b")
+	for _, e := range east.events {
+		if err := s.hear(t.Context(), s.engines[0], s.region(east), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.engines[0].apply(t.Context(), s.region(north), s.key("b"), s.clock, false); err != nil {
+		t.Fatal(err)
+	}
+	kept := ""
+	for key, row := range s.ledger.rows {
+		if row.Record.ConflictOf == "a" {
+			kept = key.Reference
+		}
+	}
+	if kept == "" {
+		t.Fatal("no conflict was kept")
+	}
+	tidy := func() {
+		t.Helper()
+		if err := s.engines[0].tidy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if tidy(); s.head(kept) == ledger.Absent {
+		t.Error("a conflict was ended at once")
+	}
+	s.clock = s.clock.Add(retention + time.Hour)
+	if tidy(); s.head(kept) != ledger.Absent {
+		t.Error("a conflict stays for ever")
+	}
+	if _, ok := s.ledger.rows[s.key("b")]; !ok {
+		t.Error("a tombstone was forgotten that westus has not applied")
+	}
+	if west.tags["b"] == "" {
+		t.Fatal("westus applied it")
+	}
+	s.converge(t)
+	s.clock = s.clock.Add(retention + time.Hour)
+	tidy()
+	if _, ok := s.ledger.rows[s.key("b")]; ok {
+		t.Error("a tombstone that everybody applied stays for ever")
+	}
+	if _, ok := s.ledger.rows[s.key("c")]; !ok || west.tags["b"] != "" {
+		t.Error("what is alive was forgotten")
+	}
+}
+
+// What is read is forgotten only as it was read.
+func TestForgetIsCompared(t *testing.T) {
+	t.Parallel()
+	s, east, _, _ := seeded(t)
+	row := s.ledger.rows[s.key("a")]
+	s.push(east, "a")
+	s.look(t, east)
+	if err := s.engines[0].forget(t.Context(), row); !errors.Is(err, errAgain) || s.head("a") != east.tags["a"] {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestOnlyAt(t *testing.T) {
+	t.Parallel()
+	s, east, north, west := seeded(t)
+	s.push(north, "a")
+	s.look(t, north)
+	for r, want := range map[*simRegistry]int{east: 0, north: 1, west: 0} {
+		only, err := s.engines[0].onlyAt(t.Context(), s.region(r))
+		if err != nil || len(only) != want {
+			t.Errorf("only in %s: %v, %v", r.region, only, err)
+		}
+	}
+}
+
+// Every pushed manifest is copied, also one that was superseded before anybody looked.
+func TestSupersededPushJoins(t *testing.T) {
+	t.Parallel()
+	s, east, north, west := seeded(t)
+	s.push(east, "a")
+	overtaken := east.tags["a"]
+	s.push(east, "a")
+	events := east.events
+	east.events = nil
+	for i := len(events) - 1; i >= 0; i-- { // in the wrong order
+		if err := s.hear(t.Context(), s.engines[0], s.region(east), events[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.converge(t)
+	for _, r := range []*simRegistry{north, west} {
+		if !r.manifests[overtaken] || r.tags["a"] != east.tags["a"] || len(r.tags) != 3 {
+			t.Errorf("%s has %v, %v", r.region, r.tags, r.manifests)
+		}
+	}
+}
+
+// What stands where a push was: a copy of ours, or what the same registry's users did later?
+func TestCopied(t *testing.T) {
+	t.Parallel()
+	begin := time.Unix(1_800_000_000, 0).UTC()
+	at := func(seconds int) time.Time { return begin.Add(time.Duration(seconds) * time.Second) }
+	west := version.Replica{Region: "westus", Incarnation: "w", Baselined: true}
+	record := ledger.Record{
+		Head: ledger.Version{Digest: "H", Sequence: 4, Origin: "eastus", Time: at(40)},
+		History: []ledger.Past{{Digest: "F", Sequence: 3, Origin: "northeurope", Latest: at(30).UnixMilli()}, {Digest: "O", Sequence: 2, Origin: "westus", Latest: at(20).UnixMilli()},
+			{Digest: "", Sequence: 1, Origin: "westus", Latest: at(10).UnixMilli()}},
+		Applied: map[string]uint64{"w": 2},
+		Intents: []ledger.Intent{{Incarnation: "w", Digest: "T", Sequence: 4, WriteID: "id", Since: at(45)}, {Incarnation: "e", Digest: "U", Sequence: 4, WriteID: "ie", Since: at(45)}},
+	}
+	own := record.Clone()
+	own.Head.Origin = "westus"
+	elsewhere := record.Clone()
+	elsewhere.Applied["w"] = 3
+	for _, c := range []struct {
+		name   string
+		record ledger.Record
+		shown  string
+		pushed int
+		want   bool
+	}{
+		{"another region's head", record, "H", 35, true},
+		{"this region's head", own, "H", 39, false},
+		{"this region's head, at almost the same time", own, "H", 41, false},
+		{"this region's head, brought back over a later push", own, "H", 42, true},
+		{"another region's older version", record, "F", 35, true},
+		{"this region's older version", record, "O", 15, false},
+		{"this region's older version, brought back over a later push", record, "O", 25, true},
+		{"a throw-away manifest of ours", record, "T", 35, true},
+		{"one that was for another replica", record, "U", 35, false},
+		{"what is no version", record, "X", 35, false},
+		{"nothing, where this region's version was", record, "", 35, false},
+		{"nothing, where a copy was", elsewhere, "", 35, true},
+	} {
+		if got := copied(c.record, west, c.shown, push{Event: version.Event{Digest: "P", Time: at(c.pushed)}}); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}

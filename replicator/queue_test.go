@@ -1,0 +1,219 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"portolan/replicator/ledger"
+)
+
+func queueKey(repository, tag string) ledger.Key {
+	return ledger.Key{Registry: "contoso", Repository: repository, Kind: ledger.Tag, Reference: tag}
+}
+
+// next takes an item, or nothing if there is none to be had without time passing.
+func next(t *testing.T, q *queue) *item {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var got *item
+	go func() { got, _ = q.take(ctx) }()
+	synctest.Wait()
+	cancel()
+	synctest.Wait()
+	return got
+}
+
+func expect(t *testing.T, q *queue, want string) *item {
+	t.Helper()
+	got := next(t, q)
+	name := ""
+	if got != nil {
+		name = got.key.Repository + ":" + got.key.Reference
+	}
+	if name != want {
+		t.Fatalf("the next item is %q, want %q", name, want)
+	}
+	return got
+}
+
+func TestQueueOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(time.Now)
+		for _, tag := range []string{"1", "2", "3"} {
+			q.add(queueKey("large", tag), 1, true, time.Now())
+		}
+		q.add(queueKey("small", "1"), 1, true, time.Now())
+		q.add(queueKey("large", "fresh"), 1, false, time.Now())
+		// Fresh before seeding; repositories take turns.
+		for _, want := range []string{"large:fresh", "large:1", "small:1", "large:2"} {
+			q.done(expect(t, q, want))
+		}
+		// A push of what waits to be seeded overtakes.
+		q.add(queueKey("large", "4"), 1, true, time.Now())
+		q.add(queueKey("large", "4"), 2, false, time.Now())
+		q.done(expect(t, q, "large:4"))
+		q.done(expect(t, q, "large:3"))
+		expect(t, q, "")
+		if b := q.backlog(); b.pending != 0 {
+			t.Errorf("%d items are left", b.pending)
+		}
+	})
+}
+
+func TestQueueKeepsWhatChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(time.Now)
+		key := queueKey("app", "1")
+		q.add(key, 1, false, time.Now())
+		i := expect(t, q, "app:1")
+		q.add(key, 1, false, time.Now())
+		expect(t, q, "") // nobody else gets it while it is being worked on
+		q.remove(key)    // nor does it go away under the worker
+		q.done(i)
+		i = expect(t, q, "app:1")
+		q.add(key, 2, false, time.Now())
+		q.retry(i, time.Hour, errors.New("of the old version"))
+		i = expect(t, q, "app:1")
+		if i.attempts != 0 || i.lastError != "" {
+			t.Errorf("the new version begins with %d failures", i.attempts)
+		}
+		q.add(key, 3, false, time.Now())
+		q.park(i, "the old version was too large")
+		q.done(expect(t, q, "app:1"))
+		if q.reason(key) != "" {
+			t.Error("the new version is parked for what the old one was")
+		}
+		expect(t, q, "")
+	})
+}
+
+func TestQueueDelays(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(time.Now)
+		failing, other := queueKey("app", "failing"), queueKey("app", "other")
+		q.add(failing, 1, false, time.Now())
+		q.retry(expect(t, q, "app:failing"), time.Minute, errors.New("no"))
+		q.add(other, 1, false, time.Now())
+		q.retry(expect(t, q, "app:other"), time.Second, nil)
+		expect(t, q, "")
+		q.add(failing, 1, false, time.Now()) // no new version: it waits
+		expect(t, q, "")
+		time.Sleep(time.Second)
+		q.done(expect(t, q, "app:other"))
+		q.add(failing, 2, false, time.Now()) // a new version has its turn at once
+		q.retry(expect(t, q, "app:failing"), time.Hour, errors.New("no"))
+		time.Sleep(59 * time.Second) // its former place in the heap comes up
+		expect(t, q, "")
+		time.Sleep(time.Hour)
+		i := expect(t, q, "app:failing")
+		if i.attempts != 1 {
+			t.Errorf("%d attempts are counted", i.attempts)
+		}
+		q.retry(i, time.Second, nil)
+		q.remove(failing)
+		time.Sleep(time.Second)
+		expect(t, q, "")
+	})
+}
+
+func TestQueueParks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(time.Now)
+		key := queueKey("app", "1")
+		q.add(key, 7, false, time.Now())
+		q.park(expect(t, q, "app:1"), "schema 1")
+		if b := q.backlog(); b.parked != 1 || b.pending != 0 || q.reason(key) != "schema 1" {
+			t.Errorf("%+v, %q", b, q.reason(key))
+		}
+		// The record changes by what the attempt itself left there. That must not wake it.
+		q.add(key, 7, false, time.Now())
+		expect(t, q, "")
+		if list := q.list(10); len(list) != 1 || list[0].NotReplicable != "schema 1" || list[0].Image != "contoso/app:1" {
+			t.Errorf("%+v", list)
+		}
+		parkedAt := time.Now()
+		time.Sleep(time.Hour)
+		q.unpark(parkedAt)
+		expect(t, q, "")
+		q.unpark(time.Now())
+		q.park(expect(t, q, "app:1"), "schema 1")
+		q.add(key, 8, false, time.Now())
+		q.done(expect(t, q, "app:1"))
+		if q.reason(key) != "" {
+			t.Error("it is parked still")
+		}
+	})
+}
+
+func TestQueueBlocks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(time.Now)
+		q.add(queueKey("app", "1"), 1, false, time.Now())
+		q.block(time.Now().Add(time.Minute), false)
+		expect(t, q, "")
+		q.unblock()
+		q.retry(expect(t, q, "app:1"), 0, nil)
+		// What the registry asked for itself holds.
+		q.block(time.Now().Add(time.Minute), true)
+		q.block(time.Now().Add(time.Hour), false)
+		q.unblock()
+		time.Sleep(59 * time.Second)
+		expect(t, q, "")
+		time.Sleep(time.Second)
+		q.done(expect(t, q, "app:1"))
+	})
+}
+
+func TestQueueDrained(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(time.Now)
+		for n := range 3 {
+			q.add(queueKey("app", fmt.Sprint(n)), 1, true, time.Now())
+		}
+		asked := time.Now()
+		time.Sleep(time.Second)
+		q.add(queueKey("app", "later"), 1, true, time.Now())
+		drained := make(chan error, 1)
+		go func() { drained <- q.drained(t.Context(), asked) }()
+		for range 3 {
+			select {
+			case <-drained:
+				t.Fatal("there was something left")
+			default:
+			}
+			i := next(t, q)
+			if i.key.Reference == "1" {
+				q.park(i, "never") // listed, not waited for
+			} else {
+				q.done(i)
+			}
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		select {
+		case err := <-drained:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("what was decided later is waited for")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { drained <- q.drained(ctx, time.Now()) }()
+		synctest.Wait()
+		cancel()
+		if err := <-drained; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,308 @@
+// Package replicator carries whatever is pushed in any region to every other region: eventually consistent,
+// multi-master, nothing lost.
+//
+// It goes one way: something is observed at a replica (an event from the spool, or a scan), package version decides what
+// that means, the ledger keeps the decision, and each replica's queue, derived from the ledger, is worked off by copies
+// (package transfer) and writes of tags. Nothing is asked of a replica but the OCI distribution API.
+//
+// The files: engine.go and scan.go are the steps, each of which may be cut off at any request (the simulation does just
+// that); queue.go orders the work of a replica; replica.go is the life of one replica, registry.go of one registry;
+// remote.go speaks to registries. The package knows nothing of clients, DNS or health.
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"portolan/latest"
+	"portolan/replicator/events"
+	"portolan/replicator/ledger"
+	"portolan/replicator/version"
+	"portolan/store"
+	"portolan/topology"
+)
+
+// Options say what a Replicator works with.
+type Options struct {
+	Store  store.Store
+	Ledger ledger.Ledger
+	// Topology tells of every new snapshot: a topology.Keeper.
+	Topology interface {
+		Watch(ctx context.Context, deliver func(*topology.Snapshot)) error
+	}
+	// Spool holds the replicas' events; nil: scans alone.
+	Spool *events.Spool
+	// Remove takes a replica out of the topology when its delete is complete: topology.Editor's.
+	Remove func(ctx context.Context, registry, region string) error
+	// Memory is the file in which the highest position of the ledger that was seen is remembered; its folder must exist, and not be
+	// restored from a backup together with the ledger. Empty: a ledger that is lost or rolled back while the process does not
+	// run goes unnoticed.
+	Memory string
+	// Holder names this process in leases: unique among all, new at every start.
+	Holder string
+	// ScanInterval is the time between two scans of a replica. Default 5 minutes.
+	ScanInterval time.Duration
+	// DeleteConfirmation is how far two scans must be apart that find a tag missing, for that to be a delete. Default 10 minutes.
+	DeleteConfirmation time.Duration
+	// Drain is how long clients may still come to a replica after routing to it ended: the longest TTL of an answer. Default 60 s.
+	Drain time.Duration
+	// Copies is how many tags or manifests are brought to one replica at a time. Default 6.
+	Copies int
+	// RequestsPerSecond is the budget of scans for one replica. Default 200.
+	RequestsPerSecond float64
+	// UserAgent is the first part of the User-Agent: "portolan/1.2".
+	UserAgent string
+	Log       *zap.Logger
+	Metrics   prometheus.Registerer
+}
+
+// Replicator works for every registry of the topology. Of those whose policy wants no replication it only carries out the
+// deletes of replicas.
+type Replicator struct {
+	options Options
+	memory  *memory
+	metrics *metrics
+
+	mu         sync.Mutex
+	registries map[string]*active
+}
+
+// active is a registry that runs.
+type active struct {
+	*registry
+	updates *latest.Value[topology.Registry]
+	end     func()
+}
+
+// New makes a Replicator. The error is that of registering the metrics, or of reading the memory.
+func New(o Options) (*Replicator, error) {
+	setDefault(&o.ScanInterval, 5*time.Minute)
+	setDefault(&o.DeleteConfirmation, 10*time.Minute)
+	setDefault(&o.Drain, time.Minute)
+	setDefault(&o.Copies, 6)
+	setDefault(&o.RequestsPerSecond, 200)
+	memory, err := recall(o.Memory)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMetrics(o.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("registering the replicator's metrics: %w", err)
+	}
+	return &Replicator{options: o, memory: memory, metrics: m, registries: make(map[string]*active)}, nil
+}
+
+func setDefault[T comparable](v *T, otherwise T) {
+	var zero T
+	if *v == zero {
+		*v = otherwise
+	}
+}
+
+// Run works until ctx is done, and returns when every copy is finished or parked. What was under way is found again at the
+// next start: nothing that has to be remembered is kept in memory alone.
+func (r *Replicator) Run(ctx context.Context) error {
+	for {
+		if err := r.agree(ctx); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			r.options.Log.Warn("the ledger cannot be read; trying again", zap.Error(err))
+			sleep(ctx, time.Second)
+			continue
+		}
+		if err := r.work(ctx); !errors.Is(err, errRolledBack) {
+			return err
+		}
+	}
+}
+
+// work works for the registries until ctx is done, or the ledger's epoch ends: errRolledBack.
+func (r *Replicator) work(ctx context.Context) error {
+	working, stop := context.WithCancelCause(ctx)
+	defer func() {
+		stop(nil)
+		for _, one := range r.all() {
+			r.finish(one)
+		}
+		if err := r.memory.flush(); err != nil {
+			r.options.Log.Warn("should the ledger be lost, that may go unnoticed", zap.Error(err))
+		}
+	}()
+	err := r.options.Topology.Watch(working, func(s *topology.Snapshot) {
+		for _, one := range r.all() {
+			if s.Registry(one.name) == nil {
+				regions := one.regions()
+				r.finish(one)
+				for _, region := range regions {
+					one.forget(working, region)
+				}
+			}
+		}
+		for _, config := range s.Registries {
+			r.mu.Lock()
+			one := r.registries[config.Name]
+			r.mu.Unlock()
+			if one != nil && (one.config.Home != config.Home || one.config.Policy != config.Policy) {
+				r.finish(one)
+				one = nil
+			}
+			if one == nil {
+				one = r.begin(working, config, stop)
+			}
+			one.updates.Store(config)
+		}
+	})
+	if cause := context.Cause(working); errors.Is(cause, errRolledBack) && ctx.Err() == nil {
+		return errRolledBack
+	}
+	return err
+}
+
+func (r *Replicator) begin(ctx context.Context, config *topology.Registry, fail context.CancelCauseFunc) *active {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	one := &active{registry: newRegistry(config, &r.options, r.memory, r.metrics), updates: new(latest.Value[topology.Registry])}
+	one.end = func() { cancel(); <-done }
+	r.mu.Lock()
+	r.registries[config.Name] = one
+	r.mu.Unlock()
+	go func() {
+		defer close(done)
+		err := one.run(ctx, one.updates)
+		switch {
+		case errors.Is(err, errRolledBack):
+			fail(err)
+		case err != nil && ctx.Err() == nil:
+			one.log.Error("working for the registry ended", zap.Error(err))
+		}
+	}()
+	return one
+}
+
+func (r *Replicator) finish(one *active) {
+	one.end()
+	r.mu.Lock()
+	delete(r.registries, one.name)
+	r.mu.Unlock()
+}
+
+func (r *Replicator) all() []*active {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.registries))
+}
+
+func (r *Replicator) registry(name string) (*registry, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if one := r.registries[name]; one != nil {
+		return one.registry, nil
+	}
+	return nil, fmt.Errorf("registry %s is not known here", name)
+}
+
+// Inspection is what is known of one tag or manifest in every replica.
+type Inspection struct {
+	// Digest is the head of the tag; empty if there is none anywhere.
+	Digest   string              `json:"digest"`
+	Replicas []ReplicaInspection `json:"replicas"`
+}
+
+// ReplicaInspection is what is known of it in one replica.
+type ReplicaInspection struct {
+	Region string `json:"region"`
+	// Applied says that the replica serves the digest of the Inspection.
+	Applied bool `json:"applied"`
+	// Digest is what the replica shows; empty if nothing.
+	Digest string `json:"digest,omitempty"`
+	// Error is why it could not be looked at.
+	Error string `json:"error,omitempty"`
+	// NotReplicable is why it will never be applied there.
+	NotReplicable string `json:"not_replicable,omitempty"`
+}
+
+// Inspect looks at a tag, or at a digest, in every replica of a registry now, and accounts for what it sees as a scan would.
+func (r *Replicator) Inspect(ctx context.Context, registry, repository, reference string) (Inspection, error) {
+	reg, err := r.registry(registry)
+	if err != nil {
+		return Inspection{}, err
+	}
+	key := ledger.Key{Registry: registry, Repository: repository, Kind: ledger.Tag, Reference: reference}
+	if digestLike(reference) {
+		key.Kind = ledger.Manifest
+	}
+	var out Inspection
+	replicas := reg.all()
+	slices.SortFunc(replicas, func(a, b *running) int { return compareRegions(a.replica, b.replica) })
+	shown := make([]ReplicaInspection, len(replicas))
+	var wg sync.WaitGroup
+	for n, one := range replicas {
+		wg.Go(func() { shown[n] = one.inspect(ctx, key) })
+	}
+	wg.Wait()
+	row, err := reg.engine.get(ctx, key)
+	if err != nil {
+		return out, err
+	}
+	out.Digest, out.Replicas = row.Record.Head.Digest, shown
+	if key.Kind == ledger.Manifest && row.Revision == 0 {
+		out.Digest = reference // known by its tag alone, or not at all: what the replicas show tells
+	}
+	for n := range shown {
+		shown[n].Applied = shown[n].Error == "" && shown[n].Digest == out.Digest && out.Digest != ledger.Absent
+	}
+	return out, nil
+}
+
+func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection {
+	out := ReplicaInspection{Region: r.config.Region, NotReplicable: r.queue.reason(key)}
+	remote := r.remote.Load()
+	if remote == nil {
+		r.mu.Lock()
+		out.Error = r.reading.reason
+		r.mu.Unlock()
+		return out
+	}
+	digest, err := remote.Head(ctx, key.Repository, key.Reference)
+	if err != nil {
+		out.Error = err.Error()
+		return out
+	}
+	out.Digest = digest
+	m, state := r.member(), r.current()
+	if m == nil || !decided(state) || state.Held != "" || key.Kind == ledger.Manifest || digest == ledger.Absent {
+		return out
+	}
+	row, err := r.of.engine.get(ctx, key)
+	if err == nil && version.Observe(row.Record, r.of.fleet().replicas, m.Replica, r.of.engine.rules.Policy,
+		version.Observation{Digest: digest, Now: r.of.engine.now()}).Verdict == version.Successor {
+		// A push that no event told of yet: a pipeline that waits for it need not wait for a scan.
+		_, err = r.of.engine.observe(ctx, m, key, evidence{since: state.LastScan})
+	}
+	if err != nil && !errors.Is(err, errAgain) {
+		out.Error = err.Error()
+	}
+	return out
+}
+
+// Pending lists up to limit of what a replica has still to be brought to, or never will be: what this process knows, if it works
+// for the replica.
+func (r *Replicator) Pending(registry, region string, limit int) []PendingItem {
+	reg, err := r.registry(registry)
+	if err != nil {
+		return nil
+	}
+	if one := reg.replica(region); one != nil {
+		return one.queue.list(limit)
+	}
+	return nil
+}

@@ -1,0 +1,550 @@
+package replicator
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	containers "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	client "github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"portolan/latest"
+	"portolan/replicator/events"
+	ledgerbolt "portolan/replicator/ledger/bolt"
+	"portolan/store"
+	storebolt "portolan/store/bolt"
+	"portolan/topology"
+)
+
+// fleetOfServers is some registries in this process, with a replicator over a bolt file before them.
+type fleetOfServers struct {
+	t        *testing.T
+	dir      string
+	servers  map[string]*httptest.Server
+	handlers map[string]*atomic.Pointer[http.Handler]
+	config   *topology.Registry
+	topology latest.Value[topology.Snapshot]
+	options  Options
+	before   func() // runs once, when the store is open and nothing else runs
+
+	store      *storebolt.Store
+	spool      *events.Spool
+	metrics    *prometheus.Registry
+	replicator *Replicator
+	stop       func()
+}
+
+// newServers starts a registry in each region; the first is home.
+func newServers(t *testing.T, regions ...string) *fleetOfServers {
+	t.Helper()
+	f := &fleetOfServers{t: t, dir: t.TempDir(), servers: make(map[string]*httptest.Server), handlers: make(map[string]*atomic.Pointer[http.Handler]), stop: func() {},
+		options: Options{ScanInterval: 100 * time.Millisecond, DeleteConfirmation: 200 * time.Millisecond, Drain: time.Millisecond}}
+	f.config = &topology.Registry{Name: "contoso", Home: regions[0], Policy: topology.Policy{Replication: true, Merge: topology.MergeAsk}}
+	for _, region := range regions {
+		f.serve(region, emptyRegistry())
+	}
+	return f
+}
+
+func emptyRegistry() http.Handler {
+	return containers.New(containers.Logger(log.New(io.Discard, "", 0)))
+}
+
+// replace puts another handler at the address of a region, and returns the one before.
+func (f *fleetOfServers) replace(region string, h http.Handler) http.Handler {
+	return *f.handlers[region].Swap(&h)
+}
+
+// serve puts a handler in a region, at an address of its own.
+func (f *fleetOfServers) serve(region string, h http.Handler) {
+	handler := new(atomic.Pointer[http.Handler])
+	handler.Store(&h)
+	f.handlers[region] = handler
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*handler.Load()).ServeHTTP(w, r) }))
+	f.t.Cleanup(s.Close)
+	f.servers[region] = s
+	u, err := url.Parse(s.URL)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	config := *f.config
+	config.Replicas = nil
+	for _, r := range f.config.Replicas {
+		if r.Region != region {
+			config.Replicas = append(config.Replicas, r)
+		}
+	}
+	config.Replicas = append(config.Replicas, &topology.Replica{Region: region, Endpoint: u})
+	f.config = &config
+}
+
+func (f *fleetOfServers) declare() {
+	f.topology.Store(&topology.Snapshot{Registries: []*topology.Registry{f.config}})
+}
+
+// change edits the declared replica of a region.
+func (f *fleetOfServers) change(region string, change func(*topology.Replica)) {
+	config := *f.config
+	config.Replicas = nil
+	for _, r := range f.config.Replicas {
+		if r.Region == region {
+			edited := *r
+			change(&edited)
+			r = &edited
+		}
+		config.Replicas = append(config.Replicas, r)
+	}
+	f.config = &config
+	f.declare()
+}
+
+func (f *fleetOfServers) start() {
+	t := f.t
+	t.Helper()
+	db, err := storebolt.OpenDB(filepath.Join(f.dir, "portolan.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.store = storebolt.New(db)
+	ledger, err := ledgerbolt.New(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.spool, err = events.Open(filepath.Join(f.dir, "spool.db"), events.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	f.metrics = prometheus.NewRegistry()
+	o := f.options
+	o.Store, o.Ledger, o.Topology, o.Spool, o.Metrics, o.Log = f.store, ledger, &f.topology, f.spool, f.metrics, zap.NewNop()
+	o.Memory, o.Holder, o.UserAgent = filepath.Join(f.dir, "seen.json"), newID(), "portolan/test"
+	if o.Remove == nil {
+		o.Remove = func(ctx context.Context, registry, region string) error {
+			_, err := f.store.Commit(ctx, store.Delete(topology.ReplicationKey(registry, region)), store.Delete(topology.RequestKey(registry, region, topology.RequestDelete)))
+			return err
+		}
+	}
+	if f.replicator, err = New(o); err != nil {
+		t.Fatal(err)
+	}
+	f.declare()
+	if f.before != nil {
+		f.before()
+		f.before = nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- f.replicator.Run(ctx) }()
+	f.stop = func() {
+		cancel()
+		<-ended
+		_ = f.spool.Close()
+		_ = db.Close()
+		f.stop = func() {}
+	}
+	t.Cleanup(func() { f.stop() })
+}
+
+func (f *fleetOfServers) until(what string, condition func() bool) {
+	f.t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !condition() {
+		if time.Now().After(deadline) {
+			var b strings.Builder
+			for region := range f.servers {
+				fmt.Fprintf(&b, "%s: %+v\n", region, f.state(region))
+			}
+			f.t.Fatalf("waited in vain for %s\n%s", what, b.String())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (f *fleetOfServers) state(region string) topology.Replication {
+	var state topology.Replication
+	entry, err := f.store.Get(context.Background(), topology.ReplicationKey("contoso", region))
+	if err == nil {
+		err = json.Unmarshal([]byte(entry.Value), &state)
+	}
+	if err != nil {
+		return topology.Replication{}
+	}
+	return state
+}
+
+func (f *fleetOfServers) ready(regions ...string) {
+	f.t.Helper()
+	for _, region := range regions {
+		f.until(region+" to be Ready", func() bool { return f.state(region).Status == topology.Ready })
+	}
+}
+
+func (f *fleetOfServers) ask(region, verb string) {
+	f.t.Helper()
+	if _, err := f.store.Commit(f.t.Context(), store.Put(topology.RequestKey("contoso", region, verb), `{"time":"`+time.Now().UTC().Format(time.RFC3339)+`"}`)); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fleetOfServers) ref(region, image string) name.Reference {
+	f.t.Helper()
+	ref, err := name.ParseReference(strings.TrimPrefix(f.servers[region].URL, "http://")+"/"+image, name.Insecure)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return ref
+}
+
+func (f *fleetOfServers) push(region, image string) string {
+	f.t.Helper()
+	img, err := random.Image(256, 1)
+	if err == nil {
+		err = client.Write(f.ref(region, image), img)
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	d, err := img.Digest()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return d.String()
+}
+
+func (f *fleetOfServers) digest(region, image string) string {
+	d, err := client.Head(f.ref(region, image))
+	if err != nil {
+		return ""
+	}
+	return d.Digest.String()
+}
+
+func (f *fleetOfServers) arrives(image, digest string, regions ...string) {
+	f.t.Helper()
+	for _, region := range regions {
+		f.until(fmt.Sprintf("%s to be %.15s in %s", image, digest, region), func() bool { return f.digest(region, image) == digest })
+	}
+}
+
+// A ledger that was restored from a backup knows nothing of what came since. It rolls nothing back.
+func TestLedgerRolledBack(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.push("home", "app:1")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", f.push("other", "app:1"), "home")
+	f.ready("home", "other")
+	before := f.state("other").Incarnation
+	f.stop()
+	backup, err := os.ReadFile(filepath.Join(f.dir, "portolan.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	f.ready("home", "other")
+	if f.state("other").Incarnation != before {
+		t.Error("a mere restart is a new baseline")
+	}
+	newest := f.push("home", "app:1")
+	f.arrives("app:1", newest, "other")
+	fresh := f.push("other", "app:2")
+	f.arrives("app:2", fresh, "home")
+	f.ready("home", "other")
+	f.stop()
+	if err := os.WriteFile(filepath.Join(f.dir, "portolan.db"), backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	f.until("a new baseline", func() bool { s := f.state("other"); return s.Incarnation != before && s.Status == topology.Ready })
+	f.ready("home")
+	for _, region := range []string{"home", "other"} {
+		f.arrives("app:1", newest, region)
+		f.arrives("app:2", fresh, region)
+		if s := f.state(region); s.Conflicts != 0 {
+			t.Errorf("%s has conflicts with itself: %+v", region, s)
+		}
+	}
+}
+
+// A ledger that is lost altogether is a first start.
+func TestLedgerLost(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	digest := f.push("other", "app:1")
+	f.arrives("app:1", digest, "home")
+	f.stop()
+	if err := os.Remove(filepath.Join(f.dir, "portolan.db")); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", digest, "home", "other")
+}
+
+// Of a registry that is deleted and made again under its name, nothing old is believed: neither its states nor its deletes.
+func TestRegistryMadeAgain(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	digest := f.push("home", "app:1")
+	f.push("home", "app:2")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", digest, "other")
+	img, err := client.Image(f.ref("home", "app:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Delete(f.ref("home", "app:1")); err != nil {
+		t.Fatal(err)
+	}
+	f.until("the delete in the other region", func() bool { return f.digest("other", "app:1") == "" })
+	// Editor.DeleteRegistry removes the states in the transaction that ends the registry, while work for it goes on.
+	var ops []store.Op
+	for _, region := range []string{"home", "other"} {
+		ops = append(ops, store.Delete(topology.ReplicationKey("contoso", region)))
+	}
+	if _, err := f.store.Commit(t.Context(), ops...); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 { // some scans, each of which stores its time
+		if f.state("other").Incarnation != "" || f.state("home").Incarnation != "" {
+			t.Fatal("a state that was removed came back")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	f.topology.Store(&topology.Snapshot{})
+	f.until("the work to end", func() bool { return len(f.replicator.all()) == 0 })
+	if err := client.Write(f.ref("other", "app:1"), img); err != nil {
+		t.Fatal(err)
+	}
+	f.declare()
+	f.ready("home", "other")
+	f.arrives("app:1", digest, "home", "other")
+}
+
+// An acceptance given before there was a plan is about that plan: it does not open the guard for a wipe that comes later.
+// What the guard holds stays held over a restart, and nothing is written there.
+func TestAcceptanceIsOfThePlan(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.before = func() { f.ask("other", topology.RequestAccept) }
+	f.start()
+	digest := f.push("home", "app:1")
+	f.ready("home", "other")
+	f.arrives("app:1", digest, "other")
+	f.ready("other")
+	f.replace("other", emptyRegistry())
+	held := func() bool { s := f.state("other"); return s.Status == topology.Degraded && s.Held != "" }
+	f.until("the guard", held)
+	f.stop()
+	f.start()
+	later := f.push("home", "app:later")
+	f.until("two more scans of the home", func() bool { return f.state("home").LastScan.After(time.Now().Add(-50 * time.Millisecond)) })
+	for range 20 {
+		if !held() {
+			t.Fatalf("it is no longer held: %+v", f.state("other"))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if f.digest("home", "app:1") != digest || f.digest("other", "app:later") != "" {
+		t.Error("the wipe was believed, or the wiped one written to")
+	}
+	f.ask("other", topology.RequestResync)
+	f.arrives("app:1", digest, "other", "home")
+	f.arrives("app:later", later, "other")
+	f.ready("other")
+}
+
+// An operator who says that it is right is believed, also after a restart.
+func TestGuardAccepted(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.ready("other")
+	f.replace("other", emptyRegistry())
+	f.until("the guard", func() bool { return f.state("other").Held != "" })
+	f.stop()
+	f.start()
+	f.ask("other", topology.RequestAccept)
+	f.until("the delete at home", func() bool { return f.digest("home", "app:1") == "" })
+	f.ready("other")
+}
+
+// Registries that something else keeps equal are left alone, and their replicas can be deleted all the same.
+func TestReplicationSwitchedOff(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.config.Policy.Replication = false
+	removed := make(chan string, 1)
+	f.options.Remove = func(_ context.Context, _, region string) error { removed <- region; return nil }
+	f.push("home", "app:1")
+	f.start()
+	f.ask("other", topology.RequestDelete)
+	if region := <-removed; region != "other" {
+		t.Errorf("removed %s", region)
+	}
+	if f.digest("other", "app:1") != "" || f.state("home").Incarnation != "" {
+		t.Error("it was replicated")
+	}
+}
+
+// One replica that is no registry, or cannot be reached, keeps nobody else back, and says what is wrong.
+func TestReplicaThatIsNoRegistry(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.serve("web", http.NotFoundHandler())
+	f.serve("away", http.NotFoundHandler())
+	f.servers["away"].Close()
+	digest := f.push("home", "app:1")
+	f.start()
+	f.arrives("app:1", digest, "other")
+	f.ready("home", "other")
+	f.until("web to say that it is none", func() bool {
+		s := f.state("web")
+		return s.Status == topology.Creating && strings.Contains(s.Reason, "not a registry")
+	})
+	f.until("away to say so", func() bool { s := f.state("away"); return s.Status == topology.Creating && s.Reason != "" })
+	if s := f.state("web"); s.Phase != topology.PhaseUnknown {
+		t.Errorf("an error page was compared: %+v", s)
+	}
+}
+
+// While the home cannot be reached at the first start, its content is waited for: it is what the others are compared with.
+func TestHomeAwayAtTheFirstStart(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	down := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	homes, others := f.push("home", "app:1"), f.push("other", "app:1")
+	registry := f.replace("home", down)
+	f.start()
+	f.until("the other to wait for it", func() bool { return strings.Contains(f.state("other").Reason, "home replica comes first") })
+	f.replace("home", registry)
+	f.until("the plan", func() bool { return f.state("other").Phase == topology.PhasePlanned })
+	f.ask("other", topology.RequestAccept)
+	f.arrives("app:1", homes, "home", "other")
+	f.arrives("app:1.conflict-other-1", others, "home", "other")
+}
+
+// The home is waited for also while it is not known yet what it needs.
+func TestFilesThatComeLater(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	ca := filepath.Join(f.dir, "ca.pem")
+	f.config.Replicas[0].Access.CA = "file:" + ca
+	f.push("home", "app:1")
+	f.push("other", "app:1")
+	f.start()
+	f.until("the home to say what is missing", func() bool { return strings.Contains(f.state("home").Reason, "ca.pem") })
+	if s := f.state("other"); s.Phase != topology.PhaseUnknown {
+		t.Errorf("the other went first: %+v", s)
+	}
+	f.change("home", func(r *topology.Replica) { r.Access.CA = "" })
+	f.ready("home")
+}
+
+// Another prefix is other content: what was applied below the first says nothing about it.
+func TestPrefixChanged(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	digest := f.push("home", "app:1")
+	f.arrives("app:1", digest, "other")
+	f.ready("other")
+	before := f.state("other").Incarnation
+	f.change("other", func(r *topology.Replica) { r.Access.Prefix = "mirror" })
+	f.until("a new baseline", func() bool { s := f.state("other"); return s.Incarnation != before && s.Status == topology.Ready })
+	f.arrives("mirror/app:1", digest, "other")
+	f.arrives("app:1", digest, "home")
+}
+
+// With a replica go its events and its metrics.
+func TestReplicaGone(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.ready("other")
+	series := func() int {
+		families, err := f.metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, family := range families {
+			for _, m := range family.Metric {
+				if bytes.Contains([]byte(m.String()), []byte(`"other"`)) {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if series() == 0 {
+		t.Fatal("it has no metrics")
+	}
+	f.ask("other", topology.RequestDelete)
+	f.until("its state to go", func() bool { return f.state("other").Incarnation == "" })
+	if err := f.spool.Add(t.Context(), "contoso", "other", []events.Event{{ID: "1", Action: events.Push, Repository: "app", Tag: "2", Digest: f.digest("home", "app:1"), Received: time.Now()}}); err != nil {
+		t.Fatal(err)
+	}
+	home := *f.config
+	home.Replicas = home.Replicas[:1]
+	f.config = &home
+	f.declare()
+	f.until("its events to be dropped", func() bool { return f.spool.Pending("contoso", "other") == 0 })
+	f.until("its metrics to be dropped", func() bool { return series() == 0 })
+	if f.state("other").Incarnation != "" {
+		t.Error("its state came back")
+	}
+}
+
+// A home that is replaced by another server is compared with what the others have: the ledger stands, its deletes too.
+func TestHomeReplaced(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.arrives("app:2", f.push("home", "app:2"), "other")
+	f.ready("other")
+	img, err := client.Image(f.ref("home", "app:2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Delete(f.ref("home", "app:2")); err != nil {
+		t.Fatal(err)
+	}
+	f.arrives("app:2", "", "other")
+	f.ready("home", "other")
+	before := f.state("home").Incarnation
+	f.serve("home", emptyRegistry())
+	if err := client.Write(f.ref("home", "app:2"), img); err != nil {
+		t.Fatal(err)
+	}
+	f.declare()
+	f.until("a new baseline", func() bool { s := f.state("home"); return s.Incarnation != before && s.Status == topology.Ready })
+	f.arrives("app:1", f.digest("other", "app:1"), "home")
+	f.arrives("app:2", "", "home", "other")
+}

@@ -1,0 +1,885 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"portolan/replicator/ledger"
+	"portolan/replicator/version"
+)
+
+// The simulation runs the engine's own steps against replicas and a ledger that live in memory, under a scheduler that
+// decides at every request who goes on, so that one seed is one history. Requests fail, time out and take effect later;
+// events are lost, doubled and reordered; actors die between any two requests. The oracle is the journal of what users
+// did: at quiet all replicas are equal, and every push is the head, superseded by a later act on top of it, kept as a
+// conflict, or was overwritten without leaving any evidence.
+
+var (
+	simSeed  = flag.Uint64("sim.seed", 0, "run this seed of the simulation alone")
+	simSeeds = flag.Int("sim.seeds", 2000, "how many seeds to run")
+)
+
+func TestSimulation(t *testing.T) {
+	if *simSeed != 0 {
+		s := newSimulation(t, *simSeed, true)
+		s.run()
+		return
+	}
+	t.Parallel()
+	var pushes, conflicts, silent, restores int
+	for seed := uint64(1); seed <= uint64(*simSeeds); seed++ {
+		s := newSimulation(t, seed, false)
+		s.run()
+		pushes, conflicts, silent, restores = pushes+len(s.pushes), conflicts+s.conflicts, silent+s.silent, restores+s.restores
+		if t.Failed() {
+			t.Fatalf("reproduce it with: go test ./replicator -run TestSimulation -sim.seed=%d -v", seed)
+		}
+	}
+	t.Logf("%d histories, %d pushes, %d of them kept as conflicts, %d overwritten without evidence; %d registries restored", *simSeeds, pushes, conflicts, silent, restores)
+	if conflicts == 0 || restores == 0 || silent*10 > pushes {
+		t.Errorf("the histories are not what they are meant to be: %d conflicts, %d without evidence", conflicts, silent)
+	}
+}
+
+type simulation struct {
+	t     *testing.T
+	seed  uint64
+	trace bool
+	rng   *rand.Rand
+	clock time.Time
+	// Two processes work on one ledger; the fleet of the second may be that of a while ago.
+	engines [2]*engine
+	fleets  [2]*fleet
+	states  []version.Replica
+	ledger  *simLedger
+	regions []*simRegistry
+	actors  []*actor
+	current *actor
+	calm    bool // no more faults
+	ids     int
+
+	pushes     []simPush
+	superseded map[string]bool
+	removed    map[string]bool     // superseded by a delete
+	replaced   map[string][]string // superseded by these pushes
+	eventLost  map[string]bool
+	overrun    map[string]bool   // overwritten by a write of the replicator
+	settled    map[string]string // deleted by a user, in that region, while the ledger knew that it had it
+	erased     map[string]bool   // deleted by digest, by a user
+	gone       map[string]bool   // tags whose content is nowhere
+	retagged   map[string]bool   // pushed more than once
+	taken      map[string]bool   // went with a restored registry before anybody else had it
+	restores   int
+	conflicts  int
+	silent     int
+}
+
+type simPush struct {
+	region, tag, digest string
+	at                  time.Time
+}
+
+// actor is one goroutine of the replicator, which runs only when the scheduler lets it.
+type actor struct {
+	resume chan bool // false: die
+	paused chan bool // true: done
+}
+
+type crash struct{}
+
+// pause hands control to the scheduler: called before and after the effect of every request.
+func (s *simulation) pause() {
+	a := s.current
+	if a == nil {
+		return
+	}
+	a.paused <- false
+	if !<-a.resume {
+		panic(crash{})
+	}
+}
+
+func (s *simulation) start(step func(ctx context.Context)) {
+	a := &actor{resume: make(chan bool), paused: make(chan bool)}
+	s.actors = append(s.actors, a)
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				if _, ok := r.(crash); !ok {
+					panic(r)
+				}
+			}
+			a.paused <- true
+		}()
+		if !<-a.resume {
+			return
+		}
+		step(context.Background())
+	}()
+}
+
+// turn lets one actor run up to its next request, or die there.
+func (s *simulation) turn(a *actor, live bool) {
+	s.current = a
+	a.resume <- live
+	if <-a.paused {
+		s.actors = slices.DeleteFunc(s.actors, func(b *actor) bool { return a == b })
+	}
+	s.current = nil
+}
+
+func (s *simulation) chance(p float64) bool { return !s.calm && s.rng.Float64() < p }
+
+func (s *simulation) logf(format string, args ...any) {
+	if s.trace {
+		s.t.Logf(s.clock.Format("15:04:05.000 ")+format, args...)
+	}
+}
+
+var errSim = errors.New("simulated fault")
+
+// simLedger keeps the ledger's contract in memory.
+type simLedger struct {
+	ledger.Ledger
+	s    *simulation
+	rows map[ledger.Key]ledger.Row
+	next uint64
+}
+
+func (l *simLedger) Get(_ context.Context, key ledger.Key) (ledger.Row, error) {
+	l.s.pause()
+	row, ok := l.rows[key]
+	if !ok {
+		return row, ledger.ErrNotFound
+	}
+	row.Record = row.Record.Clone()
+	return row, nil
+}
+
+func (l *simLedger) CompareAndSet(_ context.Context, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
+	l.s.pause()
+	if l.s.chance(0.01) {
+		return 0, ledger.ErrUnavailable
+	}
+	if l.rows[key].Revision != revision {
+		return 0, ledger.ErrConflict
+	}
+	if l.next++; record == nil {
+		delete(l.rows, key)
+		return l.next, nil
+	}
+	l.rows[key] = ledger.Row{Key: key, Record: record.Clone(), Revision: l.next}
+	l.s.logf("ledger %s = %+v", key, *record)
+	l.s.pause()
+	if l.s.chance(0.01) {
+		return 0, ledger.ErrUnavailable // it was written all the same
+	}
+	return l.next, nil
+}
+
+func (l *simLedger) Page(_ context.Context, _, repository string, after ledger.Key, limit int) ([]ledger.Row, error) {
+	l.s.pause()
+	var page []ledger.Row
+	for _, key := range slices.SortedFunc(maps.Keys(l.rows), ledger.Compare) {
+		if (repository == "" || key.Repository == repository) && ledger.Compare(key, after) > 0 && len(page) < limit {
+			row := l.rows[key]
+			row.Record = row.Record.Clone()
+			page = append(page, row)
+		}
+	}
+	return page, nil
+}
+
+// simRegistry is a replica's registry.
+type simRegistry struct {
+	s         *simulation
+	region    string
+	skew      time.Duration
+	tags      map[string]string
+	manifests map[string]bool
+	late      []func()
+	events    []simEvent
+	backup    *simRegistry
+	restored  bool                // from a backup, and no operator said so yet
+	held      bool                // by the guard
+	adopted   bool                // by the baseline of its incarnation
+	copied    map[string][]string // by tag, what the replicator put there
+	lied      map[string]bool     // tags that a HEAD denied once
+	// refuse, if set, may fail a request: ping, tags or head; hidden is whether the repository is not shown.
+	refuse func(request, reference string) error
+	hidden bool
+}
+
+type simEvent struct {
+	tag, digest, writeID string
+	at                   time.Time
+	delete               bool
+}
+
+const simRepository = "app"
+
+func (r *simRegistry) refused(request, reference string) error {
+	if r.refuse == nil {
+		return nil
+	}
+	return r.refuse(request, reference)
+}
+
+func (r *simRegistry) Head(_ context.Context, _, reference string) (string, error) {
+	r.s.pause()
+	if err := r.refused("head", reference); err != nil {
+		return "", err
+	}
+	if r.s.chance(0.02) {
+		return "", errSim
+	}
+	if strings.HasPrefix(reference, "sha256:") {
+		if r.manifests[reference] {
+			return reference, nil
+		}
+		return ledger.Absent, nil
+	}
+	digest := r.tags[reference]
+	if digest != "" && !r.lied[reference] && r.s.chance(0.003) {
+		r.lied[reference] = true
+		return ledger.Absent, nil
+	}
+	r.s.pause() // the answer is on its way
+	return digest, nil
+}
+
+func (r *simRegistry) Repositories(context.Context) ([]string, error) {
+	return []string{simRepository}, nil
+}
+
+func (r *simRegistry) Ping(context.Context) error { return r.refused("ping", "") }
+
+func (r *simRegistry) Tags(context.Context, string) ([]string, bool, error) {
+	r.s.pause()
+	if err := r.refused("tags", ""); err != nil || r.hidden {
+		return nil, false, err
+	}
+	tags := slices.Sorted(maps.Keys(r.tags))
+	return slices.DeleteFunc(tags, func(string) bool { return r.s.chance(0.05) }), true, nil // listings lie
+}
+
+func (r *simRegistry) Bring(_ context.Context, _, digest string, sources []Remote) (Transfer, error) {
+	r.s.pause()
+	if r.manifests[digest] {
+		return Transfer{}, nil
+	}
+	if r.s.chance(0.05) {
+		return Transfer{}, errSim
+	}
+	for _, source := range sources {
+		if source.(*simRegistry).manifests[digest] {
+			r.s.pause()
+			r.manifests[digest] = true
+			r.emit(simEvent{tag: digest, digest: digest, writeID: r.s.engines[0].writeID()})
+			return Transfer{}, nil
+		}
+	}
+	return Transfer{}, ErrGone
+}
+
+// write carries out a request that may fail, be carried out without an answer, or be carried out later.
+func (r *simRegistry) write(effect func() error) error {
+	r.s.pause()
+	switch {
+	case r.s.chance(0.03):
+		return errSim
+	case r.s.chance(0.04):
+		r.late = append(r.late, func() { _ = effect() })
+		return context.DeadlineExceeded
+	case r.s.chance(0.03):
+		_ = effect()
+		r.s.pause()
+		return context.DeadlineExceeded
+	}
+	err := effect()
+	r.s.pause()
+	return err
+}
+
+func (r *simRegistry) Tag(_ context.Context, _, tag, digest, writeID string) error {
+	return r.write(func() error {
+		if !r.manifests[digest] {
+			return ErrRefused
+		}
+		if old := r.tags[tag]; old != "" && old != digest {
+			r.s.overrun[old] = true
+		}
+		r.s.logf("%s: put %s=%s by write %s", r.region, tag, digest, writeID)
+		r.tags[tag] = digest
+		r.copied[tag] = append(r.copied[tag], digest)
+		r.emit(simEvent{tag: tag, digest: digest, writeID: writeID})
+		return nil
+	})
+}
+
+func (r *simRegistry) Untag(_ context.Context, _, tag, writeID string, _ func(string) error) error {
+	return r.write(func() error {
+		if old := r.tags[tag]; old != "" {
+			r.s.overrun[old] = true
+		}
+		r.s.logf("%s: delete %s by write %s", r.region, tag, writeID)
+		delete(r.tags, tag)
+		r.emit(simEvent{tag: tag, writeID: writeID, delete: true})
+		return nil
+	})
+}
+
+func (r *simRegistry) Delete(_ context.Context, _, digest, writeID string) error {
+	return r.write(func() error { r.erase(digest, writeID); return nil })
+}
+
+// erase deletes a manifest with the tags that point to it.
+func (r *simRegistry) erase(digest, writeID string) {
+	if !r.manifests[digest] {
+		return
+	}
+	delete(r.manifests, digest)
+	r.s.logf("%s: %s is gone", r.region, digest)
+	r.emit(simEvent{tag: digest, digest: digest, writeID: writeID, delete: true})
+	for _, tag := range slices.Sorted(maps.Keys(r.tags)) {
+		if r.tags[tag] == digest {
+			delete(r.tags, tag)
+			r.emit(simEvent{tag: tag, writeID: writeID, delete: true})
+		}
+	}
+}
+
+func (r *simRegistry) Names(context.Context, string, string) ([]string, error)     { return nil, nil }
+func (r *simRegistry) Referrers(context.Context, string, string) ([]string, error) { return nil, nil }
+func (r *simRegistry) Blobs(context.Context, string, string) (map[string]int64, error) {
+	return nil, nil
+}
+
+func (r *simRegistry) emit(e simEvent) {
+	e.at = r.s.clock.Add(r.skew)
+	switch {
+	case r.s.chance(0.2):
+		if e.writeID == "" {
+			r.s.eventLost[e.digest] = true
+		}
+	case r.s.chance(0.1):
+		r.events = append(r.events, e, e)
+	default:
+		r.events = append(r.events, e)
+	}
+}
+
+func newSimulation(t *testing.T, seed uint64, trace bool) *simulation {
+	s := &simulation{t: t, seed: seed, trace: trace, rng: rand.New(rand.NewPCG(seed, 1)), clock: time.Unix(1_800_000_000, 0).UTC(),
+		superseded: map[string]bool{}, eventLost: map[string]bool{}, overrun: map[string]bool{}, settled: map[string]string{}, erased: map[string]bool{}, gone: map[string]bool{}}
+	s.retagged, s.taken, s.removed, s.replaced = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string][]string{}
+	s.ledger = &simLedger{s: s, rows: map[ledger.Key]ledger.Row{}}
+	for i, name := range []string{"eastus", "northeurope", "westus"} {
+		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, copied: map[string][]string{},
+			skew: time.Duration(s.rng.IntN(400)-200) * time.Millisecond})
+		s.states = append(s.states, version.Replica{Region: name, Incarnation: fmt.Sprint("i", i), Baselined: true})
+	}
+	s.restart()
+	if seed%2 == 0 { // they hold something already, and are baselined in this order
+		for i, r := range s.regions {
+			for range s.rng.IntN(3) {
+				s.push(r, s.tag())
+			}
+			r.events = nil
+			clear(s.eventLost)
+			s.states[i].Baselined = false
+		}
+		s.restart()
+		s.quietly(func() {
+			for i := range s.regions {
+				if err := s.baseline(t.Context(), s.engines[0], i); err != nil {
+					t.Fatalf("seed %d: baseline of %s: %v", seed, s.regions[i].region, err)
+				}
+			}
+		})
+	}
+	return s
+}
+
+func noPace(context.Context) error { return nil }
+
+// baseline learns what a region holds and merges it.
+func (s *simulation) baseline(ctx context.Context, e *engine, i int) error {
+	m := e.fleet().members[i]
+	b, err := e.compare(ctx, m, noPace)
+	if err == nil {
+		err = e.adopt(ctx, m, b, noPace)
+	}
+	if err == nil && m.Incarnation == s.states[i].Incarnation {
+		s.regions[i].adopted = true
+	}
+	return err
+}
+
+// muster makes the fleet of a process anew.
+func (s *simulation) muster(process int) {
+	var members []*member
+	for i, state := range s.states {
+		members = append(members, &member{Replica: state, Remote: s.regions[i], remaining: func() time.Duration { return time.Minute }})
+	}
+	for _, m := range members {
+		for _, other := range members {
+			if other != m {
+				m.sources = append(m.sources, other)
+			}
+		}
+	}
+	s.fleets[process] = newFleet(members)
+}
+
+// restart replaces the engines: all that a process keeps in memory is gone.
+func (s *simulation) restart() {
+	for process := range s.engines {
+		s.muster(process)
+		s.engines[process] = &engine{
+			registry: "contoso", ledger: s.ledger, log: zap.NewNop(), suspects: map[string]map[ledger.Key]suspect{},
+			fleet:   func() *fleet { return s.fleets[process] },
+			now:     func() time.Time { return s.clock },
+			writeID: func() string { s.ids++; return fmt.Sprint("w", s.ids) },
+			decided: func(region string, key ledger.Key, v version.Verdict) {
+				s.logf("%s: %s is %s (%d)", region, key, v, process)
+			},
+			rules: rules{guard: s.guard(), keepConflicts: true, untagged: true, deleteConfirmation: 10 * time.Minute},
+		}
+	}
+}
+
+// restores reports whether registries are restored from backups in this history. Then the guard believes nothing, and an
+// operator who knows decides.
+func (s *simulation) restoring() bool { return s.seed%3 == 0 }
+
+func (s *simulation) guard() func(int, int) bool {
+	if s.restoring() {
+		return func(_, regressions int) bool { return regressions > 0 }
+	}
+	return version.Guard
+}
+
+// restore puts a registry back to what it was a while ago.
+func (s *simulation) restore(r *simRegistry) {
+	if r.backup == nil || r.restored || !r.adopted {
+		return
+	}
+	s.restores++
+	s.logf("%s: restored from a backup: %v", r.region, r.backup.tags)
+	for _, tag := range slices.Sorted(maps.Keys(r.tags)) {
+		if s.chance(0.5) { // an event that was on its way
+			r.events = append(r.events, simEvent{tag: tag, digest: r.tags[tag], at: s.clock.Add(r.skew)})
+		}
+	}
+	for digest := range r.manifests {
+		elsewhere := slices.ContainsFunc(s.regions, func(o *simRegistry) bool { return o != r && o.manifests[digest] })
+		s.taken[digest] = s.taken[digest] || !r.backup.manifests[digest] && !elsewhere
+	}
+	maps.DeleteFunc(s.settled, func(_, region string) bool { return region == r.region }) // nobody may have looked
+	for tag, digest := range r.backup.tags {
+		// What followed before anybody looked went with the registry: nobody can tell.
+		record := s.ledger.rows[s.key(tag)].Record
+		s.retagged[digest] = s.retagged[digest] || record.Head.Digest == digest || !version.Knows(record, digest)
+		// And a version that nobody ever looked at is a push on top of the head when it is seen.
+		s.retagged[record.Head.Digest] = s.retagged[record.Head.Digest] || !version.Knows(record, digest)
+	}
+	r.tags, r.manifests, r.restored = maps.Clone(r.backup.tags), maps.Clone(r.backup.manifests), true
+}
+
+// operate is what an operator does about a registry that is held.
+func (s *simulation) operate(ctx context.Context, e *engine, i int) error {
+	r := s.regions[i]
+	r.held = false
+	if !r.restored {
+		s.logf("%s: the operator accepts", r.region)
+		_, err := e.scan(ctx, e.fleet().members[i], s.clock.Add(-5*time.Minute), noPace, true)
+		return err
+	}
+	s.logf("%s: the operator asks for a new baseline", r.region)
+	for _, p := range s.pushes {
+		// What the operator calls stale is compared without clocks: pushes there that nobody had looked at lose.
+		unseen := p.region == r.region && !version.Knows(s.ledger.rows[s.key(p.tag)].Record, p.digest)
+		s.taken[p.digest] = s.taken[p.digest] || unseen
+	}
+	s.ids++
+	s.states[i] = version.Replica{Region: r.region, Incarnation: fmt.Sprint("i", i, "-", s.ids)}
+	r.restored, r.adopted = false, false
+	s.muster(0) // the other process hears of it later
+	return nil
+}
+
+func (s *simulation) tag() string { return []string{"a", "b", "c"}[s.rng.IntN(3)] }
+
+// push is a user's push of new content.
+func (s *simulation) push(r *simRegistry, tag string) {
+	digest := fmt.Sprintf("sha256:%04d", len(s.pushes)+1)
+	if old := slices.Sorted(maps.Keys(r.manifests)); len(old) > 0 && s.chance(0.15) {
+		// Back to something that is there. If its event is lost, it looks like a late copy of ours.
+		digest = old[s.rng.IntN(len(old))]
+		s.retagged[digest], s.retagged[r.tags[tag]] = true, true
+		for _, p := range s.pushes {
+			s.retagged[p.digest] = s.retagged[p.digest] || p.region == r.region && p.tag == tag
+		}
+	}
+	s.supersede(r, tag, digest)
+	r.manifests[digest], r.tags[tag] = true, digest
+	s.pushes = append(s.pushes, simPush{r.region, tag, digest, s.clock})
+	r.emit(simEvent{tag: tag, digest: digest})
+	s.logf("%s: user pushes %s=%s", r.region, tag, digest)
+}
+
+// remove is a user's delete of a tag.
+func (s *simulation) remove(r *simRegistry, tag string) {
+	old := r.tags[tag]
+	if old == "" {
+		return
+	}
+	s.supersede(r, tag, "")
+	row := s.ledger.rows[s.key(tag)]
+	for _, m := range s.fleets[0].members {
+		if m.Region == r.region && !version.Due(row.Record, m.Replica) && row.Record.Head.Digest == old && len(row.Record.Intents) == 0 {
+			s.settled[old] = r.region
+		}
+	}
+	delete(r.tags, tag)
+	r.emit(simEvent{tag: tag, delete: true})
+	s.logf("%s: user deletes %s", r.region, tag)
+}
+
+// eraseByUser is a user's delete of what a tag points to, by digest.
+func (s *simulation) eraseByUser(r *simRegistry, tag string) {
+	digest := r.tags[tag]
+	if digest == "" {
+		return
+	}
+	s.logf("%s: user deletes %s", r.region, digest)
+	for _, t := range slices.Sorted(maps.Keys(r.tags)) {
+		if r.tags[t] == digest {
+			s.supersede(r, t, "")
+		}
+	}
+	s.erased[digest] = true
+	r.erase(digest, "")
+}
+
+// supersede notes what a user's act overwrites: by is what is pushed, or nothing for a delete, which a push that is found
+// later wins over.
+func (s *simulation) supersede(r *simRegistry, tag, by string) {
+	note := func(old string) {
+		// Unless an event dates it, a push to a registry of which nothing is known loses to the known version.
+		s.removed[old] = s.removed[old] || by == ""
+		if s.superseded[old] = true; by != "" && s.states[slices.Index(s.regions, r)].Baselined {
+			s.replaced[old] = append(s.replaced[old], by)
+		}
+	}
+	if old := r.tags[tag]; old != "" {
+		note(old)
+	}
+	for _, old := range r.copied[tag] {
+		s.superseded[old] = true // it was there, whatever late copy took its place since
+	}
+	// One registry puts the acts of its own users in order, whatever a copy put there in between.
+	for _, p := range s.pushes {
+		if p.region == r.region && p.tag == tag {
+			note(p.digest)
+		}
+	}
+}
+
+func (s *simulation) key(tag string) ledger.Key {
+	return ledger.Key{Registry: "contoso", Repository: simRepository, Kind: ledger.Tag, Reference: tag}
+}
+
+func (s *simulation) run() {
+	for range 400 + s.rng.IntN(400) {
+		s.clock = s.clock.Add(time.Duration(s.rng.IntN(60)) * time.Millisecond)
+		if s.chance(0.002) {
+			s.clock = s.clock.Add(6 * time.Minute)
+		}
+		n := s.rng.IntN(len(s.regions))
+		r := s.regions[n]
+		if s.restoring() {
+			s.disaster(n)
+		}
+		switch p := s.rng.Float64(); {
+		case r.restored && p < 0.037: // nobody works there
+		case p < 0.03 && len(s.pushes) < 40:
+			s.push(r, s.tag())
+		case p < 0.035:
+			s.remove(r, s.tag())
+		case p < 0.037:
+			s.eraseByUser(r, s.tag())
+		case p < 0.04 && len(r.late) > 0:
+			i := s.rng.IntN(len(r.late))
+			r.late[i]()
+			r.late = slices.Delete(r.late, i, i+1)
+		case p < 0.043: // the process dies and comes back
+			for len(s.actors) > 0 {
+				s.turn(s.actors[0], false)
+			}
+			s.restart()
+		case p < 0.05 && len(s.actors) > 0:
+			s.turn(s.actors[s.rng.IntN(len(s.actors))], false)
+		case p < 0.5 && len(s.actors) < 8:
+			s.spawn(n)
+		case len(s.actors) > 0:
+			s.turn(s.actors[s.rng.IntN(len(s.actors))], true)
+		}
+	}
+	for len(s.actors) > 0 {
+		s.turn(s.actors[s.rng.IntN(len(s.actors))], true)
+	}
+	s.settle()
+	s.check()
+}
+
+// disaster is what happens to a registry besides pushes: it is backed up, restored, and looked after.
+func (s *simulation) disaster(n int) {
+	r := s.regions[n]
+	switch p := s.rng.Float64(); {
+	case p < 0.01 && !r.restored:
+		r.backup = &simRegistry{tags: maps.Clone(r.tags), manifests: maps.Clone(r.manifests)}
+	case p < 0.012:
+		s.restore(r)
+	case p < 0.03 && r.held:
+		if r.restored {
+			_ = s.operate(context.Background(), s.engines[0], n)
+			return
+		}
+		e := s.engines[0]
+		s.start(func(ctx context.Context) { _ = s.operate(ctx, e, n) })
+	case p < 0.05:
+		s.muster(1)
+	case p < 0.1 && r.adopted && !s.states[n].Baselined && len(s.actors) == 0 && len(s.due(s.fleets[0].members[n])) == 0:
+		s.states[n].Baselined = true
+		s.muster(1) // it heard of the incarnation, at least, a while ago
+		s.muster(0)
+	}
+}
+
+// spawn starts something that the replicator does.
+func (s *simulation) spawn(n int) {
+	e, r := s.engines[s.rng.IntN(len(s.engines))], s.regions[n]
+	m := e.fleet().members[n]
+	if r.held || m.Incarnation != s.states[n].Incarnation {
+		return
+	}
+	if !r.adopted {
+		s.start(func(ctx context.Context) { _ = s.baseline(ctx, e, n) })
+		return
+	}
+	switch p := s.rng.Float64(); {
+	case p < 0.45 && len(r.events) > 0:
+		s.start(func(ctx context.Context) {
+			if len(r.events) == 0 {
+				return
+			}
+			i := s.rng.IntN(len(r.events)) // any of them: they are not ordered
+			event := r.events[i]
+			r.events = slices.Delete(r.events, i, i+1)
+			defer func() {
+				if crashed := recover(); crashed != nil {
+					r.events = append(r.events, event) // the spool has it still
+					panic(crashed)
+				}
+			}()
+			if s.hear(ctx, e, m, event) != nil {
+				r.events = append(r.events, event)
+			}
+		})
+	case p < 0.55:
+		s.start(func(ctx context.Context) {
+			if found, err := e.scan(ctx, m, s.clock.Add(-5*time.Minute), noPace, false); err == nil && m.Incarnation == s.states[n].Incarnation {
+				r.held = found.guarded
+			}
+		})
+	default:
+		if keys := s.due(m); len(keys) > 0 {
+			key, patient := keys[s.rng.IntN(len(keys))], s.rng.IntN(2) == 0
+			s.start(func(ctx context.Context) { _, _ = e.apply(ctx, m, key, s.clock.Add(-5*time.Minute), patient) })
+		}
+	}
+}
+
+func (s *simulation) hear(ctx context.Context, e *engine, m *member, event simEvent) error {
+	key := s.key(event.tag)
+	if digestLike(event.tag) {
+		key.Kind = ledger.Manifest
+		return e.observeManifest(ctx, m, key, simEvidence(event))
+	}
+	_, err := e.observe(ctx, m, key, simEvidence(event))
+	return err
+}
+
+func simEvidence(e simEvent) evidence {
+	if e.delete && e.writeID != "" {
+		return evidence{erased: e.writeID}
+	}
+	if e.delete {
+		return evidence{deletedAt: e.at}
+	}
+	return evidence{pushes: []push{{Event: version.Event{Digest: e.digest, Time: e.at, WriteID: e.writeID}, byOther: e.writeID == ""}}}
+}
+
+func (s *simulation) due(m *member) []ledger.Key {
+	var keys []ledger.Key
+	for _, key := range slices.SortedFunc(maps.Keys(s.ledger.rows), ledger.Compare) {
+		if version.Due(s.ledger.rows[key].Record, m.Replica) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// quietly runs steps to their end with no fault and nobody in between.
+func (s *simulation) quietly(f func()) {
+	calm := s.calm
+	s.calm = true
+	f()
+	s.calm = calm
+}
+
+// settle lets everything come to rest: what is late arrives, what was told is heard, scans and copies go on until
+// nothing changes any more.
+func (s *simulation) settle() {
+	s.calm = true
+	ctx := context.Background()
+	for _, r := range s.regions {
+		for _, effect := range r.late {
+			effect()
+		}
+		r.late = nil
+	}
+	e := s.engines[0]
+	for round := range 30 {
+		before := s.ledger.next
+		clear(s.gone)
+		s.clock = s.clock.Add(11 * time.Minute)
+		for i, r := range s.regions {
+			s.muster(0)
+			if r.restored {
+				r.held = true
+			}
+			if r.held {
+				if err := s.operate(ctx, e, i); err != nil {
+					s.t.Fatalf("seed %d: %v", s.seed, err)
+				}
+			}
+			if !r.adopted {
+				if err := s.baseline(ctx, e, i); err != nil {
+					s.t.Fatalf("seed %d: %v", s.seed, err)
+				}
+			}
+			m := s.fleets[0].members[i]
+			for len(r.events) > 0 {
+				event := r.events[0]
+				r.events = r.events[1:]
+				if err := s.hear(ctx, e, m, event); err != nil {
+					s.t.Fatalf("seed %d: %v", s.seed, err)
+				}
+			}
+			found, err := e.scan(ctx, m, s.clock.Add(-5*time.Minute), noPace, false)
+			if err != nil && m.Baselined {
+				s.t.Fatalf("seed %d: %v", s.seed, err)
+			}
+			r.held = found.guarded
+			waits := false
+			for _, key := range s.due(m) {
+				_, err := e.apply(ctx, m, key, time.Time{}, false)
+				head := s.ledger.rows[key].Record.Head.Digest
+				switch {
+				case errors.Is(err, ErrGone) && (s.erased[head] || s.taken[head]):
+					s.gone[key.Reference] = true // nobody has the content of that version any more
+				case errors.Is(err, errRegressed):
+					waits = true
+				case err != nil && !errors.Is(err, errAgain):
+					s.t.Fatalf("seed %d: applying %s to %s: %v", s.seed, key, m.Region, err)
+				}
+			}
+			if !m.Baselined && !waits && !slices.ContainsFunc(s.due(m), func(k ledger.Key) bool { return !s.gone[k.Reference] }) {
+				s.states[i].Baselined = true
+			}
+		}
+		if s.ledger.next == before && round > 2 {
+			return
+		}
+	}
+	s.t.Errorf("seed %d: no rest: the ledger still changes", s.seed)
+}
+
+// certainlyReplaced reports whether a push was superseded by one that left evidence, and so much later that no clock errs.
+func (s *simulation) certainlyReplaced(digest string) bool {
+	at := func(digest string) time.Time {
+		return s.pushes[slices.IndexFunc(s.pushes, func(p simPush) bool { return p.digest == digest })].at
+	}
+	return slices.ContainsFunc(s.replaced[digest], func(by string) bool {
+		return at(by).Sub(at(digest)) > clockJitter && !s.eventLost[by] && !s.erased[by] && !s.taken[by] && !s.retagged[by] && !s.removed[by]
+	})
+}
+
+func (s *simulation) check() {
+	for _, r := range s.regions {
+		for tag := range s.gone {
+			delete(r.tags, tag)
+		}
+	}
+	first := s.regions[0]
+	for _, r := range s.regions[1:] {
+		if !maps.Equal(first.tags, r.tags) {
+			s.t.Errorf("seed %d: %s and %s differ: %v and %v", s.seed, first.region, r.region, first.tags, r.tags)
+		}
+	}
+	for key, row := range s.ledger.rows {
+		if key.Kind == ledger.Tag && !s.gone[key.Reference] && row.Record.Head.Digest != first.tags[key.Reference] {
+			s.t.Errorf("seed %d: the head of %s is %q, the replicas have %q", s.seed, key, row.Record.Head.Digest, first.tags[key.Reference])
+		}
+		if key.Kind == ledger.Manifest {
+			for _, r := range s.regions {
+				if !row.Record.Head.Tombstone() && !r.manifests[key.Reference] && !s.erased[key.Reference] && !s.taken[key.Reference] {
+					s.t.Errorf("seed %d: %s lacks the manifest %s", s.seed, r.region, key.Reference)
+				}
+			}
+		}
+	}
+	kept := make(map[string]bool)
+	for tag, digest := range first.tags {
+		if strings.Contains(tag, ".conflict-") {
+			kept[digest] = true
+		}
+	}
+	s.conflicts = len(kept)
+	for _, p := range s.pushes {
+		if first.tags[p.tag] == p.digest && s.certainlyReplaced(p.digest) && !s.retagged[p.digest] {
+			s.t.Errorf("seed %d: %s of %s came back", s.seed, p.digest, p.tag)
+		}
+		switch {
+		case s.retagged[p.digest], s.taken[p.digest]:
+		case first.tags[p.tag] == p.digest, kept[p.digest], s.superseded[p.digest], s.erased[p.digest]:
+		case s.eventLost[p.digest] && s.overrun[p.digest]:
+			s.silent++
+		default:
+			s.t.Errorf("seed %d: the push of %s to %s:%s was lost without a trace", s.seed, p.digest, p.region, p.tag)
+		}
+	}
+	for digest := range s.settled {
+		if s.retagged[digest] {
+			continue
+		}
+		for _, tag := range []string{"a", "b", "c"} {
+			if first.tags[tag] == digest {
+				s.t.Errorf("seed %d: %s was deleted as the head, and came back", s.seed, digest)
+			}
+		}
+	}
+}

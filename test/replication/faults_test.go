@@ -1,0 +1,33 @@
+package replication
+
+import (
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"portolan/test/bed"
+)
+
+func listenAgain(t *testing.T, addr net.Addr) net.Listener {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		l, err := net.Listen("tcp", addr.String())
+		if err == nil {
+			return l
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// wipe empties a stopped registry's storage.
+func wipe(t *testing.T, r *bed.Registry) {
+	t.Helper()
+	if err := os.RemoveAll(r.Storage()); err != nil {
+		t.Fatal(err)
+	}
+}
