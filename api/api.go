@@ -1,0 +1,203 @@
+// Package api is the HTTP API of operators: its JSON types, the server and the client.
+//
+// The server reads what the daemon knows and hands edits and requests on; it decides nothing and stores nothing itself. The
+// command line speaks to it through Client. Everything is below /v1, JSON both ways; docs/cli.md and
+// docs/configuration.md are for its users.
+package api
+
+import (
+	"time"
+
+	"portolan/replicator"
+	"portolan/router"
+	"portolan/router/geo"
+	"portolan/topology"
+)
+
+// The values of Replica.Routing.
+const (
+	RoutingEnabled  = "enabled"
+	RoutingDisabled = "disabled"
+)
+
+// Registry is a registry with what is known of it.
+type Registry struct {
+	Name string `json:"name"`
+	// FQDN is the one name, in the zone of the server's front door; empty without one.
+	FQDN string `json:"fqdn,omitempty"`
+	Home string `json:"home"`
+	// ClientNames are the names that clients use for it.
+	ClientNames []string `json:"names,omitempty"`
+	// Document is what operators declared.
+	Document topology.RegistryDocument `json:"document"`
+	// Held is a raw edit that the guard holds until it is confirmed.
+	Held     *topology.Pending `json:"held,omitempty"`
+	Replicas []Replica         `json:"replicas"`
+}
+
+// Replica is a replica with what is known of it.
+type Replica struct {
+	Registry string `json:"registry"`
+	Region   string `json:"region"`
+	Home     bool   `json:"home"`
+	Endpoint string `json:"endpoint,omitempty"`
+	// Addresses are what answers hand out; Hostname instead where it is a CNAME.
+	Addresses []string `json:"addresses,omitempty"`
+	Hostname  string   `json:"hostname,omitempty"`
+	// Location is the city, where the catalogue of regions has it, and else the coordinates.
+	Location    string                `json:"location,omitempty"`
+	Coordinates *topology.Coordinates `json:"coordinates,omitempty"`
+	Status      topology.Status       `json:"status"`
+	// Health is Healthy, Unhealthy or Unknown.
+	Health  string `json:"health"`
+	Routing string `json:"routing"`
+	Weight  int    `json:"weight"`
+	Probe   string `json:"probe"`
+	// Pending counts the versions still to be applied there.
+	Pending int `json:"pending"`
+	// Reason says in a sentence what keeps the replica from being Ready and Healthy; empty if nothing does.
+	Reason string `json:"reason,omitempty"`
+	// Requests are what operators asked for and the replicator has not finished: delete, resync, accept.
+	Requests []string `json:"requests,omitempty"`
+	// Replication is what the replicator reports; absent before it looked.
+	Replication *topology.Replication `json:"replication,omitempty"`
+	// Probes are the last results of each address, on a server that probes.
+	Probes []Probe `json:"probes,omitempty"`
+}
+
+// Probe is the last result of one address.
+type Probe struct {
+	// Target is the address, or the host name.
+	Target string    `json:"target"`
+	Health string    `json:"health"`
+	Since  time.Time `json:"since,omitzero"`
+	// Last is when it was probed; zero before the first time.
+	Last time.Time `json:"last,omitzero"`
+	// LatencyMS is how long that took, in milliseconds.
+	LatencyMS float64 `json:"latency_ms"`
+	// Outcome is passed, failed or unable.
+	Outcome string `json:"outcome"`
+	Error   string `json:"error,omitempty"`
+	// CertificateExpiry is the earliest end of validity of what the client names got; absent without TLS.
+	CertificateExpiry time.Time `json:"certificate_expiry,omitzero"`
+}
+
+// ReplicaPatch changes a replica; what is nil stays as it is. An empty string removes the key, so that its default holds.
+type ReplicaPatch struct {
+	Endpoint    *string    `json:"endpoint,omitempty"`
+	Addresses   *[]string  `json:"addresses,omitempty"`
+	Hostname    *string    `json:"hostname,omitempty"`
+	Location    *[]float64 `json:"location,omitempty"`
+	Weight      *int       `json:"weight,omitempty"`
+	Routing     *string    `json:"routing,omitempty"`
+	Probe       *string    `json:"probe,omitempty"`
+	Credentials *string    `json:"credentials,omitempty"`
+	CA          *string    `json:"ca,omitempty"`
+	ClientCert  *string    `json:"client_cert,omitempty"`
+	Prefix      *string    `json:"prefix,omitempty"`
+	Realms      *string    `json:"realms,omitempty"`
+}
+
+// Apply makes a document the topology of the registries that it names.
+type Apply struct {
+	Document topology.Document `json:"document"`
+	// DryRun only tells what would change.
+	DryRun bool `json:"dry_run,omitempty"`
+	// Prune begins the deletion of replicas that the document does not name.
+	Prune bool `json:"prune,omitempty"`
+}
+
+// Applied is what an Apply, or an edit of one replica, changed, and what becomes of the clients.
+type Applied struct {
+	Changes []topology.Change `json:"changes"`
+	// Shares tells, for the registries that changed, where the clients nearest to each region go.
+	Shares []RegistryShares `json:"shares,omitempty"`
+}
+
+// RegistryShares are the shares of one registry.
+type RegistryShares struct {
+	Registry string         `json:"registry"`
+	Splits   []router.Split `json:"splits"`
+}
+
+// Explanation is a decision with its reasons, as the server's front door makes it.
+type Explanation struct {
+	router.Explanation
+	// TTL is how long the answer may be kept, in seconds.
+	TTL int `json:"ttl"`
+	// Topology is the digest of the snapshot that it was made of.
+	Topology string `json:"topology"`
+}
+
+// Status is the state of the server that was asked.
+type Status struct {
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	Roles   []string  `json:"roles"`
+	Ready   bool      `json:"ready"`
+	// NotReady says why it is not ready.
+	NotReady []string `json:"not_ready,omitempty"`
+	// Warnings are what an operator should look at.
+	Warnings []string      `json:"warnings,omitempty"`
+	Store    StoreStatus   `json:"store"`
+	Topology TopologyState `json:"topology"`
+	DNS      *DNSStatus    `json:"dns,omitempty"`
+	Geo      []geo.Info    `json:"geo,omitempty"`
+	Events   *EventsStatus `json:"events,omitempty"`
+}
+
+// StoreStatus is the state of the store.
+type StoreStatus struct {
+	// Name is the store as it is configured.
+	Name string `json:"name"`
+	// Error says why it cannot be read; what is served then is the last good topology.
+	Error string `json:"error,omitempty"`
+}
+
+// TopologyState is what topology the server answers from.
+type TopologyState struct {
+	// Digest is equal on servers that answer alike.
+	Digest string `json:"digest"`
+	// Changed is the time of the newest committed change.
+	Changed    time.Time          `json:"changed,omitzero"`
+	Registries int                `json:"registries"`
+	Problems   []topology.Problem `json:"problems,omitempty"`
+	Held       []topology.Pending `json:"held,omitempty"`
+	// File is the topology file of the configuration; Drift what the store has otherwise.
+	File  string            `json:"file,omitempty"`
+	Drift []topology.Change `json:"drift,omitempty"`
+}
+
+// DNSStatus is the state of the DNS server.
+type DNSStatus struct {
+	// Zone is fully qualified.
+	Zone   string   `json:"zone"`
+	Listen []string `json:"listen"`
+	// Nameservers are the zone's, fully qualified, with the addresses of those inside it.
+	Nameservers map[string][]string `json:"nameservers"`
+	TTLMin      int                 `json:"ttl_min"`
+	TTLMax      int                 `json:"ttl_max"`
+	Problems    []topology.Problem  `json:"problems,omitempty"`
+}
+
+// EventsStatus is the state of the events listener.
+type EventsStatus struct {
+	URL string `json:"url"`
+	// Received counts, by registry/region, the events since the start, those of no interest included.
+	Received map[string]uint64 `json:"received,omitempty"`
+}
+
+// EventsToken is what a replica needs to send its notifications.
+type EventsToken struct {
+	URL   string `json:"url"`
+	Token string `json:"token"`
+}
+
+// Inspection is what is known of a reference in every replica.
+type Inspection = replicator.Inspection
+
+// ReplicaInspection is what is known of it in one replica.
+type ReplicaInspection = replicator.ReplicaInspection
+
+// PendingItem is something that is still to be applied to a replica, or never will be.
+type PendingItem = replicator.PendingItem

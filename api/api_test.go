@@ -1,0 +1,414 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"portolan/router"
+	"portolan/router/geo"
+	"portolan/store"
+	"portolan/store/bolt"
+	"portolan/topology"
+)
+
+const document = `registries:
+  - name: contoso
+    home: westus
+    names: [registry.contoso.com]
+    replicas:
+      - {region: westus, endpoint: "http://127.0.1.1:5000", addresses: [127.0.1.1]}
+      - {region: westeurope, endpoint: "http://127.0.2.1:5000", addresses: [127.0.2.1]}
+`
+
+// rig is a server over a real store, with a view that is made anew for each request.
+type rig struct {
+	*httptest.Server
+	client     *Client
+	store      store.Store
+	editor     *topology.Editor
+	held       []topology.Pending
+	replicator *fakeReplicator
+}
+
+type fakeReplicator struct {
+	inspection Inspection
+	err        error
+}
+
+func (f *fakeReplicator) Inspect(context.Context, string, string, string) (Inspection, error) {
+	return f.inspection, f.err
+}
+
+func (f *fakeReplicator) Pending(registry, region string, limit int) []PendingItem {
+	return []PendingItem{{Image: registry + "/app:1", Error: region}}
+}
+
+func newRig(t *testing.T, change func(*Options)) *rig {
+	t.Helper()
+	s, err := bolt.Open(filepath.Join(t.TempDir(), "portolan.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	r := &rig{store: s, replicator: &fakeReplicator{}}
+	r.editor = topology.NewEditor(s, topology.EditorOptions{Reserved: []string{"whoami", "ns1"}, Pending: func() []topology.Pending { return r.held }})
+	d, err := topology.ParseYAML("t.yaml", []byte(document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.editor.Apply(t.Context(), *d, false, false); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{
+		View: func() *View { return r.view(t) }, Status: func() Status { return Status{Version: "1", Ready: true} },
+		Editor: r.editor, Reserved: []string{"whoami", "ns1"}, Store: s, Replicator: r.replicator,
+		EventsToken: func(registry, region string) EventsToken {
+			return EventsToken{URL: "https://e/" + registry, Token: region}
+		},
+		Zone: "geo.example.net.", TTLMin: 5, TTLMax: 60, Metrics: http.NotFoundHandler(), Log: zap.NewNop(),
+	}
+	if change != nil {
+		change(&o)
+	}
+	r.Server = httptest.NewServer(Handler(o))
+	t.Cleanup(r.Server.Close)
+	if r.client, err = NewClient(r.URL, o.Token); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *rig) view(t *testing.T) *View {
+	tree, err := r.store.List(context.Background(), "")
+	if err != nil {
+		t.Error(err)
+		return &View{}
+	}
+	s, _ := topology.Parse(topology.ValuesOf(tree), nil, nil)
+	v := &View{Snapshot: s, Held: r.held, Conditions: router.Conditions{}, Requests: map[router.ReplicaKey][]string{},
+		Replication: map[router.ReplicaKey]topology.Replication{}}
+	for _, registry := range s.Registries {
+		for _, p := range registry.Replicas {
+			k := router.ReplicaKey{Registry: registry.Name, Region: p.Region}
+			v.Conditions[k] = router.ReplicaCondition{Health: router.Healthy, Settled: true, Seeded: true}
+			v.Replication[k] = topology.Replication{Status: topology.Ready, Endpoint: p.Endpoint.String()}
+			for _, verb := range []string{topology.RequestAccept, topology.RequestDelete, topology.RequestResync} {
+				if _, ok := tree.Get(topology.RequestKey(k.Registry, k.Region, verb)); ok {
+					v.Requests[k] = append(v.Requests[k], verb)
+				}
+			}
+		}
+	}
+	v.Router = router.New(s, geo.Builtin(), nil).With(v.Conditions)
+	return v
+}
+
+// ask sends a raw request, for what Client never sends.
+func (r *rig) ask(t *testing.T, method, path, body string, change func(*http.Request)) (int, Error) {
+	t.Helper()
+	q, err := http.NewRequestWithContext(t.Context(), method, r.URL+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Content-Type", "application/json")
+	if change != nil {
+		change(q)
+	}
+	a, err := http.DefaultClient.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	text, err := io.ReadAll(a.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var e envelope
+	if a.StatusCode != http.StatusOK {
+		if err := json.Unmarshal(text, &e); err != nil || e.Error == nil {
+			t.Fatalf("%d %q is not an error of the API: %v", a.StatusCode, text, err)
+		}
+		return a.StatusCode, *e.Error
+	}
+	return a.StatusCode, Error{}
+}
+
+func TestGuards(t *testing.T) {
+	t.Parallel()
+	open := newRig(t, func(o *Options) { o.Names = []string{"portolan.example.net"} })
+	locked := newRig(t, func(o *Options) { o.Token = "0123456789abcdef" })
+	host := func(h string) func(*http.Request) { return func(q *http.Request) { q.Host = h } }
+	header := func(name, value string) func(*http.Request) {
+		return func(q *http.Request) { q.Header.Set(name, value) }
+	}
+	for name, c := range map[string]struct {
+		rig    *rig
+		method string
+		path   string
+		body   string
+		change func(*http.Request)
+		status int
+		code   Code
+	}{
+		"by address":              {open, "GET", "/v1/status", "", nil, 200, ""},
+		"by localhost":            {open, "GET", "/v1/status", "", host("localhost:1"), 200, ""},
+		"by IPv6":                 {open, "GET", "/v1/status", "", host("[::1]:8420"), 200, ""},
+		"by its name":             {open, "GET", "/v1/status", "", host("Portolan.example.net.:8420"), 200, ""},
+		"rebinding":               {open, "GET", "/v1/status", "", host("evil.example:8420"), 403, CodeForbidden},
+		"rebinding like a suffix": {open, "GET", "/v1/status", "", host("localhost.evil.example"), 403, CodeForbidden},
+		"form":                    {open, "POST", "/v1/registries/contoso/confirm", "", header("Content-Type", "text/plain"), 415, CodeMediaType},
+		"no type":                 {open, "DELETE", "/v1/registries/contoso", "", header("Content-Type", ""), 415, CodeMediaType},
+		"other origin":            {open, "DELETE", "/v1/registries/contoso", "", header("Origin", "https://evil.example"), 403, CodeForbidden},
+		"other site":              {open, "DELETE", "/v1/registries/contoso", "", header("Sec-Fetch-Site", "cross-site"), 403, CodeForbidden},
+		"no token":                {locked, "GET", "/v1/status", "", nil, 401, CodeUnauthorized},
+		"wrong token":             {locked, "GET", "/v1/status", "", header("Authorization", "Bearer 0123456789abcdee"), 401, CodeUnauthorized},
+		"other scheme":            {locked, "GET", "/v1/status", "", header("Authorization", "0123456789abcdef"), 401, CodeUnauthorized},
+		"token":                   {locked, "GET", "/v1/status", "", header("Authorization", "Bearer 0123456789abcdef"), 200, ""},
+		"metrics without token":   {locked, "GET", "/metrics", "", nil, 401, CodeUnauthorized},
+		"no such path":            {open, "GET", "/v1/nothing", "", nil, 404, CodeNotFound},
+		"misspelt field":          {open, "PATCH", "/v1/registries/contoso/replicas/westus", `{"wieght": 3}`, nil, 400, CodeInvalid},
+		"not JSON":                {open, "PATCH", "/v1/registries/contoso/replicas/westus", `{`, nil, 400, CodeInvalid},
+		"two bodies":              {open, "PATCH", "/v1/registries/contoso/replicas/westus", `{} {}`, nil, 400, CodeInvalid},
+		"too large":               {open, "POST", "/v1/diff", `{"registries": [{"name": "` + strings.Repeat("x", maxBody) + `"}]}`, nil, 413, CodeTooLarge},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			status, e := c.rig.ask(t, c.method, c.path, c.body, c.change)
+			if status != c.status || e.Code != c.code {
+				t.Errorf("%d %s %q, want %d %s", status, e.Code, e.Message, c.status, c.code)
+			}
+		})
+	}
+}
+
+func TestErrorsHaveTheirCode(t *testing.T) {
+	t.Parallel()
+	for code, err := range map[Code]error{
+		CodeNotFound: topology.ErrNotFound, CodeExists: topology.ErrExists, CodeRefused: topology.ErrRefused, CodeConflict: store.ErrConflict,
+		CodeUnavailable: store.ErrUnavailable, CodeInvalid: &topology.InvalidError{Faults: []topology.Fault{{Path: "a"}}}, CodeInternal: errors.New("x"),
+	} {
+		if e := errorOf(fmt.Errorf("doing: %w", err)); e.Code != code || statusOf[e.Code] == 0 {
+			t.Errorf("%v became %v", err, e.Code)
+		}
+	}
+}
+
+func TestRegistries(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	ctx := t.Context()
+	home := topology.ReplicaDocument{Region: "eastus", Endpoint: "http://127.0.3.1:5000", Addresses: []string{"127.0.3.1"}}
+	made, err := r.client.CreateRegistry(ctx, topology.RegistryDocument{Name: "fabrikam", Home: "eastus", Replicas: []topology.ReplicaDocument{home}})
+	if err != nil || made.FQDN != "fabrikam.geo.example.net" || len(made.Replicas) != 1 || !made.Replicas[0].Home || made.Replicas[0].Weight != 100 {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	_, err = r.client.CreateRegistry(ctx, topology.RegistryDocument{Name: "fabrikam", Home: "eastus", Replicas: []topology.ReplicaDocument{home}})
+	if !IsCode(err, CodeExists) {
+		t.Errorf("created twice: %v", err)
+	}
+	_, err = r.client.CreateRegistry(ctx, topology.RegistryDocument{Name: "whoami", Home: "eastus", Replicas: []topology.ReplicaDocument{home}})
+	if !IsCode(err, CodeInvalid) || !strings.Contains(err.Error(), "whoami") {
+		t.Errorf("a reserved name: %v", err)
+	}
+	list, err := r.client.Registries(ctx)
+	if err != nil || len(list) != 2 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if err := r.client.DeleteRegistry(ctx, "fabrikam"); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.client.Registry(ctx, "fabrikam"); !IsCode(err, CodeNotFound) || !strings.Contains(err.Error(), "there is contoso") {
+		t.Errorf("after the delete: %v", err)
+	}
+}
+
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	ctx := t.Context()
+	ninety, hundredOne := 90, 101
+	applied, err := r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Weight: &ninety})
+	if err != nil || len(applied.Changes) != 1 || applied.Changes[0].New != "90" {
+		t.Fatalf("%+v, %v", applied, err)
+	}
+	var shares []string
+	for _, share := range applied.Shares[0].Splits[1].Shares {
+		shares = append(shares, fmt.Sprintf("%s %.1f", share.Region, share.Percent))
+	}
+	if !slices.Equal(shares, []string{"westus 90.0", "westeurope 10.0"}) {
+		t.Errorf("shares %v", shares)
+	}
+	_, err = r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Weight: &hundredOne})
+	var e *Error
+	if !errors.As(err, &e) || e.Code != CodeInvalid || len(e.Details) != 1 || e.Details[0].Path != "weight" {
+		t.Errorf("a weight of 101: %#v", err)
+	}
+	if _, err := r.client.DeleteReplica(ctx, "contoso", "westus", true); !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "home region") {
+		t.Errorf("deleting the home: %v", err)
+	}
+	gone, err := r.client.DeleteReplica(ctx, "contoso", "westeurope", false)
+	if err != nil || gone.Routing != RoutingDisabled || gone.Status != topology.Deleting || !slices.Equal(gone.Requests, []string{topology.RequestDelete}) {
+		t.Errorf("%+v, %v", gone, err)
+	}
+	on := RoutingEnabled
+	if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &on}); !IsCode(err, CodeRefused) {
+		t.Errorf("enabling what is being deleted: %v", err)
+	}
+	for range 2 { // asking twice is asking once
+		if p, err := r.client.Resync(ctx, "contoso", "westus"); err != nil || !slices.Contains(p.Requests, topology.RequestResync) || p.Status == topology.Ready {
+			t.Errorf("%+v, %v", p, err)
+		}
+	}
+	if _, err := r.client.Replica(ctx, "contoso", "westss"); !IsCode(err, CodeNotFound) {
+		t.Errorf("%v", err)
+	}
+	if token, err := r.client.EventsToken(ctx, "contoso", "westus"); err != nil || token.Token != "westus" {
+		t.Errorf("%+v, %v", token, err)
+	}
+	if items, err := r.client.Pending(ctx, "contoso", "westus", 5); err != nil || len(items) != 1 || items[0].Image != "contoso/app:1" {
+		t.Errorf("%+v, %v", items, err)
+	}
+	status, _ := r.ask(t, "GET", "/v1/registries/contoso/replicas/westus/pending?limit=x", "", nil)
+	if status != 400 {
+		t.Errorf("limit=x: %d", status)
+	}
+}
+
+func TestApply(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	ctx := t.Context()
+	before, err := r.client.Export(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := topology.ParseYAML("t.yaml", []byte(strings.Replace(document, "[127.0.2.1]}", "[127.0.2.1], weight: 40}", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dry, err := r.client.Apply(ctx, Apply{Document: *d, DryRun: true})
+	if err != nil || len(dry.Changes) != 1 || len(dry.Shares) != 1 {
+		t.Fatalf("%+v, %v", dry, err)
+	}
+	if now, err := r.client.Export(ctx); err != nil || len(topology.Diff(before, now)) != 0 {
+		t.Errorf("a dry run changed %v, %v", topology.Diff(before, now), err)
+	}
+	done, err := r.client.Apply(ctx, Apply{Document: *d})
+	if err != nil || fmt.Sprint(done) != fmt.Sprint(dry) {
+		t.Errorf("dry %v, then %v, %v", dry, done, err)
+	}
+	if changes, err := r.client.Diff(ctx, *d); err != nil || len(changes) != 0 {
+		t.Errorf("%v, %v", changes, err)
+	}
+	d.Registries[0].Replicas[1].Endpoint = "not a URL"
+	var e *Error
+	if _, err := r.client.Apply(ctx, Apply{Document: *d}); !errors.As(err, &e) || e.Code != CodeInvalid || e.Details[0].Path != "registries[0].replicas[1].endpoint" {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestExplainIsTheViewsDecision(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	for _, c := range []struct {
+		ecs, resolver string
+		region        string
+		code          Code
+	}{
+		{"141.20.0.0/24", "", "westeurope", ""},
+		{"141.20.0.9", "", "westeurope", ""},
+		{"", "141.20.0.9", "westeurope", ""},
+		{"128.32.0.0/24", "141.20.0.9", "westus", ""},
+		{"10.0.0.0/24", "141.20.0.9", "westeurope", ""},
+		{"10.0.0.0/24", "", "westus", ""}, // nothing is known of the client: home
+		{"", "", "", CodeInvalid},
+		{"x", "", "", CodeInvalid},
+		{"", "1.2.3", "", CodeInvalid},
+	} {
+		e, err := r.client.Explain(t.Context(), "contoso", c.ecs, c.resolver)
+		if c.code != "" {
+			if !IsCode(err, c.code) {
+				t.Errorf("%+v: %v", c, err)
+			}
+			continue
+		}
+		if err != nil || e.Region != c.region || e.TTL != 60 {
+			t.Errorf("%+v: %s, TTL %d, %v", c, e.Region, e.TTL, err)
+		}
+	}
+}
+
+func TestServersWithoutARole(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { o.Zone, o.Replicator, o.EventsToken = "", nil, nil })
+	ctx := t.Context()
+	_, explain := r.client.Explain(ctx, "contoso", "141.20.0.0/24", "")
+	_, inspect := r.client.Inspect(ctx, "contoso", "app", "1")
+	_, pending := r.client.Pending(ctx, "contoso", "westus", 1)
+	_, token := r.client.EventsToken(ctx, "contoso", "westus")
+	for i, err := range []error{explain, inspect, pending, token} {
+		if !IsCode(err, CodeRefused) {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+}
+
+func TestConfirm(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	if err := r.client.Confirm(t.Context(), "contoso"); !IsCode(err, CodeRefused) {
+		t.Errorf("nothing is held: %v", err)
+	}
+	if err := r.client.Confirm(t.Context(), "fabrikam"); !IsCode(err, CodeNotFound) {
+		t.Errorf("no such registry: %v", err)
+	}
+	r.held = []topology.Pending{{Registry: "contoso", Missing: []string{"x"}, Remaining: []string{"westeurope", "westus"}}}
+	if shown, err := r.client.Registry(t.Context(), "contoso"); err != nil || shown.Held == nil {
+		t.Errorf("%+v, %v", shown.Held, err)
+	}
+	if err := r.client.Confirm(t.Context(), "contoso"); err != nil {
+		t.Error(err)
+	}
+	if e, err := r.store.Get(t.Context(), topology.ConfirmedKey("contoso")); err != nil || e.Value != "westeurope,westus" {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
+
+func TestPanicIsNotShown(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { o.Status = func() Status { panic("secret") } })
+	status, e := r.ask(t, "GET", "/v1/status", "", nil)
+	if status != 500 || strings.Contains(e.Message, "secret") {
+		t.Errorf("%d %s", status, e.Message)
+	}
+}
+
+func TestClientSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	if _, err := NewClient("127.0.0.1:8420", ""); err == nil {
+		t.Error("an address without a scheme is taken")
+	}
+	s := httptest.NewServer(http.NotFoundHandler())
+	c, err := NewClient(s.URL, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "is it one?") {
+		t.Errorf("another server: %v", err)
+	}
+	s.Close()
+	if _, err := c.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "is portolan serve running") {
+		t.Errorf("no server: %v", err)
+	}
+}

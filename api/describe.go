@@ -1,0 +1,137 @@
+package api
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"portolan/router"
+	"portolan/topology"
+	"portolan/topology/regions"
+)
+
+// describe puts together what is declared of a registry and what is known of it.
+func (s *server) describe(v *View, declared topology.RegistryDocument) Registry {
+	r := Registry{Name: declared.Name, Home: declared.Home, ClientNames: declared.Names, Document: declared, Replicas: []Replica{}}
+	if s.Zone != "" {
+		r.FQDN = strings.TrimSuffix(declared.Name+"."+s.Zone, ".")
+	}
+	for _, h := range v.Held {
+		if h.Registry == declared.Name {
+			r.Held = &h
+		}
+	}
+	var served *topology.Registry
+	if v.Snapshot != nil {
+		served = v.Snapshot.Registry(declared.Name)
+	}
+	for _, d := range declared.Replicas {
+		r.Replicas = append(r.Replicas, describeReplica(v, declared, served, d))
+	}
+	return r
+}
+
+func describeReplica(v *View, declared topology.RegistryDocument, served *topology.Registry, d topology.ReplicaDocument) Replica {
+	key := router.ReplicaKey{Registry: declared.Name, Region: d.Region}
+	r := Replica{
+		Registry: declared.Name, Region: d.Region, Home: d.Region == declared.Home, Endpoint: d.Endpoint, Addresses: d.Addresses,
+		Hostname: d.Hostname, Routing: RoutingEnabled, Weight: 100, Status: topology.Creating, Health: router.Unknown.String(),
+		Requests: v.Requests[key],
+	}
+	if d.Routing != "" {
+		r.Routing = d.Routing
+	}
+	if d.Weight != nil {
+		r.Weight = *d.Weight
+	}
+	region, catalogued := regions.Lookup(d.Region)
+	if len(d.Location) == 2 {
+		r.Coordinates = &topology.Coordinates{Latitude: d.Location[0], Longitude: d.Location[1]}
+	} else if catalogued {
+		r.Coordinates = &topology.Coordinates{Latitude: region.Latitude, Longitude: region.Longitude}
+	}
+	if r.Coordinates != nil {
+		r.Location = r.Coordinates.String()
+		if catalogued && *r.Coordinates == (topology.Coordinates{Latitude: region.Latitude, Longitude: region.Longitude}) {
+			r.Location = region.City
+		}
+	}
+	var reasons []string
+	if served == nil || served.Replica(d.Region) == nil {
+		reasons = append(reasons, "not served: "+problemOf(v, topology.RegistriesPrefix+declared.Name+"/replicas/"+d.Region+"/"))
+	} else {
+		p := served.Replica(d.Region)
+		// What is in force: a bad value in the store keeps the last good one.
+		r.Weight, r.Probe = p.Weight, p.Probe.String()
+		r.Routing = RoutingDisabled
+		if p.Routing {
+			r.Routing = RoutingEnabled
+		}
+		reasons = append(reasons, r.replication(v, key, served, p)...)
+	}
+	if slices.Contains(r.Requests, topology.RequestDelete) {
+		r.Status = topology.Deleting
+	} else if r.Status == topology.Ready && slices.Contains(r.Requests, topology.RequestResync) {
+		// Whoever asks for a new baseline and waits for Ready means the one after it.
+		r.Status, reasons = topology.Creating, append(reasons, "a new baseline was asked for")
+	}
+	reasons = append(reasons, r.health(v, key)...)
+	r.Reason = strings.Join(reasons, "; ")
+	return r
+}
+
+// replication fills in the status, and says what keeps it from being Ready.
+func (r *Replica) replication(v *View, key router.ReplicaKey, served *topology.Registry, p *topology.Replica) []string {
+	if !served.Policy.Replication {
+		r.Status = topology.Ready
+		return nil
+	}
+	report, ok := v.Replication[key]
+	switch {
+	case !ok:
+		return []string{"no replicator has looked at it yet"}
+	case report.Endpoint != p.Endpoint.String():
+		return []string{"its endpoint changed, and no replicator has looked at the new one yet"}
+	}
+	r.Replication, r.Status, r.Pending = &report, report.Status, report.Pending
+	if report.Reason != "" {
+		return []string{report.Reason}
+	}
+	if report.NotReplicable > 0 {
+		return []string{fmt.Sprintf("%d not replicable", report.NotReplicable)}
+	}
+	return nil
+}
+
+// health fills in what probes found, and says what is wrong.
+func (r *Replica) health(v *View, key router.ReplicaKey) []string {
+	if v.Verdicts == nil {
+		return nil
+	}
+	verdict, ok := v.Verdicts.Replicas[key]
+	if !ok {
+		return nil
+	}
+	r.Health = verdict.Health.String()
+	for _, a := range verdict.Addresses {
+		p := Probe{
+			Target: a.Hostname, Health: a.Health.String(), Since: a.Since, Last: a.Last.Time, Outcome: a.Last.Outcome.String(), Error: a.Last.Error,
+			LatencyMS: float64(a.Last.Latency.Microseconds()) / 1000, CertificateExpiry: a.Last.CertificateExpiry,
+		}
+		if a.Address.IsValid() {
+			p.Target = a.Address.String()
+		}
+		r.Probes = append(r.Probes, p)
+	}
+	switch {
+	case verdict.Health != router.Healthy && verdict.Reason != "":
+		return []string{verdict.Reason}
+	case len(verdict.Down) > 0:
+		down := make([]string, len(verdict.Down))
+		for i, a := range verdict.Down {
+			down[i] = a.String()
+		}
+		return []string{"left out of answers: " + strings.Join(down, ", ")}
+	}
+	return nil
+}

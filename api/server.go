@@ -1,0 +1,771 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"portolan/health"
+	"portolan/router"
+	"portolan/store"
+	"portolan/topology"
+)
+
+const (
+	// maxBody bounds what a request may hold: as much as a topology file.
+	maxBody = 4 << 20
+	// requestTimeout bounds what a request may take. Looking at a tag in every replica takes the longest.
+	requestTimeout = 45 * time.Second
+)
+
+// Editor reads and changes what is declared: a topology.Editor. Its errors are of the kinds of package topology.
+type Editor interface {
+	Export(ctx context.Context) (topology.Document, error)
+	CreateRegistry(ctx context.Context, r topology.RegistryDocument) error
+	DeleteRegistry(ctx context.Context, name string) error
+	CreateReplica(ctx context.Context, registry string, r topology.ReplicaDocument) error
+	UpdateReplica(ctx context.Context, registry, region string, change func(*topology.ReplicaDocument)) error
+	DeleteReplica(ctx context.Context, registry, region string, r topology.Request) error
+	Apply(ctx context.Context, d topology.Document, prune, dryRun bool) ([]topology.Change, error)
+	Confirm(ctx context.Context, registry string) error
+}
+
+var _ Editor = (*topology.Editor)(nil)
+
+// Replicator looks at what is replicated.
+type Replicator interface {
+	Inspect(ctx context.Context, registry, repository, reference string) (Inspection, error)
+	Pending(registry, region string, limit int) []PendingItem
+}
+
+// View is what the server answers clients from, at one moment.
+type View struct {
+	Snapshot *topology.Snapshot
+	// StoreDown is whether the store cannot be read, so that Snapshot is all there is.
+	StoreDown bool
+	// Held are the raw edits that the guard holds.
+	Held []topology.Pending
+	// Router decides as the DNS server does: it is the same one. Nil before the first topology.
+	Router *router.Router
+	// Conditions are those that Router has.
+	Conditions router.Conditions
+	// Verdicts are what probes found; nil on a server that does not probe.
+	Verdicts *health.Verdicts
+	// Replication is what replicators report.
+	Replication map[router.ReplicaKey]topology.Replication
+	// Requests are the verbs that were asked of a replica and are not finished, sorted.
+	Requests map[router.ReplicaKey][]string
+}
+
+// Options are what a Server shows and what it hands edits to. What may be nil says so.
+type Options struct {
+	// View returns the newest view; never nil.
+	View func() *View
+	// Status returns the state of the daemon.
+	Status func() Status
+	Editor Editor
+	// Reserved are labels that neither registries nor regions may have.
+	Reserved []string
+	// Store is where requests to the replicator are left.
+	Store store.Store
+	// Replicator is nil without that role.
+	Replicator Replicator
+	// Knock looks whether a registry is at the endpoint of a replica that is about to be created, and returns an error if something
+	// else is. Nil without the role replicator.
+	Knock func(context.Context, topology.ReplicaDocument) error
+	// EventsToken makes the token of a replica; nil without an events listener.
+	EventsToken func(registry, region string) EventsToken
+	// Zone is the front door's, fully qualified; empty without the role dns. TTLMin and TTLMax are in seconds.
+	Zone           string
+	TTLMin, TTLMax int
+	// Metrics serves /metrics.
+	Metrics http.Handler
+	// Token is what requests must show as a bearer token; empty for none.
+	Token string
+	// Names are the host names by which the server may be asked, besides localhost and addresses.
+	Names []string
+	Log   *zap.Logger
+}
+
+// server is the handler.
+type server struct {
+	Options
+	origin *http.CrossOriginProtection
+}
+
+// Handler returns the HTTP API, with /healthz, /readyz and /metrics. It is safe for concurrent use.
+//
+// Whoever can reach the listener and, where there is one, knows the token may do everything. A web page in an operator's
+// browser may not: a request by a host name that is not the server's own is refused (DNS rebinding), and so are writes
+// that another origin caused or that are not JSON.
+func Handler(o Options) http.Handler {
+	s := &server{Options: o, origin: http.NewCrossOriginProtection()}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { plain(w, http.StatusOK, "ok\n") })
+	mux.HandleFunc("GET /readyz", s.readyz)
+	mux.Handle("GET /metrics", s.guarded(func(w http.ResponseWriter, r *http.Request) error {
+		s.Metrics.ServeHTTP(w, r)
+		return nil
+	}))
+	for pattern, serve := range map[string]func(*http.Request) (any, error){
+		"GET /v1/status":                                          s.status,
+		"GET /v1/export":                                          s.export,
+		"POST /v1/apply":                                          s.apply,
+		"POST /v1/diff":                                           s.diff,
+		"GET /v1/registries":                                      s.registries,
+		"POST /v1/registries":                                     s.createRegistry,
+		"GET /v1/registries/{registry}":                           s.registry,
+		"DELETE /v1/registries/{registry}":                        s.deleteRegistry,
+		"POST /v1/registries/{registry}/confirm":                  s.confirm,
+		"GET /v1/registries/{registry}/explain":                   s.explain,
+		"GET /v1/registries/{registry}/shares":                    s.shares,
+		"GET /v1/registries/{registry}/inspect":                   s.inspect,
+		"GET /v1/registries/{registry}/replicas":                  s.replicas,
+		"POST /v1/registries/{registry}/replicas":                 s.createReplica,
+		"GET /v1/registries/{registry}/replicas/{region}":         s.replica,
+		"PATCH /v1/registries/{registry}/replicas/{region}":       s.updateReplica,
+		"DELETE /v1/registries/{registry}/replicas/{region}":      s.deleteReplica,
+		"GET /v1/registries/{registry}/replicas/{region}/pending": s.pending,
+		"GET /v1/registries/{registry}/replicas/{region}/events":  s.events,
+		"POST /v1/registries/{registry}/replicas/{region}/resync": s.ask(topology.RequestResync),
+		"POST /v1/registries/{registry}/replicas/{region}/accept": s.ask(topology.RequestAccept),
+	} {
+		mux.Handle(pattern, s.guarded(func(w http.ResponseWriter, r *http.Request) error {
+			answer, err := serve(r)
+			if err != nil {
+				return err
+			}
+			return s.write(w, http.StatusOK, answer)
+		}))
+	}
+	mux.Handle("/v1/", s.guarded(func(w http.ResponseWriter, r *http.Request) error {
+		return failf(CodeNotFound, "there is no %s %s: is the client of another version than the server?", r.Method, clip(r.URL.Path))
+	}))
+	return mux
+}
+
+// guarded lets only those in who may ask, bounds what they ask, and writes errors as JSON.
+func (s *server) guarded(serve func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		defer func() {
+			if p := recover(); p != nil {
+				s.Log.Error("a request of the API failed by a fault of the program", zap.String("path", clip(r.URL.Path)),
+					zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+				s.fail(w, r, errors.New("the server met a fault of its own; its log says more"))
+			}
+		}()
+		err := s.admit(r)
+		if err == nil {
+			err = serve(w, r)
+		}
+		if err != nil {
+			s.fail(w, r, err)
+		}
+	})
+}
+
+// admit refuses whom Handler says.
+func (s *server) admit(r *http.Request) error {
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	_, err := netip.ParseAddr(host)
+	named := func(name string) bool { return strings.EqualFold(strings.TrimSuffix(name, "."), host) }
+	if err != nil && host != "localhost" && !slices.ContainsFunc(s.Names, named) {
+		return failf(CodeForbidden, "the host name %q is not one of this server's: ask it by its address, or list the name in api.names", clip(host))
+	}
+	if s.Token != "" && !s.authorized(r) {
+		return failf(CodeUnauthorized, "a bearer token is needed, and it must be the one in the server's api.token_file: give --token-file or PORTOLAN_TOKEN_FILE")
+	}
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return nil
+	}
+	if err := s.origin.Check(r); err != nil {
+		return failf(CodeForbidden, "the request was caused by a web page of another origin")
+	}
+	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
+		return failf(CodeMediaType, "a request that changes something has the Content-Type application/json")
+	}
+	return nil
+}
+
+// authorized compares hashes, so that the time it takes tells neither the token nor its length.
+func (s *server) authorized(r *http.Request) bool {
+	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	a, b := sha256.Sum256([]byte(given)), sha256.Sum256([]byte(s.Token))
+	return subtle.ConstantTimeCompare(a[:], b[:]) == 1 && ok
+}
+
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	e := errorOf(err)
+	if e.Code == CodeInternal {
+		s.Log.Warn("a request of the API failed", zap.String("method", r.Method), zap.String("path", clip(r.URL.Path)), zap.Error(err))
+	}
+	if e.Code == CodeUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="portolan"`)
+	}
+	if err := s.write(w, statusOf[e.Code], envelope{e}); err != nil {
+		s.Log.Warn("writing an error of the API", zap.Error(err))
+	}
+}
+
+// write sends an answer whole or not at all.
+func (s *server) write(w http.ResponseWriter, status int, answer any) error {
+	var body bytes.Buffer
+	e := json.NewEncoder(&body)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(answer); err != nil {
+		return fmt.Errorf("writing the answer as JSON: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	w.Write(body.Bytes()) // what fails here is the client's own doing
+	return nil
+}
+
+func plain(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	w.Write([]byte(text))
+}
+
+// clip bounds what of a request is repeated.
+func clip(s string) string {
+	const most = 100
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return s
+}
+
+func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
+	status := s.Status()
+	if status.Ready {
+		plain(w, http.StatusOK, "ready\n"+lines("warning: ", status.Warnings))
+		return
+	}
+	plain(w, http.StatusServiceUnavailable, "not ready\n"+lines("", status.NotReady))
+}
+
+func lines(head string, list []string) string {
+	var b strings.Builder
+	for _, l := range list {
+		b.WriteString(head + l + "\n")
+	}
+	return b.String()
+}
+
+func (s *server) status(*http.Request) (any, error) { return s.Status(), nil }
+
+// ---- reading -----------------------------------------------------------------------------------------------------------
+
+func (s *server) export(r *http.Request) (any, error) { return s.declared(r) }
+
+// declared is the topology as operators declared it; while the store is away, as it is served.
+func (s *server) declared(r *http.Request) (topology.Document, error) {
+	v := s.View()
+	if !v.StoreDown || v.Snapshot == nil {
+		return s.Editor.Export(r.Context())
+	}
+	if r.Method != http.MethodGet {
+		return topology.Document{}, failf(CodeUnavailable, "the store cannot be read at the moment, so nothing can be changed: portolan status says why")
+	}
+	return v.Snapshot.Document(), nil
+}
+
+func (s *server) registries(r *http.Request) (any, error) {
+	d, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	v := s.View()
+	list := make([]Registry, 0, len(d.Registries))
+	for _, declared := range d.Registries {
+		list = append(list, s.describe(v, declared))
+	}
+	return list, nil
+}
+
+func (s *server) registry(r *http.Request) (any, error) {
+	declared, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.describe(s.View(), declared), nil
+}
+
+// find returns the registry that the path names, as it is declared.
+func (s *server) find(r *http.Request) (topology.RegistryDocument, error) {
+	d, err := s.declared(r)
+	if err != nil {
+		return topology.RegistryDocument{}, err
+	}
+	name := r.PathValue("registry")
+	var names []string
+	for _, declared := range d.Registries {
+		if declared.Name == name {
+			return declared, nil
+		}
+		names = append(names, declared.Name)
+	}
+	if len(names) == 0 {
+		return topology.RegistryDocument{}, failf(CodeNotFound, "there is no registry %q, nor any other: portolan registry create or portolan apply makes one", clip(name))
+	}
+	return topology.RegistryDocument{}, failf(CodeNotFound, "there is no registry %q; there is %s", clip(name), clip(strings.Join(names, ", ")))
+}
+
+func (s *server) replicas(r *http.Request) (any, error) {
+	declared, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.describe(s.View(), declared).Replicas, nil
+}
+
+func (s *server) replica(r *http.Request) (any, error) {
+	_, replica, err := s.findReplica(r)
+	return replica, err
+}
+
+func (s *server) findReplica(r *http.Request) (Registry, Replica, error) {
+	declared, err := s.find(r)
+	if err != nil {
+		return Registry{}, Replica{}, err
+	}
+	registry := s.describe(s.View(), declared)
+	region := r.PathValue("region")
+	var regions []string
+	for _, p := range registry.Replicas {
+		if p.Region == region {
+			return registry, p, nil
+		}
+		regions = append(regions, p.Region)
+	}
+	return Registry{}, Replica{}, failf(CodeNotFound, "registry %s has no replica in %q; it has %s", registry.Name, clip(region), clip(strings.Join(regions, ", ")))
+}
+
+func (s *server) pending(r *http.Request) (any, error) {
+	registry, replica, err := s.findReplica(r)
+	if err != nil {
+		return nil, err
+	}
+	if s.Replicator == nil {
+		return nil, s.notReplicator()
+	}
+	limit := 100
+	if text := r.URL.Query().Get("limit"); text != "" {
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > 10000 {
+			return nil, failf(CodeInvalid, "limit %q is not a number from 1 to 10000", clip(text))
+		}
+	}
+	return append([]PendingItem{}, s.Replicator.Pending(registry.Name, replica.Region, limit)...), nil
+}
+
+func (s *server) notReplicator() error {
+	return failf(CodeRefused, "this server has not the role replicator: ask one that has")
+}
+
+func (s *server) inspect(r *http.Request) (any, error) {
+	registry, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	if s.Replicator == nil {
+		return nil, s.notReplicator()
+	}
+	q := r.URL.Query()
+	if q.Get("repository") == "" || q.Get("reference") == "" {
+		return nil, failf(CodeInvalid, "repository and reference are needed")
+	}
+	if registry.Policy.Replication == "disabled" {
+		return nil, failf(CodeRefused, "replication of registry %s is disabled: nothing is brought to its replicas", registry.Name)
+	}
+	found, err := s.Replicator.Inspect(r.Context(), registry.Name, q.Get("repository"), q.Get("reference"))
+	if err != nil {
+		return nil, fmt.Errorf("looking at %s:%s in every replica: %w", clip(q.Get("repository")), clip(q.Get("reference")), err)
+	}
+	return found, nil
+}
+
+func (s *server) explain(r *http.Request) (any, error) {
+	registry, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	if s.Zone == "" {
+		return nil, failf(CodeRefused, "this server has not the role dns, so it decides nothing: ask one that has")
+	}
+	client, err := clientOf(r.URL.Query().Get("ecs"), r.URL.Query().Get("resolver"))
+	if err != nil {
+		return nil, err
+	}
+	v := s.View()
+	if v.Router == nil {
+		return nil, failf(CodeUnavailable, "the topology was not read yet: try again in a moment")
+	}
+	decides, ok := v.Router.Registry(registry.Name)
+	if !ok {
+		return nil, failf(CodeRefused, "registry %s is not served: %s", registry.Name, problemOf(v, topology.RegistriesPrefix+registry.Name+"/"))
+	}
+	e := Explanation{Explanation: decides.Explain(client), TTL: s.TTLMin, Topology: v.Snapshot.Digest}
+	if e.Settled {
+		e.TTL = s.TTLMax
+	}
+	return e, nil
+}
+
+// clientOf is the client that a question is about: as a query with that subnet from that resolver.
+func clientOf(ecs, resolver string) (router.Client, error) {
+	var c router.Client
+	if ecs == "" && resolver == "" {
+		return c, failf(CodeInvalid, "who asks? give ecs, the client's network or address, or resolver, the address of its resolver")
+	}
+	if resolver != "" {
+		a, err := netip.ParseAddr(resolver)
+		if err != nil || a.Zone() != "" {
+			return c, failf(CodeInvalid, "resolver %q is not an IP address", clip(resolver))
+		}
+		c.Resolver = a.Unmap()
+	}
+	if ecs != "" {
+		p, err := netip.ParsePrefix(ecs)
+		if a, e := netip.ParseAddr(ecs); e == nil && a.Zone() == "" {
+			// What resolvers send of an address: RFC 7871, section 11.1.
+			bits := 24
+			if a.Is6() && !a.Is4In6() {
+				bits = 56
+			}
+			p, err = a.Unmap().Prefix(bits)
+		}
+		if err != nil {
+			return c, failf(CodeInvalid, "ecs %q is neither a network, such as 203.0.113.0/24, nor an IP address", clip(ecs))
+		}
+		c.Subnet = p.Masked()
+	}
+	return c, nil
+}
+
+func problemOf(v *View, prefix string) string {
+	if v.Snapshot != nil {
+		for _, p := range v.Snapshot.Problems {
+			if strings.HasPrefix(p.Key, prefix) {
+				return p.Key + " " + p.Reason
+			}
+		}
+	}
+	return "it has no complete replica"
+}
+
+func (s *server) shares(r *http.Request) (any, error) {
+	registry, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	v := s.View()
+	if v.Snapshot == nil {
+		return nil, failf(CodeUnavailable, "the topology was not read yet: try again in a moment")
+	}
+	return sharesOf(v.Snapshot, v.Conditions, map[string]bool{registry.Name: true}), nil
+}
+
+// sharesOf tells where clients go, for the registries named, if s were the topology. Locations of clients play no part in
+// shares, so no database is needed.
+func sharesOf(s *topology.Snapshot, conditions router.Conditions, registries map[string]bool) []RegistryShares {
+	all := []RegistryShares{}
+	decides := router.New(s, nil, nil).With(conditions)
+	for i, r := range s.Registries {
+		if registries[r.Name] {
+			all = append(all, RegistryShares{Registry: r.Name, Splits: decides.At(i).Shares()})
+		}
+	}
+	return all
+}
+
+func (s *server) events(r *http.Request) (any, error) {
+	registry, replica, err := s.findReplica(r)
+	if err != nil {
+		return nil, err
+	}
+	if s.EventsToken == nil {
+		return nil, failf(CodeRefused, "this server has no events listener: ask one with the role replicator, or set events.listen there")
+	}
+	return s.EventsToken(registry.Name, replica.Region), nil
+}
+
+// ---- writing -----------------------------------------------------------------------------------------------------------
+
+func (s *server) apply(r *http.Request) (any, error) {
+	var a Apply
+	if err := decodeStrict(r, &a); err != nil {
+		return nil, err
+	}
+	before, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := s.Editor.Apply(r.Context(), a.Document, a.Prune, a.DryRun)
+	if err != nil {
+		return nil, err
+	}
+	values, wanted := before.Values(), a.Document.Values()
+	for _, c := range changes {
+		if value, ok := wanted[c.Key]; ok {
+			values[c.Key] = value
+			continue
+		}
+		if c.Op == topology.Removed && strings.HasSuffix(c.Key, "/") { // a replica: it is drained first
+			values[c.Key+"routing"] = RoutingDisabled
+			continue
+		}
+		if c.Op == topology.Removed {
+			delete(values, c.Key)
+		}
+	}
+	return s.applied(values, changes), nil
+}
+
+// applied tells what changes make of the shares, of all registries that they touch.
+func (s *server) applied(values topology.Values, changes []topology.Change) Applied {
+	touched := map[string]bool{}
+	for _, c := range changes {
+		name, _, _ := strings.Cut(strings.TrimPrefix(c.Key, topology.RegistriesPrefix), "/")
+		touched[name] = true
+	}
+	result := Applied{Changes: append([]topology.Change{}, changes...)}
+	if len(touched) > 0 {
+		snapshot, _ := topology.Parse(values, nil, s.Reserved)
+		result.Shares = sharesOf(snapshot, s.assumed(snapshot), touched)
+	}
+	return result
+}
+
+// assumed are the conditions of now; a replica of which nothing is known yet is taken as it will be once it has been seeded.
+func (s *server) assumed(snapshot *topology.Snapshot) router.Conditions {
+	conditions := router.Conditions{}
+	v := s.View()
+	for _, r := range snapshot.Registries {
+		for _, p := range r.Replicas {
+			key := router.ReplicaKey{Registry: r.Name, Region: p.Region}
+			c, ok := v.Conditions[key]
+			if !ok {
+				c = router.ReplicaCondition{Settled: true, Seeded: true}
+			}
+			conditions[key] = c
+		}
+	}
+	return conditions
+}
+
+func (s *server) diff(r *http.Request) (any, error) {
+	var d topology.Document
+	if err := decodeStrict(r, &d); err != nil {
+		return nil, err
+	}
+	if err := d.Validate(s.Reserved...); err != nil {
+		return nil, err
+	}
+	declared, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	return Applied{Changes: append([]topology.Change{}, topology.Diff(declared, d)...)}, nil
+}
+
+func (s *server) createRegistry(r *http.Request) (any, error) {
+	var d topology.RegistryDocument
+	if err := decodeStrict(r, &d); err != nil {
+		return nil, err
+	}
+	for _, p := range d.Replicas {
+		if err := s.knock(r.Context(), p); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.Editor.CreateRegistry(r.Context(), d); err != nil {
+		return nil, err
+	}
+	r.SetPathValue("registry", d.Name)
+	return s.registry(r)
+}
+
+func (s *server) deleteRegistry(r *http.Request) (any, error) {
+	declared, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Editor.DeleteRegistry(r.Context(), declared.Name); err != nil {
+		return nil, err
+	}
+	return struct{}{}, nil
+}
+
+func (s *server) confirm(r *http.Request) (any, error) {
+	name := r.PathValue("registry")
+	v := s.View()
+	if !slices.ContainsFunc(v.Held, func(h topology.Pending) bool { return h.Registry == name }) {
+		if _, err := s.find(r); err != nil {
+			return nil, err
+		}
+		return nil, failf(CodeRefused, "nothing of registry %s waits to be confirmed", name)
+	}
+	if err := s.Editor.Confirm(r.Context(), name); err != nil {
+		return nil, err
+	}
+	return struct{}{}, nil
+}
+
+// knockTime is how long a create waits for the answer of an endpoint. One that does not answer may be created: it may come later.
+const knockTime = 3 * time.Second
+
+// knock refuses a replica at whose endpoint something answers that is no registry.
+func (s *server) knock(ctx context.Context, d topology.ReplicaDocument) error {
+	if s.Knock == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, knockTime)
+	defer cancel()
+	if err := s.Knock(ctx, d); err != nil {
+		return failf(CodeRefused, "replica %s is not created: %v", d.Region, err)
+	}
+	return nil
+}
+
+func (s *server) createReplica(r *http.Request) (any, error) {
+	var d topology.ReplicaDocument
+	if err := decodeStrict(r, &d); err != nil {
+		return nil, err
+	}
+	declared, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.knock(r.Context(), d); err != nil {
+		return nil, err
+	}
+	if err := s.Editor.CreateReplica(r.Context(), declared.Name, d); err != nil {
+		return nil, err
+	}
+	r.SetPathValue("region", d.Region)
+	return s.replica(r)
+}
+
+func (s *server) updateReplica(r *http.Request) (any, error) {
+	var p ReplicaPatch
+	if err := decodeStrict(r, &p); err != nil {
+		return nil, err
+	}
+	registry, replica, err := s.findReplica(r)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(replica.Requests, topology.RequestDelete) && p.Routing != nil && *p.Routing == RoutingEnabled {
+		return nil, failf(CodeRefused, "replica %s/%s is being deleted: no clients are sent there any more", registry.Name, replica.Region)
+	}
+	before, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Editor.UpdateReplica(r.Context(), registry.Name, replica.Region, p.patch); err != nil {
+		return nil, err
+	}
+	after, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	// What others change at the same moment is not what was asked for here.
+	prefix := topology.RegistriesPrefix + registry.Name + "/replicas/" + replica.Region + "/"
+	changes := slices.DeleteFunc(topology.Diff(before, after), func(c topology.Change) bool { return !strings.HasPrefix(c.Key, prefix) })
+	return s.applied(after.Values(), changes), nil
+}
+
+// patch changes d as p says.
+func (p *ReplicaPatch) patch(d *topology.ReplicaDocument) {
+	set(&d.Endpoint, p.Endpoint)
+	set(&d.Addresses, p.Addresses)
+	set(&d.Hostname, p.Hostname)
+	set(&d.Location, p.Location)
+	set(&d.Routing, p.Routing)
+	set(&d.Health.Probe, p.Probe)
+	set(&d.Credentials, p.Credentials)
+	set(&d.CA, p.CA)
+	set(&d.ClientCert, p.ClientCert)
+	set(&d.Prefix, p.Prefix)
+	set(&d.Realms, p.Realms)
+	if p.Weight != nil {
+		d.Weight = p.Weight
+	}
+}
+
+func set[T any](into *T, value *T) {
+	if value != nil {
+		*into = *value
+	}
+}
+
+func (s *server) deleteReplica(r *http.Request) (any, error) {
+	registry, replica, err := s.findReplica(r)
+	if err != nil {
+		return nil, err
+	}
+	asked := topology.Request{Time: time.Now().UTC(), Force: r.URL.Query().Get("force") == "true", Actor: r.RemoteAddr}
+	if err := s.Editor.DeleteReplica(r.Context(), registry.Name, replica.Region, asked); err != nil {
+		return nil, err
+	}
+	return s.replica(r)
+}
+
+// ask leaves a request that needs nothing more.
+func (s *server) ask(verb string) func(*http.Request) (any, error) {
+	return func(r *http.Request) (any, error) {
+		registry, replica, err := s.findReplica(r)
+		if err != nil {
+			return nil, err
+		}
+		if registry.Document.Policy.Replication == "disabled" {
+			return nil, failf(CodeRefused, "replication of registry %s is disabled: there is nothing to %s", registry.Name, verb)
+		}
+		if err := s.request(r, registry.Name, replica.Region, verb); err != nil {
+			return nil, err
+		}
+		return s.replica(r)
+	}
+}
+
+// request leaves a request for the replicator that works for the replica, wherever that runs. One that stands there already
+// is left as it is.
+func (s *server) request(r *http.Request, registry, region, verb string) error {
+	value, err := json.Marshal(topology.Request{Time: time.Now().UTC(), Actor: r.RemoteAddr})
+	if err != nil {
+		return fmt.Errorf("writing the request: %w", err)
+	}
+	_, err = s.Store.Commit(r.Context(), store.PutIf(topology.RequestKey(registry, region, verb), string(value), 0))
+	if err != nil && !errors.Is(err, store.ErrConflict) {
+		return fmt.Errorf("asking for %s of replica %s/%s: %w", verb, registry, region, err)
+	}
+	return nil
+}

@@ -1,0 +1,529 @@
+// Package check looks at an installation from outside, as clients do: its name servers over the net, its certificates, its
+// client names.
+//
+// It changes nothing and decides nothing: every finding is a line that says what is so and, where it is not well, what to do.
+package check
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"portolan/api"
+	"portolan/topology"
+)
+
+// Level says how a finding is to be taken.
+type Level string
+
+// The levels.
+const (
+	OK   Level = "ok"
+	Warn Level = "warn" // works, but somebody should look
+	Fail Level = "fail" // clients are, or will be, harmed
+)
+
+// Finding is one thing that was looked at.
+type Finding struct {
+	Level Level `json:"level"`
+	// Subject is what was looked at: "zone geo.example.net.", "certificate 192.0.2.1".
+	Subject string `json:"subject"`
+	// Text says what is so.
+	Text string `json:"text"`
+	// Advice says what to do; empty where all is well.
+	Advice string `json:"advice,omitempty"`
+}
+
+// timeout bounds one question, of DNS or of TLS.
+const timeout = 3 * time.Second
+
+// soon is how close the end of a certificate may come before it is a warning: renewals usually happen 30 days ahead.
+const soon = 14 * 24 * time.Hour
+
+// samples are clients of four continents, by networks that have been where they are for decades.
+var samples = []struct{ where, subnet string }{
+	{"North America", "128.32.0.0/24"},  // University of California, Berkeley
+	{"Europe", "141.20.0.0/24"},         // Humboldt-Universität zu Berlin
+	{"Asia", "133.11.0.0/24"},           // University of Tokyo
+	{"South America", "143.107.0.0/24"}, // Universidade de São Paulo
+}
+
+// API is what is asked of the server: an api.Client.
+type API interface {
+	Status(ctx context.Context) (api.Status, error)
+	Explain(ctx context.Context, registry, ecs, resolver string) (api.Explanation, error)
+}
+
+// Checker looks at one registry.
+type Checker struct {
+	API API
+	// Resolver is the address, host:port, of the recursive resolver that is asked for the delegation and for client names;
+	// empty: the system's.
+	Resolver string
+	// Roots are the certificates to trust; nil: the system's.
+	Roots *x509.CertPool
+	// Found is called with every finding, in order, as it is made.
+	Found func(Finding)
+
+	status   api.Status
+	registry api.Registry
+}
+
+// Registry looks at the whole of a registry, and returns whether nothing failed. An error means that it could not look.
+func (c *Checker) Registry(ctx context.Context, r api.Registry) (bool, error) {
+	passed := true
+	found := c.Found
+	inner := *c
+	inner.Found = func(f Finding) {
+		passed = passed && f.Level != Fail
+		found(f)
+	}
+	var err error
+	if inner.status, err = c.API.Status(ctx); err != nil {
+		return false, err
+	}
+	inner.registry = r
+	inner.server()
+	inner.replicas()
+	if inner.status.DNS != nil {
+		inner.zone(ctx)
+		if err := inner.decisions(ctx); err != nil {
+			return false, err
+		}
+	} else {
+		inner.say(Warn, "zone", "this server has not the role dns", "ask one that has, with --api, for the checks of the zone and of decisions")
+	}
+	inner.database()
+	inner.certificates(ctx)
+	inner.clientNames(ctx)
+	inner.events()
+	return passed, ctx.Err()
+}
+
+func (c *Checker) say(level Level, subject, text, advice string) {
+	c.Found(Finding{level, subject, text, advice})
+}
+
+// ---- the server's own word ---------------------------------------------------------------------------------------------
+
+func (c *Checker) server() {
+	s := c.status
+	if s.Ready {
+		c.say(OK, "server", "ready, "+strings.Join(s.Roles, " and "), "")
+	} else {
+		c.say(Fail, "server", strings.Join(s.NotReady, "; "), "see its log")
+	}
+	if s.Store.Error != "" {
+		c.say(Fail, "store", s.Store.Name+" cannot be read: "+s.Store.Error, "the last good topology is served; bring the store back")
+	} else {
+		c.say(OK, "store", s.Store.Name, "")
+	}
+	for _, p := range s.Topology.Problems {
+		if strings.HasPrefix(p.Key, topology.RegistriesPrefix+c.registry.Name+"/") {
+			c.say(Fail, p.Key, p.Reason, "meanwhile "+p.Effect)
+		}
+	}
+	if h := c.registry.Held; h != nil {
+		c.say(Warn, "topology", "an edit took away "+strings.Join(h.Missing, ", ")+" and is held", "portolan topology confirm "+h.Registry+", or take it back")
+	}
+	if n := len(s.Topology.Drift); n > 0 {
+		c.say(Warn, "topology", fmt.Sprintf("the store differs from %s; keys that differ: %d", s.Topology.File, n), "portolan diff -f "+s.Topology.File)
+	}
+}
+
+func (c *Checker) replicas() {
+	for _, r := range c.registry.Replicas {
+		subject := "replica " + r.Region
+		text := fmt.Sprintf("%s, %s, routing %s, weight %d, %d pending", r.Status, r.Health, r.Routing, r.Weight, r.Pending)
+		switch {
+		case r.Health == "Unhealthy":
+			c.say(Fail, subject, text+": "+r.Reason, "clients are sent elsewhere until its probes pass")
+		case r.Status == topology.Degraded:
+			c.say(Fail, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
+		case r.Status != topology.Ready:
+			c.say(Warn, subject, text+": "+r.Reason, "portolan replica wait "+r.Registry+"/"+r.Region)
+		default:
+			c.say(OK, subject, text, "")
+		}
+	}
+}
+
+func (c *Checker) database() {
+	for _, g := range c.status.Geo {
+		name := g.Path
+		if name == "" {
+			name = "the built-in table of countries"
+		}
+		text := fmt.Sprintf("%s, built %s", name, g.Built.Format(time.DateOnly))
+		switch age := g.Age(time.Now()); {
+		case age > 90*24*time.Hour && g.Path != "":
+			c.say(Warn, "database", text, fmt.Sprintf("it is %d days old: fetch a newer one, then SIGHUP", int(age/(24*time.Hour))))
+		case g.Path == "":
+			c.say(OK, "database", text, "")
+		default:
+			c.say(OK, "database", text, "")
+		}
+	}
+}
+
+func (c *Checker) events() {
+	if c.registry.Document.Policy.Replication == "disabled" {
+		return
+	}
+	if c.status.Events == nil {
+		c.say(Warn, "events", "this server has no events listener: pushes are found by scans alone, minutes later", "set events.listen on the replicators, or ask one of them with --api")
+		return
+	}
+	for _, r := range c.registry.Replicas {
+		name := r.Registry + "/" + r.Region
+		if n := c.status.Events.Received[name]; n > 0 {
+			c.say(OK, "events "+r.Region, fmt.Sprintf("%d since the start", n), "")
+		} else {
+			c.say(Warn, "events "+r.Region, "none came since the start of this server", "if there were pushes: put what portolan events token "+name+" prints into its configuration")
+		}
+	}
+}
+
+// ---- decisions ---------------------------------------------------------------------------------------------------------
+
+func (c *Checker) decisions(ctx context.Context) error {
+	for _, s := range samples {
+		e, err := c.API.Explain(ctx, c.registry.Name, s.subnet, "")
+		if err != nil {
+			return fmt.Errorf("asking for the decision for %s: %w", s.subnet, err)
+		}
+		subject := "clients in " + s.where
+		switch {
+		case e.Region == "":
+			c.say(Fail, subject, e.Sentence, "portolan explain "+c.registry.Name+" --ecs "+s.subnet)
+		case !e.Located:
+			c.say(Warn, subject, s.subnet+" is in no entry of the database; they go to "+e.Region, "is the database the right one?")
+		default:
+			c.say(OK, subject, s.subnet+" goes to "+e.Region, "")
+		}
+	}
+	return nil
+}
+
+// ---- the zone ----------------------------------------------------------------------------------------------------------
+
+// zone asks every address of every name server, as clients' resolvers do, and the parent for the delegation.
+func (c *Checker) zone(ctx context.Context) {
+	zone := c.status.DNS.Zone
+	serials := map[uint32][]string{}
+	asked := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(c.status.DNS.Nameservers)) {
+		addresses := c.status.DNS.Nameservers[name]
+		if len(addresses) == 0 { // outside of the zone
+			found, err := c.lookup(ctx, name)
+			if err != nil {
+				c.say(Warn, "name server "+name, "its address cannot be looked up: "+err.Error(), "is it in the DNS?")
+				continue
+			}
+			addresses = found
+		}
+		for _, a := range addresses {
+			asked[a] = true
+			c.nameserver(ctx, "name server "+name+" "+a, net.JoinHostPort(a, "53"), serials)
+		}
+	}
+	// What this server listens on itself: in a lab it is all there is.
+	for _, l := range c.status.DNS.Listen {
+		at, err := netip.ParseAddrPort(l)
+		if err == nil && !at.Addr().IsUnspecified() && !(at.Port() == 53 && asked[at.Addr().String()]) {
+			c.nameserver(ctx, "this server "+l, l, serials)
+		}
+	}
+	switch len(serials) {
+	case 0:
+		c.say(Fail, "zone "+zone, "no server answered for it", "is UDP to the name servers let through from here?")
+	case 1:
+		for serial, servers := range serials {
+			c.say(OK, "zone "+zone, fmt.Sprintf("serial %d on all %d that answered", serial, len(servers)), "")
+		}
+	default:
+		var parts []string
+		for _, serial := range slices.Sorted(maps.Keys(serials)) {
+			parts = append(parts, fmt.Sprintf("%d: %s", serial, strings.Join(serials[serial], ", ")))
+		}
+		c.say(Fail, "zone "+zone, "servers differ: serial "+strings.Join(parts, "; serial "), "they do not see the same topology: compare portolan status of each")
+	}
+	c.delegation(ctx, zone)
+}
+
+func (c *Checker) nameserver(ctx context.Context, subject, at string, serials map[uint32][]string) {
+	for _, network := range []string{"udp", "tcp"} {
+		answer, err := c.exchange(ctx, network, at, c.status.DNS.Zone, mdns.TypeSOA, false)
+		if err != nil {
+			level := Warn
+			if strings.HasPrefix(subject, "this server") {
+				level = Fail
+			}
+			c.say(level, subject, fmt.Sprintf("no answer over %s: %v", strings.ToUpper(network), err), "is a portolan with the role dns running there, and port 53 open for UDP and TCP?")
+			return
+		}
+		var soa *mdns.SOA
+		for _, rr := range answer.Answer {
+			if s, ok := rr.(*mdns.SOA); ok {
+				soa = s
+			}
+		}
+		if !answer.Authoritative || soa == nil {
+			c.say(Fail, subject, fmt.Sprintf("answers over %s without authority for %s (%s)", strings.ToUpper(network), c.status.DNS.Zone, mdns.RcodeToString[answer.Rcode]), "is another DNS server running at that address?")
+			return
+		}
+		if network == "udp" {
+			serials[soa.Serial] = append(serials[soa.Serial], at)
+		}
+	}
+	c.say(OK, subject, "authoritative over UDP and TCP", "")
+}
+
+// delegation compares what the parent says with what is configured.
+func (c *Checker) delegation(ctx context.Context, zone string) {
+	subject := "delegation of " + zone
+	resolver, err := c.resolver()
+	if err != nil {
+		c.say(Warn, subject, err.Error(), "")
+		return
+	}
+	answer, err := c.exchange(ctx, "udp", resolver, zone, mdns.TypeNS, true)
+	if err != nil {
+		c.say(Warn, subject, "it could not be asked for: "+err.Error(), "")
+		return
+	}
+	var got []string
+	for _, rr := range answer.Answer {
+		if ns, ok := rr.(*mdns.NS); ok {
+			got = append(got, mdns.CanonicalName(ns.Ns))
+		}
+	}
+	slices.Sort(got)
+	want := slices.Sorted(maps.Keys(c.status.DNS.Nameservers))
+	switch {
+	case len(got) == 0:
+		c.say(Warn, subject, "resolvers find no name servers for it ("+mdns.RcodeToString[answer.Rcode]+")",
+			"in the parent zone, add "+zone+" NS "+strings.Join(want, ", ")+", and the addresses of those inside "+zone+" as glue")
+	case !slices.Equal(got, want):
+		c.say(Fail, subject, "resolvers find "+strings.Join(got, ", ")+", and configured are "+strings.Join(want, ", "), "make the parent's NS records and dns.nameservers equal")
+	default:
+		c.say(OK, subject, strings.Join(got, ", "), "")
+		c.glue(ctx, resolver)
+	}
+}
+
+func (c *Checker) glue(ctx context.Context, resolver string) {
+	for _, name := range slices.Sorted(maps.Keys(c.status.DNS.Nameservers)) {
+		want := slices.Clone(c.status.DNS.Nameservers[name])
+		if len(want) == 0 {
+			continue
+		}
+		var got []string
+		for _, kind := range []uint16{mdns.TypeA, mdns.TypeAAAA} {
+			answer, err := c.exchange(ctx, "udp", resolver, name, kind, true)
+			if err != nil {
+				c.say(Warn, "glue of "+name, err.Error(), "")
+				return
+			}
+			got = append(got, addressesOf(answer)...)
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if slices.Equal(got, want) {
+			c.say(OK, "glue of "+name, strings.Join(got, ", "), "")
+		} else {
+			c.say(Fail, "glue of "+name, "resolvers find "+strings.Join(got, ", ")+", and configured is "+strings.Join(want, ", "), "make the parent's glue and dns.nameservers equal")
+		}
+	}
+}
+
+func addressesOf(m *mdns.Msg) []string {
+	var list []string
+	for _, rr := range m.Answer {
+		switch r := rr.(type) {
+		case *mdns.A:
+			list = append(list, r.A.String())
+		case *mdns.AAAA:
+			list = append(list, r.AAAA.String())
+		}
+	}
+	return list
+}
+
+func (c *Checker) exchange(ctx context.Context, network, at, name string, kind uint16, recurse bool) (*mdns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	q := new(mdns.Msg)
+	q.SetQuestion(mdns.Fqdn(name), kind)
+	q.RecursionDesired = recurse
+	q.SetEdns0(1232, false)
+	client := &mdns.Client{Net: network, Timeout: timeout}
+	answer, _, err := client.ExchangeContext(ctx, q, at)
+	if err == nil && answer.Truncated && network == "udp" {
+		return c.exchange(ctx, "tcp", at, name, kind, recurse)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking %s for %s %s: %w", at, name, mdns.TypeToString[kind], err)
+	}
+	return answer, nil
+}
+
+func (c *Checker) resolver() (string, error) {
+	if c.Resolver != "" {
+		return c.Resolver, nil
+	}
+	config, err := mdns.ClientConfigFromFile("/etc/resolv.conf")
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(config.Servers) == 0 {
+		return "", errors.New("this machine has no resolver to ask: /etc/resolv.conf names none")
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading /etc/resolv.conf: %w", err)
+	}
+	return net.JoinHostPort(config.Servers[0], config.Port), nil
+}
+
+// lookup finds the addresses of a host by the resolver.
+func (c *Checker) lookup(ctx context.Context, host string) ([]string, error) {
+	resolver, err := c.resolver()
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for _, kind := range []uint16{mdns.TypeA, mdns.TypeAAAA} {
+		answer, err := c.exchange(ctx, "udp", resolver, host, kind, true)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, addressesOf(answer)...)
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("%s has no address", host)
+	}
+	return list, nil
+}
+
+// ---- certificates and client names -------------------------------------------------------------------------------------
+
+// certificates looks whether every address serves a certificate for each client name.
+func (c *Checker) certificates(ctx context.Context) {
+	names := slices.Clone(c.registry.ClientNames)
+	if len(names) == 0 && c.registry.FQDN != "" {
+		names = []string{c.registry.FQDN}
+	}
+	for _, r := range c.registry.Replicas {
+		u, err := url.Parse(r.Endpoint)
+		if err != nil || u.Host == "" {
+			continue // named already as incomplete
+		}
+		if u.Scheme != "https" {
+			c.say(Warn, "certificate "+r.Region, "the endpoint speaks plain HTTP", "clients refuse that off loopback unless told otherwise: serve HTTPS with a certificate for "+strings.Join(names, ", "))
+			continue
+		}
+		port := u.Port()
+		if port == "" {
+			port = "443"
+		}
+		targets := r.Addresses
+		if r.Hostname != "" {
+			targets = []string{strings.TrimSuffix(r.Hostname, ".")}
+		}
+		for _, target := range targets {
+			for _, name := range names {
+				c.certificate(ctx, r.Region, net.JoinHostPort(target, port), name)
+			}
+		}
+	}
+}
+
+func (c *Checker) certificate(ctx context.Context, region, at, name string) {
+	subject := fmt.Sprintf("certificate %s %s for %s", region, at, name)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	dialer := &tls.Dialer{Config: &tls.Config{ServerName: name, RootCAs: c.Roots, MinVersion: tls.VersionTLS12}}
+	conn, err := dialer.DialContext(ctx, "tcp", at)
+	if err != nil {
+		advice := "can the address be reached from here?"
+		var invalid *tls.CertificateVerificationError
+		if errors.As(err, &invalid) {
+			advice = "every replica serves a certificate that is valid for every client name"
+		}
+		c.say(Fail, subject, err.Error(), advice)
+		return
+	}
+	defer conn.Close()
+	end := conn.(*tls.Conn).ConnectionState().PeerCertificates[0].NotAfter
+	text := "valid until " + end.UTC().Format(time.DateOnly)
+	if left := time.Until(end); left < soon {
+		c.say(Warn, subject, text, "renew it: HTTP-01 challenges do not work behind the one name; DNS-01 does")
+		return
+	}
+	c.say(OK, subject, text, "")
+}
+
+// clientNames looks whether the client names lead to the one name, and whether CAA records let their certificates be renewed.
+func (c *Checker) clientNames(ctx context.Context) {
+	if c.registry.FQDN == "" {
+		return
+	}
+	one := mdns.CanonicalName(c.registry.FQDN)
+	resolver, err := c.resolver()
+	for _, name := range c.registry.ClientNames {
+		subject := "client name " + name
+		if err != nil {
+			c.say(Warn, subject, err.Error(), "")
+			continue
+		}
+		answer, err := c.exchange(ctx, "udp", resolver, name, mdns.TypeA, true)
+		if err != nil {
+			c.say(Warn, subject, "it could not be looked up: "+err.Error(), "")
+			continue
+		}
+		leads := mdns.CanonicalName(name) == one
+		for _, rr := range answer.Answer {
+			if cname, ok := rr.(*mdns.CNAME); ok && mdns.CanonicalName(cname.Target) == one {
+				leads = true
+			}
+		}
+		if !leads {
+			c.say(Warn, subject, "resolvers do not find that it leads to "+one, "make it a CNAME of "+one)
+			continue
+		}
+		c.say(OK, subject, "leads to "+one, "")
+		c.caa(ctx, resolver, name)
+	}
+}
+
+func (c *Checker) caa(ctx context.Context, resolver, name string) {
+	subject := "CAA of " + name
+	answer, err := c.exchange(ctx, "udp", resolver, name, mdns.TypeCAA, true)
+	if err != nil {
+		c.say(Warn, subject, err.Error(), "")
+		return
+	}
+	var issuers []string
+	for _, rr := range answer.Answer {
+		if caa, ok := rr.(*mdns.CAA); ok && caa.Tag == "issue" {
+			issuers = append(issuers, caa.Value)
+		}
+	}
+	switch {
+	case answer.Rcode != mdns.RcodeSuccess && answer.Rcode != mdns.RcodeNameError:
+		c.say(Fail, subject, "resolvers answer "+mdns.RcodeToString[answer.Rcode], "certificate authorities do not issue while CAA cannot be looked up (RFC 8659, section 3)")
+	case len(issuers) == 0:
+		c.say(OK, subject, "any authority may issue", "")
+	default:
+		c.say(OK, subject, "issuers "+strings.Join(issuers, ", "), "")
+	}
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"portolan/check"
+)
+
+func (a *app) check() *cobra.Command {
+	var resolver string
+	cmd := &cobra.Command{
+		Use:   "check REGISTRY",
+		Short: "Look at the whole of a registry as clients see it; exit code 1 if anything fails",
+		Long: `Look at the whole of a registry, from where the command runs: the name servers over the
+net, all authoritative with one serial; the delegation and its glue; sample decisions;
+each replica's state; each address serving a certificate for each client name; where the
+client names lead; the age of the database; whether replicas send their events.`,
+		Example: `  portolan check contoso
+  portolan check contoso --resolver 9.9.9.9:53 -o json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.Registry(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			findings := []check.Finding{}
+			checker := check.Checker{API: c, Resolver: resolver, Found: func(f check.Finding) { findings = append(findings, f) }}
+			passed, err := checker.Registry(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			err = a.print(findings, func(w io.Writer) {
+				for _, f := range findings {
+					text := f.Text
+					if f.Advice != "" {
+						text += ": " + f.Advice
+					}
+					row(w, fmt.Sprintf("%-4s", f.Level), f.Subject, text)
+				}
+			})
+			if err == nil && !passed {
+				err = silentError{}
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&resolver, "resolver", "", "recursive resolver, host:port, to ask for delegation and client names (default: the system's)")
+	return cmd
+}

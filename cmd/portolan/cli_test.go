@@ -1,0 +1,368 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	containers "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+
+	"portolan/api"
+	"portolan/daemon"
+	"portolan/topology"
+)
+
+// world is a daemon in this process, before registries in this process.
+type world struct {
+	api       string
+	addresses daemon.Addresses
+	dir       string
+	hosts     []string // of the registries
+}
+
+// newWorld starts a daemon with a registry "contoso" in the first two of three regions.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{dir: t.TempDir()}
+	for range 3 {
+		s := httptest.NewServer(containers.New(containers.Logger(log.New(io.Discard, "", 0))))
+		t.Cleanup(s.Close)
+		w.hosts = append(w.hosts, strings.TrimPrefix(s.URL, "http://"))
+	}
+	w.write(t, "topology.yaml", fmt.Sprintf(`registries:
+  - name: contoso
+    home: westus
+    names: [registry.contoso.com]
+    policy: {merge: home}
+    replicas:
+      - {region: westus, endpoint: "http://%s", addresses: [127.0.0.1]}
+      - {region: westeurope, endpoint: "http://%s", addresses: [127.0.0.1]}
+`, w.hosts[0], w.hosts[1]))
+	file := w.write(t, "portolan.yaml", `store: bolt:portolan.db
+dns: {listen: ["127.0.0.1:0"], zone: geo.example.net, nameservers: {ns1: [127.0.0.1]}, ttl: {min: 1s, max: 1s}}
+api: {listen: "127.0.0.1:0"}
+events: {listen: "127.0.0.1:0"}
+health: {interval: 200ms}
+replication: {scan_interval: 1s}
+topology: topology.yaml
+`)
+	config, err := daemon.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.run(t, config)
+	return w
+}
+
+// run runs a daemon until the test ends.
+func (w *world) run(t *testing.T, config daemon.Config) {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	bound, ended := make(chan daemon.Addresses, 1), make(chan error, 1)
+	logger := zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel))
+	go func() {
+		ended <- daemon.Run(ctx, daemon.Options{Config: config, Version: "1.2.3", Log: logger, Bound: func(a daemon.Addresses) { bound <- a }})
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("the daemon did not end in order: %v", err)
+		}
+	})
+	select {
+	case w.addresses = <-bound:
+	case err := <-ended:
+		ended <- nil
+		t.Fatalf("the daemon did not start: %v", err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("the daemon does not answer")
+	}
+	w.api = "http://" + w.addresses.API.String()
+}
+
+func (w *world) write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(w.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// portolan runs a command.
+func (w *world) portolan(args ...string) (code int, stdout, stderr string) {
+	var out, err bytes.Buffer
+	code = run(context.Background(), append([]string{"--api", w.api}, args...), &out, &err)
+	return code, out.String(), err.String()
+}
+
+// must runs a command that has to end with code, and returns what it wrote to standard output and error.
+func (w *world) must(t *testing.T, code int, args ...string) (stdout, stderr string) {
+	t.Helper()
+	got, stdout, stderr := w.portolan(args...)
+	if got != code {
+		t.Fatalf("portolan %s ended with %d, want %d\n%s%s", strings.Join(args, " "), got, code, stdout, stderr)
+	}
+	return stdout, stderr
+}
+
+func (w *world) push(t *testing.T, host, reference string) (digest string) {
+	t.Helper()
+	image, err := random.Image(2000, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(host+"/"+reference, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, image, remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	d, err := image.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.String()
+}
+
+func contains(t *testing.T, what, text string, want ...string) {
+	t.Helper()
+	for _, s := range want {
+		if !strings.Contains(text, s) {
+			t.Errorf("%s: no %q in\n%s", what, s, text)
+		}
+	}
+}
+
+// The life of a registry, by the commands alone.
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must(t, 0, "replica", "wait", "contoso/westeurope", "--timeout", "30s")
+	w.must(t, 0, "replica", "wait", "contoso/westus", "--timeout", "30s")
+
+	out, _ := w.must(t, 0, "replica", "list", "contoso")
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if len(lines) != 3 || !regexp.MustCompile(`^NAME +LOCATION +STATUS +HEALTH +ROUTING +WEIGHT +PENDING +REASON$`).MatchString(lines[0]) ||
+		!regexp.MustCompile(`^contoso/westeurope +Amsterdam +Ready +Healthy +enabled +100 +0 +-$`).MatchString(lines[1]) {
+		t.Errorf("replica list:\n%s", out)
+	}
+	out, _ = w.must(t, 0, "replica", "list", "-o", "json")
+	var replicas []api.Replica
+	if err := json.Unmarshal([]byte(out), &replicas); err != nil || len(replicas) != 2 || replicas[0].Status != topology.Ready {
+		t.Errorf("replica list -o json: %v\n%s", err, out)
+	}
+	out, _ = w.must(t, 0, "registry", "show", "contoso", "-o", "yaml")
+	contains(t, "registry show -o yaml", out, "fqdn: contoso.geo.example.net", "merge: home")
+
+	// A push in one region is waited for in all.
+	digest := w.push(t, w.hosts[0], "team/app:1.2")
+	out, errout := w.must(t, 0, "wait", "contoso/team/app:1.2", "--timeout", "30s")
+	if out != digest+"\n" {
+		t.Errorf("wait printed %q, want %s; and said\n%s", out, digest, errout)
+	}
+	if out, _ := w.must(t, 0, "wait", "contoso/team/app:1.2@"+digest); out != digest+"\n" {
+		t.Errorf("wait for a digest printed %q", out)
+	}
+	newer := w.push(t, w.hosts[1], "team/app:1.2")
+	w.must(t, 0, "wait", "contoso/team/app:1.2@"+newer, "--timeout", "30s")
+	_, errout = w.must(t, 1, "wait", "contoso/team/app:1.2@"+digest, "--timeout", "30s")
+	contains(t, "wait for an old version", errout, "superseded: team/app:1.2 is "+newer)
+	_, errout = w.must(t, 1, "wait", "contoso/team/none:1", "--timeout", "600ms")
+	contains(t, "wait for nothing", errout, "team/none:1 exists nowhere yet")
+
+	// Weights.
+	out, _ = w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "90")
+	contains(t, "replica update", out, "+ registries/contoso/replicas/westus/weight: 90", "westus 90%, westeurope 10%")
+	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--weight", "101")
+	contains(t, "weight 101", errout, "--weight 101: want a whole number from 0 to 100")
+	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--routing", "on")
+	contains(t, "routing on", errout, `"on" is not one of enabled, disabled`)
+
+	// Files.
+	out, _ = w.must(t, 0, "export")
+	file := w.write(t, "export.yaml", out)
+	w.must(t, 0, "diff", "-f", file)
+	changed := w.write(t, "changed.yaml", strings.Replace(out, "weight: 90", "weight: 80", 1))
+	out, _ = w.must(t, 1, "diff", "-f", changed)
+	contains(t, "diff", out, "~ registries/contoso/replicas/westus/weight: 90 -> 80")
+	out, _ = w.must(t, 0, "apply", "-f", changed, "--dry-run")
+	contains(t, "apply --dry-run", out, "westus 80%, westeurope 20%", "nothing was changed")
+	w.must(t, 0, "diff", "-f", file)
+	w.must(t, 0, "apply", "-f", changed)
+	w.must(t, 0, "diff", "-f", changed)
+	_, errout = w.must(t, 1, "apply", "-f", w.write(t, "bad.yaml", "registries:\n  - nmae: x\n"))
+	contains(t, "apply of a bad file", errout, "bad.yaml:2:5:", `did you mean "name"?`, "   2 |   - nmae: x")
+
+	// A third region comes and goes.
+	w.must(t, 0, "replica", "create", "contoso/southeastasia", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1")
+	w.must(t, 0, "replica", "wait", "contoso/southeastasia", "--timeout", "30s")
+	out, _ = w.must(t, 0, "explain", "contoso", "--ecs", "133.11.0.0/24")
+	contains(t, "explain", out, "southeastasia: first choice", "JP (AS)", "TTL:")
+	_, errout = w.must(t, 1, "replica", "create", "contoso/southeastasia", "--endpoint", "http://127.0.0.9:1", "--addresses", "127.0.0.9")
+	contains(t, "replica create twice", errout, "already")
+	out, errout = w.must(t, 0, "replica", "delete", "contoso/southeastasia")
+	contains(t, "replica delete", out+errout, "no more clients", "draining", "is deleted; its content stays")
+	_, errout = w.must(t, 1, "replica", "show", "contoso/southeastasia")
+	contains(t, "replica show", errout, `no replica in "southeastasia"`)
+	ref, err := name.ParseReference(w.hosts[2]+"/team/app:1.2", name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := remote.Head(ref, remote.WithContext(t.Context())); err != nil {
+		t.Errorf("the content of a deleted replica is gone: %v", err)
+	}
+	_, errout = w.must(t, 1, "replica", "delete", "contoso/westus")
+	contains(t, "replica delete of the home", errout, "westus is the home region of registry contoso")
+
+	out, _ = w.must(t, 0, "events", "token", "contoso/westus")
+	contains(t, "events token", out, "/events/contoso/westus", "Authorization: [Bearer ", "actions: [pull]")
+	out, _ = w.must(t, 0, "status")
+	contains(t, "status", out, "Version:", "1.2.3", "dns, replicator", "geo.example.net.", "1 registry,", "differs from the store")
+	out, _ = w.must(t, 0, "check", "contoso", "--resolver", "127.0.0.1:1", "-o", "json")
+	contains(t, "check", out, "authoritative over UDP and TCP", "goes to westeurope")
+	_, errout = w.must(t, 1, "topology", "confirm", "contoso")
+	contains(t, "topology confirm", errout, "nothing of registry contoso waits")
+	out, _ = w.must(t, 0, "replica", "resync", "contoso/westeurope")
+	contains(t, "replica resync", out, "contoso/westeurope: a new baseline was asked for")
+	w.must(t, 0, "replica", "wait", "contoso/westeurope", "--timeout", "30s")
+
+	w.must(t, 0, "replica", "wait", "contoso/westus", "--timeout", "30s")
+	out, _ = w.must(t, 0, "replica", "accept", "contoso/westus")
+	contains(t, "replica accept", out, "contoso/westus: nothing waits to be accepted")
+
+	_, errout = w.must(t, 2, "registry", "create", "Fabrikam", "--home", "westus", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1")
+	contains(t, "registry create", errout, `portolan: name: "Fabrikam" has upper-case letters`)
+	out, _ = w.must(t, 0, "registry", "create", "fabrikam", "--home", "westus", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1", "--weight", "70")
+	contains(t, "registry create", out, "fabrikam.geo.example.net", "70")
+	out, _ = w.must(t, 0, "registry", "delete", "fabrikam")
+	contains(t, "registry delete", out, "registry fabrikam is deleted")
+	out, _ = w.must(t, 0, "registry", "list")
+	if strings.Contains(out, "fabrikam") || !strings.Contains(out, "contoso.geo.example.net") {
+		t.Errorf("registry list:\n%s", out)
+	}
+}
+
+func TestWrongUse(t *testing.T) {
+	t.Parallel()
+	w := &world{api: "http://127.0.0.1:1", dir: t.TempDir()}
+	for _, c := range []struct {
+		args string
+		want string
+	}{
+		{"repilca", `"repilca" is no command of portolan; did you mean "replica"?`},
+		{"registry lst", `"lst" is no command of portolan registry; did you mean "list"?`},
+		{"replica list --bogus", "unknown flag: --bogus"},
+		{"replica list a b", "Usage: portolan replica list [REGISTRY]"},
+		{"replica show contoso", "write REGISTRY/REGION"},
+		{"replica create contoso/westus --endpoint http://x", "--addresses (or --hostname) is needed"},
+		{"replica create contoso/westus --addresses 127.0.0.1", "--endpoint is needed"},
+		{"replica create contoso/x --addresses 127.0.0.1 --endpoint http://x --location 1", "want latitude,longitude"},
+		{"replica update contoso/westus", "give at least one flag"},
+		{"replica update contoso/westus --weight many", `"many" for "--weight" flag: want a whole number`},
+		{"apply -f x --prune=maybe", "want true or false"},
+		{"replica wait contoso/westus --timeout 0s", "want more than nothing"},
+		{"registry create contoso", "--home is needed"},
+		{"registry list -o xml", "want table, json or yaml"},
+		{"apply", "-f is needed"},
+		{"explain contoso", "who asks?"},
+		{"wait contoso", "does not name an image"},
+		{"wait contoso/app", "neither tag nor digest"},
+		{"wait contoso/app:", "does not name an image"},
+		{"wait contoso/app:1@", "does not name an image"},
+		{"wait contoso/app:1@abc", "is not a digest"},
+		{"wait contoso/app:1@sha256:12", "is not a digest"},
+		{"serve --role dsn", `did you mean "dns"?`},
+		{"registry list --api 127.0.0.1", "is not the URL of an API"},
+	} {
+		code, _, stderr := w.portolan(strings.Fields(c.args)...)
+		if code != exitUsage || !strings.Contains(stderr, c.want) {
+			t.Errorf("portolan %s ended with %d and said %q, want %d and %q", c.args, code, stderr, exitUsage, c.want)
+		}
+	}
+	code, _, stderr := w.portolan("registry", "list")
+	if code != exitFailed || !strings.Contains(stderr, "nobody listens at http://127.0.0.1:1") {
+		t.Errorf("without a server: %d %q", code, stderr)
+	}
+	code, _, stderr = w.portolan("serve", "--config", w.write(t, "p.yaml", "dsn: {}\n"))
+	if code != exitFailed || !strings.Contains(stderr, `p.yaml:1:1: dsn: "dsn" is not known here; did you mean "dns"?`) {
+		t.Errorf("serve with a bad file: %d %q", code, stderr)
+	}
+}
+
+// A fault of the program itself is told in a sentence.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	code := run(context.Background(), []string{"version"}, panicker{}, &out)
+	if code != exitFailed || strings.Contains(out.String(), "goroutine") || !strings.Contains(out.String(), "a fault of the program") {
+		t.Errorf("%d %q", code, out.String())
+	}
+}
+
+type panicker struct{}
+
+func (panicker) Write([]byte) (int, error) { panic("on purpose") }
+
+// What wait makes of each state, and when it gives up.
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	const a, b = "sha256:a", "sha256:b"
+	in := func(region, digest string, applied bool) api.ReplicaInspection {
+		return api.ReplicaInspection{Region: region, Digest: digest, Applied: applied}
+	}
+	type look struct {
+		inspection api.Inspection
+		want       string // "done", "error: part", or part of the state
+	}
+	all := func(digest string, replicas ...api.ReplicaInspection) api.Inspection {
+		return api.Inspection{Digest: digest, Replicas: replicas}
+	}
+	for name, c := range map[string]struct {
+		digest string
+		looks  []look
+	}{
+		"arrives":   {"", []look{{all(""), "exists nowhere yet"}, {all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
+		"moves on":  {"", []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(b, in("x", b, true), in("y", "", false)), "error: superseded: app:1 is sha256:b"}}},
+		"deleted":   {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all("", in("x", "", false), in("y", "", false)), "error: it was deleted"}}},
+		"too late":  {a, []look{{all(b, in("x", b, true), in("y", b, true)), "not noticed"}, {all(b, in("x", b, true), in("y", b, true)), "error: superseded"}}},
+		"too early": {a, []look{{all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
+		"unsure":    {a, []look{{all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}, {all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}}},
+		"cannot be": {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", NotReplicable: "schema 1"}), "error: cannot be replicated to y: schema 1"}}},
+		"down":      {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Error: "refused"}), "waiting for y (refused)"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := &waiting{registry: "contoso", repository: "app", reference: "1", digest: c.digest}
+			for i, l := range c.looks {
+				done, state, err := w.judge(l.inspection)
+				got := state
+				if err != nil {
+					got = "error: " + err.Error()
+				} else if done {
+					got = "done"
+				}
+				want, isError := strings.CutPrefix(l.want, "error: ")
+				if !strings.Contains(got, want) || isError != (err != nil) || done != (l.want == "done") {
+					t.Fatalf("look %d: %q, want %q", i, got, l.want)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,290 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"portolan/api"
+	"portolan/topology"
+)
+
+// maxFile bounds what is read of a topology file.
+const maxFile = 4 << 20
+
+// readDocument reads a topology file, in YAML or (by its name) JSON; "-" is standard input.
+func readDocument(cmd *cobra.Command, file string) (topology.Document, error) {
+	var d topology.Document
+	if file == "" {
+		return d, usagef("-f is needed: the topology file, or - for standard input")
+	}
+	name, in := file, cmd.InOrStdin()
+	if file == "-" {
+		name = "standard input"
+	} else {
+		f, err := os.Open(file)
+		if err != nil {
+			return d, fmt.Errorf("reading the topology: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, maxFile+1))
+	if err != nil {
+		return d, fmt.Errorf("reading the topology from %s: %w", name, err)
+	}
+	if filepath.Ext(file) == ".json" {
+		decoder := json.NewDecoder(strings.NewReader(string(text)))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&d); err != nil {
+			return d, fmt.Errorf("%s: %w", name, err)
+		}
+		return d, nil
+	}
+	parsed, err := topology.ParseYAML(name, text)
+	if err != nil {
+		return d, err
+	}
+	return *parsed, nil
+}
+
+func (a *app) apply() *cobra.Command {
+	var file string
+	var change api.Apply
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE [--prune] [--dry-run]",
+		Short: "Make a topology file the topology",
+		Long: `Make a file the topology of the registries that it names; others are left alone. What it
+does not say of a registry or replica gets its default. A replica that it does not name is
+kept, or, with --prune, drained and deleted as by portolan replica delete. The changes are
+printed, and where the clients nearest to each region go then. A file with any fault
+changes nothing.`,
+		Example: `  portolan apply -f topology.yaml --dry-run
+  portolan apply -f topology.yaml --prune`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if change.Document, err = readDocument(cmd, file); err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.Apply(cmd.Context(), change)
+			if err != nil {
+				return err
+			}
+			note := ""
+			if change.DryRun {
+				note = "nothing was changed: --dry-run"
+			}
+			return a.print(r, func(w io.Writer) { printApplied(w, r, note) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&file, "file", "f", "", "the topology file; - for standard input")
+	f.BoolVar(&change.Prune, "prune", false, "drain and delete replicas that the file does not name")
+	f.BoolVar(&change.DryRun, "dry-run", false, "only tell what would change")
+	return cmd
+}
+
+func printApplied(w io.Writer, r api.Applied, note string) {
+	if len(r.Changes) == 0 {
+		fmt.Fprintln(w, "nothing to change")
+	}
+	printChanges(w, r.Changes)
+	printShares(w, r.Shares)
+	if note != "" {
+		fmt.Fprintln(w, "\n"+note)
+	}
+}
+
+func (a *app) export() *cobra.Command {
+	return &cobra.Command{
+		Use:   "export",
+		Short: "Print the topology as a topology file",
+		Long:  "Print the topology as operators declared it, as a topology file: YAML, or JSON with -o json.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			d, err := c.Export(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.print(d, nil)
+			}
+			text, err := d.YAML()
+			if err == nil {
+				_, err = a.stdout.Write(text)
+			}
+			return err
+		},
+	}
+}
+
+func (a *app) diff() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "diff -f FILE",
+		Short: "Tell what applying a topology file would change; exit code 1 if anything",
+		Long: `Tell what would make the topology equal to a file: + is only in the file, - only in the
+topology, ~ differs. Exit code 1 if anything does. Replicas that are not in the file are
+among it, which portolan apply leaves alone without --prune.`,
+		Example: `  portolan diff -f topology.yaml
+  portolan export | portolan diff -f -`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := readDocument(cmd, file)
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			changes, err := c.Diff(cmd.Context(), d)
+			if err != nil {
+				return err
+			}
+			if err := a.print(changes, func(w io.Writer) { printChanges(w, changes) }); err != nil {
+				return err
+			}
+			if len(changes) > 0 {
+				return silentError{}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "the topology file; - for standard input")
+	return cmd
+}
+
+func (a *app) topology() *cobra.Command {
+	return group("topology", "Confirm edits of the store that the guard holds", &cobra.Command{
+		Use:   "confirm REGISTRY",
+		Short: "Let an edit pass that took away more than half of a registry's replicas",
+		Long: `An edit of the store's keys that takes away more than half of a registry's replicas is
+held: the missing ones are still served, and the status names them. This lets it pass.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			status, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := c.Confirm(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			var held topology.Pending
+			for _, h := range status.Topology.Held {
+				if h.Registry == args[0] {
+					held = h
+				}
+			}
+			return a.print(held, func(w io.Writer) {
+				fmt.Fprintf(w, "confirmed: registry %s is without %s from now on\n", args[0], strings.Join(held.Missing, ", "))
+			})
+		},
+	})
+}
+
+func (a *app) explain() *cobra.Command {
+	var ecs, resolver string
+	cmd := &cobra.Command{
+		Use:   "explain REGISTRY --ecs PREFIX | --resolver IP",
+		Short: "Say where a client is sent, and why",
+		Long: `Say where a client is sent, and why, by the very function and snapshot that the DNS
+server answers from. --ecs is the network (or address) of the client as its resolver
+sends it along, --resolver the address of a resolver that does not.`,
+		Example: `  portolan explain contoso --ecs 203.0.113.0/24
+  portolan explain contoso --resolver 198.51.100.7`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if ecs == "" && resolver == "" {
+				return usagef("who asks? Give --ecs PREFIX or --resolver IP")
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			e, err := c.Explain(cmd.Context(), args[0], ecs, resolver)
+			if err != nil {
+				return badValue(err)
+			}
+			return a.print(e, func(w io.Writer) { printExplanation(w, e) })
+		},
+	}
+	cmd.Flags().StringVar(&ecs, "ecs", "", "the client's network or address")
+	cmd.Flags().StringVar(&resolver, "resolver", "", "the address of the client's resolver")
+	return cmd
+}
+
+func printExplanation(w io.Writer, e api.Explanation) {
+	fmt.Fprintln(w, e.Sentence)
+	fmt.Fprintln(w)
+	client := map[string]string{"ecs": "its subnet (ECS)", "resolver": "its resolver", "none": "nothing: neither subnet nor resolver is usable"}[e.Source]
+	row(w, "Client known by:", client)
+	if e.Why != "" {
+		row(w, "", e.Why)
+	}
+	if e.Address.IsValid() {
+		row(w, "Looked up:", e.Address)
+	}
+	if e.Located {
+		place := dash(e.Country)
+		if e.Continent != "" {
+			place += " (" + e.Continent + ")"
+		}
+		if e.Latitude != nil && e.Longitude != nil {
+			place += fmt.Sprintf(", %.2f,%.2f", *e.Latitude, *e.Longitude)
+		}
+		row(w, "Place:", place)
+		row(w, "As known by:", fmt.Sprintf("%s, entry %v", e.Database, e.Network))
+	} else {
+		row(w, "Place:", "unknown")
+	}
+	if e.ASN != 0 {
+		row(w, "Autonomous system:", e.ASN)
+	}
+	if e.Cell != "" {
+		row(w, "Cell:", e.Cell)
+	}
+	if e.Order != "" {
+		row(w, "Order:", e.Order)
+	}
+	if e.Fence != "" {
+		row(w, "Fence:", e.Fence)
+	}
+	row(w, "Scope:", fmt.Sprintf("/%d", e.Scope))
+	why := "all settled"
+	if !e.Settled {
+		why = "a probe speaks against the state of a replica"
+	}
+	row(w, "TTL:", fmt.Sprintf("%d s: %s", e.TTL, why))
+	fmt.Fprintln(w)
+	row(w, "", "REGION", "DISTANCE", "HEALTH", "WEIGHT", "BUCKET", "WHY")
+	for _, c := range e.Candidates {
+		mark := "-"
+		if c.Position > 0 {
+			mark = fmt.Sprint(c.Position)
+		}
+		distance := "-"
+		if c.Distance >= 0 {
+			distance = fmt.Sprintf("%d km", c.Distance)
+		}
+		row(w, mark, c.Region, distance, c.Health, c.Weight, c.Bucket, dash(c.Reason))
+	}
+}

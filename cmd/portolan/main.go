@@ -1,0 +1,243 @@
+// Command portolan makes container registries in several regions behave as one: portolan serve is the daemon, the other
+// commands speak to its HTTP API.
+//
+// The package holds flags and printing only.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"portolan/api"
+)
+
+// version is set by the linker: -X main.version=.
+var version = "unknown"
+
+// The exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the whole program but for the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int) {
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Fprintf(stderr, "portolan: a fault of the program itself: %v. Please report it, with PORTOLAN_TRACE=1 set\n", p)
+			if os.Getenv("PORTOLAN_TRACE") != "" {
+				stderr.Write(debug.Stack())
+			}
+			code = exitFailed
+		}
+	}()
+	a := &app{stdout: stdout, stderr: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var silent silentError
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &silent):
+		return exitFailed
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(stderr, "portolan: interrupted")
+		return exitFailed
+	case errors.As(err, &usage), isCobraUsage(err):
+		fmt.Fprintf(stderr, "portolan: %v\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "portolan: %v\n", err)
+	return exitFailed
+}
+
+// usageError is wrong use of the command line.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// silentError ends a command with exit code 1 after it has said everything itself.
+type silentError struct{}
+
+func (silentError) Error() string { return "failed" }
+
+// isCobraUsage tells the usage errors that cobra makes without a type of their own.
+func isCobraUsage(err error) bool {
+	return strings.HasPrefix(err.Error(), "unknown command ") || strings.HasPrefix(err.Error(), "required flag(s) ")
+}
+
+// badValue turns a refusal of what flags said into wrong use of the command line.
+func badValue(err error) error {
+	if api.IsCode(err, api.CodeInvalid) {
+		return &usageError{err}
+	}
+	return err
+}
+
+// app is what the commands share.
+type app struct {
+	stdout, stderr io.Writer
+
+	api, tokenFile, output string
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "portolan",
+		Short: "One name for container registries in several regions",
+		Long: `Portolan makes container registries that you already run in several regions behave
+as one geo-replicated registry: one name leads every client to the nearest healthy
+replica, and whatever is pushed in any region reaches every other.
+
+"portolan serve" is the daemon; the other commands speak to its HTTP API.
+
+Exit codes: 0 done, 1 failed, 2 wrong use.`,
+		Example: `  portolan serve --config /etc/portolan/portolan.yaml
+  portolan apply -f topology.yaml
+  portolan replica list contoso
+  portolan explain contoso --ecs 203.0.113.0/24`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          noSuchCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+
+		SuggestionsMinimumDistance: 2,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		text := err.Error()
+		if before, cause, ok := strings.Cut(text, ": strconv."); ok { // the functions of Go mean nothing to who types
+			want := "want a whole number"
+			if strings.HasPrefix(cause, "ParseBool") {
+				want = "want true or false"
+			}
+			text = before + ": " + want
+		}
+		return usagef("%s\nSee %s --help", text, cmd.CommandPath())
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.api, "api", "", "URL of the server's API (default: PORTOLAN_API, else "+api.DefaultURL+")")
+	flags.StringVar(&a.tokenFile, "token-file", "", "file that holds the API's bearer token (default: PORTOLAN_TOKEN_FILE)")
+	flags.StringVarP(&a.output, "output", "o", "table", "output: table, json or yaml")
+	root.AddCommand(a.serve(), a.registry(), a.replica(), a.apply(), a.export(), a.diff(), a.explain(), a.check(), a.status(),
+		a.topology(), a.wait(), a.events(), a.version())
+	for _, cmd := range all(root) {
+		cmd.DisableFlagsInUseLine = true
+		if args := cmd.Args; args != nil {
+			cmd.Args = func(cmd *cobra.Command, given []string) error {
+				if err := args(cmd, given); err != nil {
+					if cmd.HasSubCommands() {
+						return &usageError{err}
+					}
+					return usagef("%s\nUsage: %s", strings.TrimSpace(err.Error()), cmd.UseLine())
+				}
+				return nil
+			}
+		}
+		if run := cmd.RunE; run != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if err := a.checkOutput(); err != nil {
+					return err
+				}
+				if cmd.Name() != serveName { // which has its own ways with signals
+					ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+					defer stop()
+					cmd.SetContext(ctx)
+				}
+				return run(cmd, args)
+			}
+		}
+	}
+	return root
+}
+
+// all returns root and every command below it.
+func all(root *cobra.Command) []*cobra.Command {
+	list := []*cobra.Command{root}
+	for _, c := range root.Commands() {
+		list = append(list, all(c)...)
+	}
+	return list
+}
+
+// group is a command that only holds others.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	g := &cobra.Command{
+		Use: use, Short: short,
+		Args:                       noSuchCommand,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SuggestionsMinimumDistance: 2,
+	}
+	g.AddCommand(commands...)
+	return g
+}
+
+// noSuchCommand refuses what is no command of a group.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return fmt.Errorf("%q is no command of %s; did you mean %q?", args[0], cmd.CommandPath(), near[0])
+	}
+	return fmt.Errorf("%q is no command of %s: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+}
+
+// client returns a client of the API that the flags and the environment name.
+func (a *app) client() (*api.Client, error) {
+	address := a.api
+	if address == "" {
+		address = os.Getenv("PORTOLAN_API")
+	}
+	if address == "" {
+		address = api.DefaultURL
+	}
+	file := a.tokenFile
+	if file == "" {
+		file = os.Getenv("PORTOLAN_TOKEN_FILE")
+	}
+	token := ""
+	if file != "" {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading the API's token: %w", err)
+		}
+		if token = strings.TrimSpace(string(text)); token == "" {
+			return nil, fmt.Errorf("reading the API's token: %s is empty", file)
+		}
+	}
+	c, err := api.NewClient(address, token)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	return c, nil
+}
+
+// replicaName takes REGISTRY/REGION apart.
+func replicaName(s string) (registry, region string, err error) {
+	registry, region, ok := strings.Cut(s, "/")
+	if !ok || registry == "" || region == "" || strings.Contains(region, "/") {
+		return "", "", usagef("%q does not name a replica: write REGISTRY/REGION, such as contoso/westus", s)
+	}
+	return registry, region, nil
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"portolan/api"
+	"portolan/topology"
+)
+
+func (a *app) checkOutput() error {
+	if !slices.Contains([]string{"table", "json", "yaml"}, a.output) {
+		return usagef("--output %q: want table, json or yaml", a.output)
+	}
+	return nil
+}
+
+// print writes value as JSON or YAML, where that was asked for, and otherwise lets table write for people.
+func (a *app) print(value any, table func(w io.Writer)) error {
+	switch a.output {
+	case "json":
+		e := json.NewEncoder(a.stdout)
+		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false)
+		if err := e.Encode(value); err != nil {
+			return fmt.Errorf("writing the output: %w", err)
+		}
+		return nil
+	case "yaml":
+		// By way of JSON, so that both have the same names.
+		text, err := json.Marshal(value)
+		if err == nil {
+			text, err = yaml.JSONToYAML(text)
+		}
+		if err == nil {
+			_, err = a.stdout.Write(text)
+		}
+		if err != nil {
+			return fmt.Errorf("writing the output: %w", err)
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	table(w)
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("writing the output: %w", err)
+	}
+	return nil
+}
+
+// progress writes a line for people while a command waits.
+func (a *app) progress(format string, args ...any) {
+	fmt.Fprintf(a.stderr, format+"\n", args...)
+}
+
+func row(w io.Writer, cells ...any) {
+	for i, c := range cells {
+		if i > 0 {
+			fmt.Fprint(w, "\t")
+		}
+		fmt.Fprint(w, c)
+	}
+	fmt.Fprintln(w)
+}
+
+// counted is a number with its noun.
+func counted(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// dash stands for what is empty, so that columns stay columns.
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func replicaTable(w io.Writer, replicas []api.Replica) {
+	row(w, "NAME", "LOCATION", "STATUS", "HEALTH", "ROUTING", "WEIGHT", "PENDING", "REASON")
+	for _, r := range replicas {
+		row(w, r.Registry+"/"+r.Region, dash(r.Location), r.Status, r.Health, r.Routing, r.Weight, r.Pending, dash(r.Reason))
+	}
+}
+
+func registryTable(w io.Writer, registries []api.Registry) {
+	row(w, "NAME", "FQDN", "HOME", "REPLICAS", "READY", "CLIENT NAMES")
+	for _, r := range registries {
+		ready := 0
+		for _, p := range r.Replicas {
+			if p.Status == topology.Ready {
+				ready++
+			}
+		}
+		row(w, r.Name, dash(r.FQDN), dash(r.Home), len(r.Replicas), ready, dash(strings.Join(r.ClientNames, ",")))
+	}
+}
+
+func printChanges(w io.Writer, changes []topology.Change) {
+	for _, c := range changes {
+		fmt.Fprintln(w, c)
+	}
+}
+
+// printShares tells where the clients nearest to each region go.
+func printShares(w io.Writer, shares []api.RegistryShares) {
+	for _, s := range shares {
+		fmt.Fprintf(w, "\nClients of %s go\n", s.Registry)
+		for _, split := range s.Splits {
+			parts := make([]string, len(split.Shares))
+			for i, share := range split.Shares {
+				parts[i] = strings.TrimSuffix(strconv.FormatFloat(share.Percent, 'f', 1, 64), ".0")
+				parts[i] = share.Region + " " + parts[i] + "%"
+			}
+			row(w, "  near "+split.Nearest, "to "+dash(strings.Join(parts, ", ")))
+		}
+	}
+}
+
+// bytes writes a size for people.
+func bytesOf(n int64) string {
+	const unit = 1000
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, prefix := float64(n)/unit, 0
+	for value >= unit && prefix < 4 {
+		value, prefix = value/unit, prefix+1
+	}
+	return fmt.Sprintf("%.1f %cB", value, "kMGTP"[prefix])
+}
+
+// ago is how long since t, roughly.
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return now.Sub(t).Round(time.Second).String() + " ago"
+}
+
+func printPlan(w io.Writer, p *topology.Plan) {
+	fmt.Fprintf(w, "plan: %d repositories, %d tags: %d the same already, %d to copy here (%s), %d found only here, %d in conflict\n",
+		p.Repositories, p.Tags, p.Same, p.Copy, bytesOf(p.Bytes), p.Adopt, p.Conflicts)
+	for _, e := range p.Examples {
+		fmt.Fprintf(w, "  conflict: %s\n", e)
+	}
+}

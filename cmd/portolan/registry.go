@@ -1,0 +1,138 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"portolan/api"
+	"portolan/topology"
+)
+
+func (a *app) registry() *cobra.Command {
+	return group("registry", "Create, list, show and delete registries", a.registryCreate(), a.registryList(), a.registryShow(), a.registryDelete())
+}
+
+func (a *app) registryCreate() *cobra.Command {
+	var d topology.RegistryDocument
+	var home replicaFlags
+	cmd := &cobra.Command{
+		Use:   "create NAME --home REGION --endpoint URL --addresses ADDRESS,...",
+		Short: "Create a registry with its home replica",
+		Long: `Create a registry with the replica of its home region. The home replica cannot be
+deleted while the registry exists.`,
+		Example: `  portolan registry create contoso --home westus --names registry.contoso.com \
+    --endpoint https://registry.westus.contoso.internal --addresses 192.0.2.1,2001:db8::1`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if d.Home == "" {
+				return usagef("--home is needed: the region of the first replica")
+			}
+			d.Name = args[0]
+			replica, err := home.document(d.Home)
+			if err != nil {
+				return err
+			}
+			d.Replicas = []topology.ReplicaDocument{replica}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.CreateRegistry(cmd.Context(), d)
+			if err != nil {
+				return badValue(err)
+			}
+			return a.print(r, func(w io.Writer) { showRegistry(w, r) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&d.Home, "home", "", "the home region, such as westus")
+	f.StringSliceVar(&d.Names, "names", nil, "names that clients use, whose certificates every replica serves")
+	f.StringVar(&d.Policy.AllDown, "all-down", "", "answer when no replica is healthy: nearest (default), none, cname:HOSTNAME")
+	f.StringVar(&d.Policy.Replication, "replication", "", "enabled (default), or disabled: the front door alone")
+	f.StringVar(&d.Policy.Merge, "merge", "", "tags that differ at first contact: ask (default), or home: the home's wins, the other is kept aside")
+	home.add(cmd)
+	return cmd
+}
+
+func (a *app) registryList() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List registries",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := c.Registries(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(list, func(w io.Writer) { registryTable(w, list) })
+		},
+	}
+}
+
+func (a *app) registryShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show a registry with its replicas",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.Registry(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) { showRegistry(w, r) })
+		},
+	}
+}
+
+func showRegistry(w io.Writer, r api.Registry) {
+	row(w, "Name:", r.Name)
+	row(w, "The one name:", dash(r.FQDN))
+	row(w, "Client names:", dash(strings.Join(r.ClientNames, ", ")))
+	row(w, "Home:", dash(r.Home))
+	p := r.Document.Policy
+	for _, policy := range [][3]string{{"When all are down:", p.AllDown, "nearest"}, {"Replication:", p.Replication, "enabled"},
+		{"Differing tags:", p.Merge, "ask"}, {"Conflicts:", p.Conflicts, "keep"}, {"Untagged:", p.Untagged, "keep"}, {"Deletes:", p.Deletes, "propagate"}} {
+		if policy[1] == "" {
+			policy[1] = policy[2]
+		}
+		row(w, policy[0], policy[1])
+	}
+	if r.Held != nil {
+		row(w, "Held:", fmt.Sprintf("an edit took away %s; they are served until: portolan topology confirm %s", strings.Join(r.Held.Missing, ", "), r.Name))
+	}
+	fmt.Fprintln(w)
+	replicaTable(w, r.Replicas)
+}
+
+func (a *app) registryDelete() *cobra.Command {
+	return &cobra.Command{
+		Use:   "delete NAME",
+		Short: "Delete a registry; the content of its replicas stays",
+		Long: `Delete a registry: its name is answered no more, and nothing is replicated any more.
+The registries in its regions go on as they are, with all their content.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			if err := c.DeleteRegistry(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			return a.print(map[string]string{"deleted": args[0]}, func(w io.Writer) {
+				fmt.Fprintf(w, "registry %s is deleted; the content of its replicas stays\n", args[0])
+			})
+		},
+	}
+}

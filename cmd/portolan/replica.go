@@ -1,0 +1,566 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"portolan/api"
+	"portolan/topology"
+)
+
+// poll is the time between two looks of a command that waits.
+const poll = 500 * time.Millisecond
+
+func (a *app) replica() *cobra.Command {
+	return group("replica", "Create, list, show, change and delete the replicas of a registry",
+		a.replicaCreate(), a.replicaList(), a.replicaShow(), a.replicaUpdate(), a.replicaDelete(), a.replicaWait(),
+		a.replicaRequest(topology.RequestResync, "Begin a new baseline: the replica is stale, the others are right",
+			`Ask for a new baseline of a replica: everything in it is compared anew with the
+others, as at first contact. It is the answer to a replica that was restored or wiped.`,
+			func(api.Replica) string { return "a new baseline was asked for" }, (*api.Client).Resync),
+		a.replicaRequest(topology.RequestAccept, "Accept a baseline's plan, or what the guard holds: the replica is right",
+			`Accept the plan of a replica's baseline with its conflicts, or, where the guard holds
+a replica because much of it vanished or went back, say that it is right.`,
+			func(before api.Replica) string {
+				if before.Status == topology.Ready {
+					return "nothing waits to be accepted"
+				}
+				return "accepted"
+			}, (*api.Client).Accept))
+}
+
+// replicaFlags are the flags that say what a replica is.
+type replicaFlags struct {
+	endpoint, hostname, location, routing, probe string
+	credentials, ca, clientCert, prefix, realms  string
+	addresses                                    []string
+	weight                                       int
+}
+
+func (r *replicaFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&r.endpoint, "endpoint", "", "URL of the registry's API: https://registry.westus.example.net")
+	f.StringSliceVar(&r.addresses, "addresses", nil, "IP addresses that clients are sent to")
+	f.StringVar(&r.hostname, "hostname", "", "host name that clients are sent to by CNAME, instead of addresses")
+	f.StringVar(&r.location, "location", "", "latitude,longitude in decimal degrees (default: where the public region is)")
+	f.IntVar(&r.weight, "weight", 100, "share of its nearest clients that the replica keeps, 0 to 100")
+	f.StringVar(&r.routing, "routing", "", "enabled (default), or disabled: no clients are sent there")
+	f.StringVar(&r.probe, "probe", "", "health check: https, http, tcp, consul:SERVICE or none (default: as the endpoint)")
+	f.StringVar(&r.credentials, "credentials", "", "where Portolan finds its credentials: docker-config, env:NAME, file:PATH, helper:NAME")
+	f.StringVar(&r.ca, "ca", "", "file:PATH of the certificates to trust at the endpoint")
+	f.StringVar(&r.clientCert, "client-cert", "", "file:PATH of a client certificate for the endpoint")
+	f.StringVar(&r.prefix, "prefix", "", "what stands before every repository name at this replica")
+	f.StringVar(&r.realms, "realms", "", "HOST,...: token servers on other hosts than the endpoint's that may be sent the credentials")
+}
+
+func (r *replicaFlags) coordinates() ([]float64, error) {
+	if r.location == "" {
+		return nil, nil
+	}
+	parts := strings.Split(r.location, ",")
+	var list []float64
+	for _, p := range parts {
+		v, err := strconv.ParseFloat(strings.TrimSpace(p), 64)
+		if err != nil || len(parts) != 2 {
+			return nil, usagef("--location %q: want latitude,longitude in decimal degrees, such as 52.37,4.90", r.location)
+		}
+		list = append(list, v)
+	}
+	return list, nil
+}
+
+func (r *replicaFlags) checkWeight() error {
+	if r.weight < 0 || r.weight > 100 {
+		return usagef("--weight %d: want a whole number from 0 to 100", r.weight)
+	}
+	return nil
+}
+
+// document is the replica that the flags describe.
+func (r *replicaFlags) document(region string) (topology.ReplicaDocument, error) {
+	d := topology.ReplicaDocument{
+		Region: region, Endpoint: r.endpoint, Addresses: r.addresses, Hostname: r.hostname, Routing: r.routing,
+		Health: topology.HealthDocument{Probe: r.probe}, Credentials: r.credentials, CA: r.ca, ClientCert: r.clientCert, Prefix: r.prefix, Realms: r.realms,
+	}
+	if d.Endpoint == "" {
+		return d, usagef("--endpoint is needed: the URL of the registry's API in %s", region)
+	}
+	if len(d.Addresses) == 0 && d.Hostname == "" {
+		return d, usagef("--addresses (or --hostname) is needed: where clients are sent")
+	}
+	var err error
+	if d.Location, err = r.coordinates(); err != nil {
+		return d, err
+	}
+	if err := r.checkWeight(); err != nil {
+		return d, err
+	}
+	if r.weight != 100 {
+		d.Weight = &r.weight
+	}
+	return d, nil
+}
+
+func (a *app) replicaCreate() *cobra.Command {
+	var flags replicaFlags
+	var accept bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "create REGISTRY/REGION --endpoint URL --addresses ADDRESS,...",
+		Short: "Add a replica to a registry",
+		Long: `Add a replica to a registry. What it holds already is compared with the others first,
+and the plan of that baseline is printed. Tags that differ wait for --accept (or
+portolan replica accept), unless the registry's policy is merge: home.
+
+Clients are sent there once it has been Ready: portolan replica wait waits for that.`,
+		Example: `  portolan replica create contoso/westeurope --addresses 192.0.2.2 \
+    --endpoint https://registry.westeurope.contoso.internal
+  portolan replica create contoso/attic --location 52.37,4.90 --addresses 192.0.2.3 \
+    --endpoint http://192.0.2.3:5000 --accept`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, region, err := replicaName(args[0])
+			if err != nil {
+				return err
+			}
+			d, err := flags.document(region)
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.CreateReplica(cmd.Context(), registry, d)
+			if err != nil {
+				return badValue(err)
+			}
+			if accept {
+				if r, err = c.Accept(cmd.Context(), registry, region); err != nil {
+					return err
+				}
+			}
+			if timeout > 0 && r.Status != topology.Ready {
+				if r, err = a.awaitPlan(cmd.Context(), c, r, timeout); err != nil {
+					return err
+				}
+			}
+			return a.print(r, func(w io.Writer) {
+				replicaTable(w, []api.Replica{r})
+				if r.Replication != nil && r.Replication.Plan != nil {
+					fmt.Fprintln(w)
+					printPlan(w, r.Replication.Plan)
+				}
+			})
+		},
+	}
+	flags.add(cmd)
+	cmd.Flags().BoolVar(&accept, "accept", false, "accept the baseline's plan, conflicts included")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for the plan; 0: not at all")
+	return cmd
+}
+
+// awaitPlan waits until the baseline of a new replica is planned.
+func (a *app) awaitPlan(ctx context.Context, c *api.Client, r api.Replica, timeout time.Duration) (api.Replica, error) {
+	a.progress("%s/%s is created; looking at what it holds", r.Registry, r.Region)
+	deadline := time.Now().Add(timeout)
+	for time.Now().Before(deadline) {
+		if r.Status == topology.Ready || r.Status == topology.Degraded || r.Replication != nil && r.Replication.Plan != nil {
+			return r, nil
+		}
+		if err := sleep(ctx, poll); err != nil {
+			return r, err
+		}
+		var err error
+		if r, err = c.Replica(ctx, r.Registry, r.Region); err != nil {
+			return r, err
+		}
+	}
+	a.progress("there is no plan after %v; portolan replica list shows how it goes on", timeout)
+	return r, nil
+}
+
+func (a *app) replicaList() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list [REGISTRY]",
+		Short: "List the replicas of a registry, or of all",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			list := []api.Replica{}
+			if len(args) == 1 {
+				list, err = c.Replicas(cmd.Context(), args[0])
+			} else {
+				var registries []api.Registry
+				registries, err = c.Registries(cmd.Context())
+				for _, r := range registries {
+					list = append(list, r.Replicas...)
+				}
+			}
+			if err != nil {
+				return err
+			}
+			return a.print(list, func(w io.Writer) { replicaTable(w, list) })
+		},
+	}
+}
+
+func (a *app) replicaShow() *cobra.Command {
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "show REGISTRY/REGION",
+		Short: "Show a replica with what is still to be brought to it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, region, err := replicaName(args[0])
+			if err != nil {
+				return err
+			}
+			if limit < 0 {
+				return usagef("--pending %d: want a number from 0", limit)
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.Replica(cmd.Context(), registry, region)
+			if err != nil {
+				return err
+			}
+			shown := struct {
+				api.Replica
+				PendingItems []api.PendingItem `json:"pending_items,omitempty"`
+			}{Replica: r}
+			if limit > 0 {
+				// A server without the role replicator knows no items; the rest is worth showing all the same.
+				if shown.PendingItems, err = c.Pending(cmd.Context(), registry, region, limit); err != nil && !api.IsCode(err, api.CodeRefused) {
+					return err
+				}
+			}
+			return a.print(shown, func(w io.Writer) {
+				showReplica(w, r)
+				if len(shown.PendingItems) > 0 {
+					fmt.Fprintln(w)
+					row(w, "PENDING", "SINCE", "ATTEMPTS", "WHY")
+					for _, p := range shown.PendingItems {
+						why := p.Error
+						if p.NotReplicable != "" {
+							why = "not replicable: " + p.NotReplicable
+						}
+						row(w, p.Image, ago(p.Since, time.Now()), p.Attempts, dash(why))
+					}
+				}
+			})
+		},
+	}
+	cmd.Flags().IntVar(&limit, "pending", 20, "how many pending images to list")
+	return cmd
+}
+
+func showReplica(w io.Writer, r api.Replica) {
+	row(w, "Name:", r.Registry+"/"+r.Region)
+	row(w, "Home:", map[bool]string{true: "yes", false: "no"}[r.Home])
+	row(w, "Endpoint:", dash(r.Endpoint))
+	row(w, "Clients are sent to:", dash(strings.Join(append(slices.Clone(r.Addresses), nonEmpty(r.Hostname)...), ", ")))
+	row(w, "Location:", dash(r.Location))
+	row(w, "Status:", r.Status)
+	row(w, "Health:", r.Health)
+	row(w, "Routing:", r.Routing)
+	row(w, "Weight:", r.Weight)
+	row(w, "Probe:", dash(r.Probe))
+	row(w, "Pending:", r.Pending)
+	row(w, "Reason:", dash(r.Reason))
+	if len(r.Requests) > 0 {
+		row(w, "Asked for:", strings.Join(r.Requests, ", "))
+	}
+	if s := r.Replication; s != nil {
+		row(w, "Content:", s.Phase)
+		row(w, "Last scan:", ago(s.LastScan, time.Now()))
+		row(w, "Not replicable:", s.NotReplicable)
+		row(w, "Conflicts kept:", s.Conflicts)
+		if s.LastError != "" {
+			row(w, "Last error:", s.LastError)
+		}
+		if s.Plan != nil {
+			fmt.Fprintln(w)
+			printPlan(w, s.Plan)
+		}
+	}
+	if len(r.Probes) > 0 {
+		fmt.Fprintln(w)
+		row(w, "ADDRESS", "HEALTH", "SINCE", "LATENCY", "CERTIFICATE", "ERROR")
+		for _, p := range r.Probes {
+			certificate := "-"
+			if !p.CertificateExpiry.IsZero() {
+				certificate = "until " + p.CertificateExpiry.Format(time.DateOnly)
+			}
+			row(w, p.Target, p.Health, ago(p.Since, time.Now()), fmt.Sprintf("%.1f ms", p.LatencyMS), certificate, dash(p.Error))
+		}
+	}
+}
+
+func nonEmpty(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return []string{s}
+}
+
+func (a *app) replicaUpdate() *cobra.Command {
+	var flags replicaFlags
+	cmd := &cobra.Command{
+		Use:   "update REGISTRY/REGION [--weight N] [--routing enabled|disabled] ...",
+		Short: "Change a replica",
+		Long: `Change a replica. Only the flags that are given change anything; an empty value removes
+a setting, so that its default holds. The change and the shares of clients that result
+are printed. A weight, routing or address is in the answers within a second; resolvers
+keep what they have until its TTL ends.`,
+		Example: `  portolan replica update contoso/westus --weight 90
+  portolan replica update contoso/westus --routing disabled`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, region, err := replicaName(args[0])
+			if err != nil {
+				return err
+			}
+			var p api.ReplicaPatch
+			changed := false
+			pick := func(name string, into **string, value *string) {
+				if cmd.Flags().Changed(name) {
+					*into, changed = value, true
+				}
+			}
+			pick("endpoint", &p.Endpoint, &flags.endpoint)
+			pick("hostname", &p.Hostname, &flags.hostname)
+			pick("routing", &p.Routing, &flags.routing)
+			pick("probe", &p.Probe, &flags.probe)
+			pick("credentials", &p.Credentials, &flags.credentials)
+			pick("ca", &p.CA, &flags.ca)
+			pick("client-cert", &p.ClientCert, &flags.clientCert)
+			pick("prefix", &p.Prefix, &flags.prefix)
+			pick("realms", &p.Realms, &flags.realms)
+			if cmd.Flags().Changed("addresses") {
+				p.Addresses, changed = &flags.addresses, true
+			}
+			if cmd.Flags().Changed("weight") {
+				if err := flags.checkWeight(); err != nil {
+					return err
+				}
+				p.Weight, changed = &flags.weight, true
+			}
+			if cmd.Flags().Changed("location") {
+				place, err := flags.coordinates()
+				if err != nil {
+					return err
+				}
+				p.Location, changed = &place, true
+			}
+			if !changed {
+				return usagef("nothing is to be changed: give at least one flag, such as --weight 90")
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.UpdateReplica(cmd.Context(), registry, region, p)
+			if err != nil {
+				return badValue(err)
+			}
+			return a.print(r, func(w io.Writer) { printApplied(w, r, "") })
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func (a *app) replicaDelete() *cobra.Command {
+	var force, noWait bool
+	cmd := &cobra.Command{
+		Use:   "delete REGISTRY/REGION",
+		Short: "Drain a replica and take it out of its registry; its content stays",
+		Long: `Take a replica out of its registry, in this order: no more clients are sent there; the
+last answer that names it expires; what was pushed there and is nowhere else yet is
+carried to the others. Then it is gone from the registry. Its content is never deleted.
+
+With --force the last step does not wait: what would be lost to the others is printed.
+Interrupting the command does not stop the deletion.
+
+The home replica cannot be deleted while the registry exists.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, region, err := replicaName(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.DeleteReplica(cmd.Context(), registry, region, force)
+			if err != nil {
+				return err
+			}
+			if noWait {
+				return a.print(r, func(w io.Writer) { replicaTable(w, []api.Replica{r}) })
+			}
+			if err := a.awaitGone(cmd.Context(), c, r); err != nil {
+				return err
+			}
+			return a.print(map[string]string{"deleted": args[0]}, func(w io.Writer) {
+				fmt.Fprintf(w, "replica %s is deleted; its content stays where it is\n", args[0])
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "do not wait for pushes that are nowhere else; what is lost is printed")
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return at once; portolan replica list shows how it goes on")
+	return cmd
+}
+
+// awaitGone tells how the deletion of a replica goes on until it is done.
+func (a *app) awaitGone(ctx context.Context, c *api.Client, r api.Replica) error {
+	name := r.Registry + "/" + r.Region
+	last := ""
+	a.progress("%s: no more clients are sent there", name)
+	for {
+		if reason := r.Reason; reason != last && reason != "" {
+			a.progress("%s: %s", name, reason)
+			last = reason
+		}
+		err := sleep(ctx, poll)
+		if err == nil {
+			var now api.Replica
+			if now, err = c.Replica(ctx, r.Registry, r.Region); err == nil {
+				r = now
+			}
+		}
+		switch {
+		case api.IsCode(err, api.CodeNotFound):
+			return nil
+		case ctx.Err() != nil:
+			a.progress("%s: the deletion goes on by itself; portolan replica list shows it", name)
+			return ctx.Err()
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func (a *app) replicaWait() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "wait REGISTRY/REGION",
+		Short: "Wait until a replica is Ready",
+		Long: `Wait until a replica is Ready: everything that was decided before is applied there, or
+listed as not replicable. It fails at once where only an operator can go on: a plan
+with conflicts that waits for portolan replica accept.`,
+		Example: `  portolan replica wait contoso/westeurope --timeout 30m`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, region, err := replicaName(args[0])
+			if err != nil {
+				return err
+			}
+			if timeout <= 0 {
+				return usagef("--timeout %v: want more than nothing", timeout)
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := a.awaitReady(cmd.Context(), c, registry, region, timeout)
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) { replicaTable(w, []api.Replica{r}) })
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait")
+	return cmd
+}
+
+func (a *app) awaitReady(ctx context.Context, c *api.Client, registry, region string, timeout time.Duration) (api.Replica, error) {
+	deadline := time.Now().Add(timeout)
+	last := ""
+	for {
+		r, err := c.Replica(ctx, registry, region)
+		if err != nil {
+			return r, err
+		}
+		if r.Status == topology.Ready {
+			return r, nil
+		}
+		state := fmt.Sprintf("%s, %d pending", r.Status, r.Pending)
+		if r.Reason != "" {
+			state += ": " + r.Reason
+		}
+		if state != last {
+			a.progress("%s/%s: %s", registry, region, state)
+			last = state
+		}
+		if r.Replication != nil && r.Replication.Phase == topology.PhasePlanned && !slices.Contains(r.Requests, topology.RequestAccept) {
+			if r.Replication.Plan != nil {
+				printPlan(a.stderr, r.Replication.Plan)
+			}
+			return r, fmt.Errorf("the plan of %s/%s has conflicts and waits for: portolan replica accept %s/%s", registry, region, registry, region)
+		}
+		if slices.Contains(r.Requests, topology.RequestDelete) {
+			return r, fmt.Errorf("%s/%s is being deleted", registry, region)
+		}
+		if !time.Now().Before(deadline) {
+			return r, fmt.Errorf("%s/%s is not Ready after %v: %s", registry, region, timeout, state)
+		}
+		if err := sleep(ctx, poll); err != nil {
+			return r, err
+		}
+	}
+}
+
+// replicaRequest is a command that leaves a request for the replicator; done tells what that means, for the replica as it was.
+func (a *app) replicaRequest(verb, short, long string, done func(api.Replica) string, ask func(*api.Client, context.Context, string, string) (api.Replica, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " REGISTRY/REGION", Short: short, Long: long,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, region, err := replicaName(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			before, err := c.Replica(cmd.Context(), registry, region)
+			if err != nil {
+				return err
+			}
+			r, err := ask(c, cmd.Context(), registry, region)
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) { fmt.Fprintf(w, "%s/%s: %s\n", registry, region, done(before)) })
+		},
+	}
+}
+
+// sleep waits for d, or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(ctx.Err())
+	}
+}

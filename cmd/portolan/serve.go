@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"portolan/daemon"
+)
+
+// defaultConfig is where serve looks without --config.
+const defaultConfig = "/etc/portolan/portolan.yaml"
+
+// serveName is the command that is a daemon.
+const serveName = "serve"
+
+func (a *app) serve() *cobra.Command {
+	var file string
+	var roles []string
+	var checkOnly bool
+	cmd := &cobra.Command{
+		Use:   serveName + " [--config FILE] [--role dns|replicator|all]",
+		Short: "Run the daemon",
+		Long: `Run the daemon: the DNS server and its health checks, the replicator with its events
+listener, and the HTTP API, or the part of them that --role names.
+
+Signals: SIGTERM and SIGINT end it in order, a second one at once. SIGHUP reads the
+location databases, the static records and the certificates again.`,
+		Example: `  portolan serve --config portolan.yaml
+  portolan serve --role dns`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var parts []daemon.Role
+			for _, r := range roles {
+				var role daemon.Role
+				if err := role.UnmarshalText([]byte(r)); err != nil {
+					return usagef("--role: %w", err)
+				}
+				parts = append(parts, role)
+			}
+			config, err := daemon.Load(file, parts...)
+			if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config") {
+				return usagef("there is no configuration in %s: name one with --config FILE", file)
+			}
+			if err != nil {
+				return err
+			}
+			if checkOnly {
+				a.progress("%s: the configuration is right", file)
+				return nil
+			}
+			return a.runDaemon(cmd.Context(), config)
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", defaultConfig, "the configuration")
+	cmd.Flags().StringSliceVar(&roles, "role", nil, "dns, replicator or all (default: roles in the configuration, else all)")
+	cmd.Flags().BoolVar(&checkOnly, "check", false, "only read the configuration")
+	return cmd
+}
+
+// runDaemon runs the daemon under the signals of a daemon.
+func (a *app) runDaemon(parent context.Context, config daemon.Config) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	ctx, stop := context.WithCancel(parent)
+	defer stop()
+	reload := make(chan struct{}, 1)
+	ended := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for stopping := false; ; {
+			select {
+			case s := <-signals:
+				switch {
+				case s == syscall.SIGHUP:
+					select {
+					case reload <- struct{}{}:
+					default:
+					}
+				case stopping:
+					a.progress("portolan: a second %v: ending at once", s)
+					os.Exit(exitFailed)
+				default:
+					stopping = true
+					stop()
+				}
+			case <-ended:
+				return
+			}
+		}
+	}()
+	log := daemon.NewLog(config.Log, os.Stderr)
+	defer log.Sync()
+	err := daemon.Run(ctx, daemon.Options{Config: config, Version: strings.TrimPrefix(version, "v"), Log: log, Reload: reload})
+	close(ended)
+	<-watched
+	return err
+}

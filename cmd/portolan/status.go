@@ -1,0 +1,157 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"portolan/api"
+)
+
+func (a *app) status() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the state of the server: roles, store, topology, problems, databases",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(s, func(w io.Writer) { showStatus(w, s, time.Now()) })
+		},
+	}
+}
+
+func showStatus(w io.Writer, s api.Status, now time.Time) {
+	row(w, "Version:", s.Version)
+	row(w, "Started:", ago(s.Started, now))
+	row(w, "Roles:", strings.Join(s.Roles, ", "))
+	ready := "yes"
+	if !s.Ready {
+		ready = "no: " + strings.Join(s.NotReady, "; ")
+	}
+	row(w, "Ready:", ready)
+	row(w, "Store:", s.Store.Name)
+	if s.Store.Error != "" {
+		row(w, "", "cannot be read: "+s.Store.Error)
+	}
+	row(w, "Topology:", fmt.Sprintf("%s, digest %s, changed %s", counted(s.Topology.Registries, "registry", "registries"), clipDigest(s.Topology.Digest), ago(s.Topology.Changed, now)))
+	for _, h := range s.Topology.Held {
+		row(w, "Held:", fmt.Sprintf("an edit of %s took away %s: portolan topology confirm %s", h.Registry, strings.Join(h.Missing, ", "), h.Registry))
+	}
+	if d := s.DNS; d != nil {
+		row(w, "Zone:", fmt.Sprintf("%s, TTL %d to %d s", d.Zone, d.TTLMin, d.TTLMax))
+		row(w, "DNS:", strings.Join(d.Listen, ", "))
+	}
+	for _, g := range s.Geo {
+		name := g.Path
+		if name == "" {
+			name = "built-in"
+		}
+		row(w, "Database:", fmt.Sprintf("%s (%s), built %s, %d days old", name, g.Type, g.Built.Format(time.DateOnly), int(g.Age(now)/(24*time.Hour))))
+	}
+	if s.Events != nil {
+		row(w, "Events:", fmt.Sprintf("%s, heard from %s since the start", s.Events.URL, counted(len(s.Events.Received), "replica", "replicas")))
+	}
+	problems := s.Topology.Problems
+	if s.DNS != nil {
+		problems = append(problems, s.DNS.Problems...)
+	}
+	if len(problems) > 0 {
+		fmt.Fprintln(w)
+		row(w, "PROBLEM", "VALUE", "WHY", "MEANWHILE")
+		for _, p := range problems {
+			row(w, p.Key, dash(p.Value), p.Reason, dash(p.Effect))
+		}
+	}
+	if len(s.Topology.Drift) > 0 {
+		fmt.Fprintf(w, "\n%s differs from the store, which holds. portolan apply --prune with the file would change this, portolan export writes the file anew:\n", s.Topology.File)
+		printChanges(w, s.Topology.Drift)
+	}
+	if len(s.Warnings) > 0 {
+		fmt.Fprintln(w)
+		for _, warning := range s.Warnings {
+			fmt.Fprintln(w, "warning: "+warning)
+		}
+	}
+}
+
+func clipDigest(d string) string {
+	if len(d) > 12 {
+		return d[:12]
+	}
+	return dash(d)
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := map[string]string{"version": version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						v["commit"] = s.Value
+					}
+				}
+			}
+			return a.print(v, func(w io.Writer) { fmt.Fprintf(w, "portolan %s (%s, %s)\n", v["version"], v["go"], v["platform"]) })
+		},
+	}
+}
+
+func (a *app) events() *cobra.Command {
+	return group("events", "Let replicas tell Portolan what happens there", &cobra.Command{
+		Use:   "token REGISTRY/REGION",
+		Short: "Print what a replica's configuration needs to send its notifications",
+		Long: `Print the section of a CNCF distribution registry's configuration that makes it send its
+notifications to Portolan. The token in it can do nothing but report events of this one
+replica. Pulls are ignored at the registry, so that they do not hold up pushes.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			registry, region, err := replicaName(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			t, err := c.EventsToken(cmd.Context(), registry, region)
+			if err != nil {
+				return err
+			}
+			return a.print(t, func(w io.Writer) { printNotifications(w, args[0], t) })
+		},
+	})
+}
+
+func printNotifications(w io.Writer, replica string, t api.EventsToken) {
+	fmt.Fprintf(w, `# In the configuration of the registry %s (CNCF distribution 2.8 and 3).
+# Fix http.secret too: without it an upload cannot go on after a restart.
+notifications:
+  endpoints:
+    - name: portolan
+      url: %s
+      headers:
+        Authorization: [Bearer %s]
+      timeout: 5s
+      threshold: 5
+      backoff: 1s
+      ignore:                       # pulls, Portolan's own among them, would delay pushes by seconds
+        mediatypes: [application/octet-stream]   # distribution 2.8 heeds actions only beside this
+        actions: [pull]
+`, replica, t.URL, t.Token)
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"portolan/api"
+)
+
+func (a *app) wait() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "wait REGISTRY/REPOSITORY:TAG[@DIGEST]",
+		Short: "Wait until an image is pullable in every replica",
+		Long: `Wait until an image can be pulled in every replica, for pipelines: push, wait, deploy.
+The digest that is waited for is printed: the one given, or the first one that the tag is
+seen with. A tag that exists nowhere yet is waited for too.
+
+It fails at once when the image cannot be replicated to a replica at all, and when the
+tag has another digest by now (superseded).`,
+		Example: `  portolan wait contoso/team/app:1.2 --timeout 5m
+  portolan wait contoso/team/app:1.2@sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w, err := parseWait(args[0])
+			if err != nil {
+				return err
+			}
+			if timeout <= 0 {
+				return usagef("--timeout %v: want more than nothing", timeout)
+			}
+			if w.client, err = a.client(); err != nil {
+				return err
+			}
+			found, err := a.await(cmd.Context(), w, timeout)
+			if err != nil {
+				return err
+			}
+			return a.print(found, func(io.Writer) {}) // the table form printed the digest already
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
+	return cmd
+}
+
+// waiting is what is waited for.
+type waiting struct {
+	client               *api.Client
+	registry, repository string
+	// reference is the tag, or the digest where there is no tag.
+	reference string
+	// digest is what the tag must have; empty until it is known.
+	digest string
+	// seen is whether the tag was seen with the digest; missed how often in a row it certainly was not.
+	seen   bool
+	missed int
+}
+
+// digests are those that registries must know; see the OCI image specification, descriptor.md, "Registered Algorithms".
+var digests = regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$`)
+
+func parseWait(s string) (*waiting, error) {
+	w := &waiting{}
+	name, digest, _ := strings.Cut(s, "@")
+	w.digest = digest
+	registry, rest, ok := strings.Cut(name, "/")
+	repository, tag, tagged := strings.Cut(rest, ":")
+	if !ok || registry == "" || repository == "" || tagged && tag == "" || strings.Contains(tag, ":") || strings.HasSuffix(s, "@") {
+		return nil, usagef("%q does not name an image: write REGISTRY/REPOSITORY:TAG[@DIGEST], such as contoso/team/app:1.2", s)
+	}
+	if digest != "" && !digests.MatchString(digest) {
+		return nil, usagef("%q is not a digest: want sha256: and 64 hexadecimal digits, in lower case", digest)
+	}
+	w.registry, w.repository, w.reference = registry, repository, tag
+	if !tagged {
+		if digest == "" {
+			return nil, usagef("%q has neither tag nor digest: write REGISTRY/REPOSITORY:TAG[@DIGEST]", s)
+		}
+		w.reference = digest
+	}
+	return w, nil
+}
+
+// await looks until the image is everywhere, or never will be.
+func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api.Inspection, error) {
+	deadline := time.Now().Add(timeout)
+	if w.digest != "" && a.output == "table" {
+		fmt.Fprintln(a.stdout, w.digest)
+	}
+	last, state := "", "not looked at yet"
+	var found api.Inspection
+	for looked := false; ; {
+		now, err := w.client.Inspect(ctx, w.registry, w.repository, w.reference)
+		var answered *api.Error
+		switch {
+		case err == nil:
+			found, looked = now, true
+			had := w.digest
+			var done bool
+			if done, state, err = w.judge(found); err != nil {
+				return found, err
+			}
+			if had == "" && w.digest != "" && a.output == "table" {
+				fmt.Fprintln(a.stdout, w.digest)
+			}
+			if done {
+				return found, nil
+			}
+		case ctx.Err() != nil:
+			return found, ctx.Err()
+		case !looked, errors.As(err, &answered) && answered.Code != api.CodeUnavailable && answered.Code != api.CodeInternal:
+			return found, err
+		default: // a server that restarts is back in a moment
+			state = err.Error()
+		}
+		if state != last {
+			a.progress("%s", state)
+			last = state
+		}
+		if !time.Now().Before(deadline) {
+			return found, fmt.Errorf("not in every replica after %v: %s", timeout, state)
+		}
+		if err := sleep(ctx, poll); err != nil {
+			return found, err
+		}
+	}
+}
+
+// judge says whether the image is everywhere, or in words how far it is; an error, if it never will be.
+func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
+	if w.digest == "" {
+		if i.Digest == "" {
+			return false, fmt.Sprintf("%s:%s exists nowhere yet", w.repository, w.reference), nil
+		}
+		w.digest = i.Digest
+	}
+	var waiting []string
+	shown, unsure := false, false
+	for _, r := range i.Replicas {
+		shown = shown || r.Digest == w.digest
+		unsure = unsure || r.Error != ""
+		switch {
+		case r.NotReplicable != "" && i.Digest == w.digest:
+			return false, "", fmt.Errorf("%s:%s cannot be replicated to %s: %s", w.repository, w.reference, r.Region, r.NotReplicable)
+		case r.Error != "":
+			waiting = append(waiting, r.Region+" ("+r.Error+")")
+		case !r.Applied || r.Digest != w.digest:
+			waiting = append(waiting, r.Region)
+		}
+	}
+	if i.Digest == w.digest {
+		w.seen, w.missed = true, 0
+		if len(waiting) == 0 && len(i.Replicas) > 0 {
+			return true, "", nil
+		}
+		return false, "waiting for " + strings.Join(waiting, ", "), nil
+	}
+	// The tag has another digest. If this one was never its version, its push may not have been noticed yet: then it is under
+	// the tag in some region, unless that region cannot be asked.
+	w.missed++
+	if shown || unsure {
+		w.missed = 0
+	}
+	if w.seen && !shown || w.missed >= 2 {
+		other := i.Digest
+		if other == "" {
+			other = "nothing: it was deleted"
+		}
+		return false, "", fmt.Errorf("superseded: %s:%s is %s by now", w.repository, w.reference, other)
+	}
+	return false, "the push is not noticed yet", nil
+}

@@ -1,0 +1,733 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	mdns "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+
+	"portolan/api"
+	"portolan/dns"
+	"portolan/health"
+	"portolan/listener"
+	"portolan/replicator"
+	"portolan/replicator/distribution"
+	"portolan/replicator/events"
+	"portolan/replicator/ledger"
+	boltledger "portolan/replicator/ledger/bolt"
+	consulledger "portolan/replicator/ledger/consul"
+	"portolan/store"
+	"portolan/store/bolt"
+	"portolan/store/consul"
+	"portolan/topology"
+)
+
+const (
+	// parkTime is how long a shutdown waits for copies to finish or be parked. What is cut off then is found again at the
+	// next start; what is finished need not be done again.
+	parkTime = 20 * time.Second
+	// stopTime is how long it waits for any other part.
+	stopTime = 5 * time.Second
+	// applyRetry is the pause between attempts to apply the topology file while the store is away.
+	applyRetry = 2 * time.Second
+)
+
+// Options are what Run needs.
+type Options struct {
+	Config  Config
+	Version string
+	Log     *zap.Logger
+	// Reload asks for databases, static records and certificates to be read again. Nil: never.
+	Reload <-chan struct{}
+	// Bound is told the addresses, once all listeners are bound. Optional.
+	Bound func(Addresses)
+}
+
+// Addresses are where a daemon listens, with the ports that the kernel chose where the configuration has 0.
+type Addresses struct {
+	API    netip.AddrPort
+	Events netip.AddrPort // not valid without a listener
+	DNS    []netip.AddrPort
+}
+
+// daemon is a running composition.
+type daemon struct {
+	config  Config
+	version string
+	log     *zap.Logger
+	started time.Time
+	metrics *prometheus.Registry
+
+	store  store.Store
+	ledger ledger.Ledger
+	close  []func() error // in reverse order
+
+	keeper       *topology.Keeper
+	editor       *topology.Editor
+	states       *stateWatcher
+	monitor      *health.Monitor
+	server       *dns.Server
+	front        *frontdoor
+	replicator   *replicator.Replicator
+	spool        *events.Spool
+	handler      *events.Handler
+	eventMetrics *prometheus.Registry
+	eventKey     events.Key
+	eventsPair   *listener.Certificate // nil: no TLS
+	apiToken     string
+	apiPair      *listener.Certificate // nil: no TLS
+	apiListener  net.Listener
+	evListener   net.Listener
+
+	answering atomic.Bool // the DNS server answers
+	stopping  atomic.Bool
+
+	mu       sync.Mutex
+	drift    []topology.Change
+	notices  map[string]string // what went wrong with files, by what they are for
+	declared *topology.Document
+}
+
+// Run is portolan serve: it starts what the configuration asks for, runs until ctx is done or a part fails, and ends in
+// order: first nothing new is accepted, then copies are finished or parked, and DNS answers until the end. The error is one
+// that an operator can act on; nil after an orderly end.
+func Run(ctx context.Context, o Options) (err error) {
+	d := &daemon{config: o.Config, version: o.Version, log: o.Log, started: time.Now(), metrics: prometheus.NewRegistry(), notices: map[string]string{}}
+	defer func() {
+		for _, f := range slices.Backward(d.close) {
+			if e := f(); e != nil && err == nil {
+				err = e
+			}
+		}
+	}()
+	if err := d.prepare(ctx); err != nil {
+		return err
+	}
+	return d.run(ctx, o)
+}
+
+// prepare makes all parts and binds all listeners but DNS's. What is wrong with the configuration, files or ports is found
+// here, before anything runs.
+func (d *daemon) prepare(ctx context.Context) error {
+	c := &d.config
+	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "portolan_build_info", Help: "Always 1; its labels say what runs.",
+		ConstLabels: prometheus.Labels{"version": d.version, "roles": strings.Join(d.roles(), ",")}})
+	build.Set(1)
+	d.metrics.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	databases, err := openDatabases(c.Geo)
+	if err != nil {
+		return err
+	}
+	if c.Has(RoleDNS) {
+		if d.server, err = dns.New(d.dnsOptions()); err != nil {
+			return err
+		}
+		if err := tryDNS(ctx, c.DNS.Listen); err != nil {
+			return err
+		}
+	}
+	if d.apiToken, err = readToken(c.API.TokenFile); err != nil {
+		return err
+	}
+	if d.apiPair, err = loadCertificate("api.tls", c.API.TLS, d.log.Named("api")); err != nil {
+		return err
+	}
+	if err := d.bind(ctx); err != nil {
+		return err
+	}
+	if err := d.openStore(); err != nil {
+		return err
+	}
+	d.keeper = topology.NewKeeper(d.store, topology.KeeperOptions{
+		LastGoodPath: filepath.Join(c.Data, "topology.json"), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
+	})
+	d.editor = topology.NewEditor(d.store, topology.EditorOptions{Reserved: d.reserved(), Pending: func() []topology.Pending { return d.keeper.Status().Pending }})
+	d.states = newStateWatcher(d.store, filepath.Join(c.Data, "seeded.json"), d.log.Named("state"))
+	if c.Has(RoleDNS) {
+		agent, err := d.consulAgent()
+		if err != nil {
+			return err
+		}
+		d.monitor = health.NewMonitor(health.Options{
+			Interval: c.Health.Interval, Timeout: c.Health.Timeout, Rise: c.Health.Rise, Fall: c.Health.Fall,
+			StatePath: filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
+		})
+	}
+	d.front = newFrontdoor(d.keeper, d.states, d.monitor, d.server, databases)
+	if c.Has(RoleReplicator) {
+		if err := d.prepareReplicator(); err != nil {
+			return err
+		}
+	}
+	return d.readTopologyFile(ctx)
+}
+
+func (d *daemon) roles() []string {
+	var roles []string
+	for _, r := range []Role{RoleDNS, RoleReplicator} {
+		if d.config.Has(r) {
+			roles = append(roles, string(r))
+		}
+	}
+	return roles
+}
+
+func (d *daemon) dnsOptions() dns.Options {
+	c := d.config.DNS
+	return dns.Options{
+		Zone: c.Zone, Nameservers: c.Nameservers, Contact: c.Contact, TTLMin: c.TTL.Min, TTLMax: c.TTL.Max, StaticFile: c.Static,
+		Whoami: dns.Whoami(c.Whoami), Listen: c.Listen, Logger: d.log.Named("dns"), Registerer: d.metrics,
+	}
+}
+
+// reserved are the labels that belong to the zone itself.
+func (d *daemon) reserved() []string {
+	reserved := []string{"whoami"}
+	for name := range d.config.DNS.Nameservers {
+		inside := strings.TrimSuffix(name, "."+mdns.CanonicalName(d.config.DNS.Zone))
+		if strings.HasSuffix(inside, ".") {
+			continue // outside of the zone
+		}
+		labels := strings.Split(strings.ToLower(inside), ".")
+		reserved = append(reserved, labels[len(labels)-1])
+	}
+	slices.Sort(reserved)
+	return slices.Compact(reserved)
+}
+
+func (d *daemon) bind(ctx context.Context) (err error) {
+	if d.apiListener, err = listen(ctx, "api.listen", d.config.API.Listen); err != nil {
+		return err
+	}
+	d.close = append(d.close, ignoreClosed(d.apiListener.Close))
+	if d.config.Has(RoleReplicator) && d.config.Events.Listen.IsValid() {
+		if d.evListener, err = listen(ctx, "events.listen", d.config.Events.Listen); err != nil {
+			return err
+		}
+		d.close = append(d.close, ignoreClosed(d.evListener.Close))
+	}
+	return nil
+}
+
+func ignoreClosed(closes func() error) func() error {
+	return func() error {
+		if err := closes(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+func (d *daemon) consulToken() (string, error) {
+	if d.config.Consul.TokenFile == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(d.config.Consul.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("consul.token_file: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+func (d *daemon) openStore() error {
+	c := &d.config
+	if c.Store.Bolt != "" {
+		if err := os.MkdirAll(filepath.Dir(c.Store.Bolt), 0o700); err != nil {
+			return fmt.Errorf("making the folder of the store: %w", err)
+		}
+		db, err := bolt.OpenDB(c.Store.Bolt)
+		if err != nil {
+			return fmt.Errorf("the store: %w", err)
+		}
+		d.close = append(d.close, db.Close)
+		s := bolt.New(db)
+		d.store = s
+		d.close = append(d.close, s.Close)
+		if d.ledger, err = boltledger.New(db); err != nil {
+			return err
+		}
+		d.close = append(d.close, d.ledger.Close)
+		return nil
+	}
+	token, err := d.consulToken()
+	if err != nil {
+		return err
+	}
+	client, err := consul.Dial(consul.Config{
+		Address: c.Store.Consul, Prefix: c.Store.Prefix, Datacenter: c.Consul.Datacenter, Token: token, TLS: c.Consul.TLS, CAFile: c.Consul.CA,
+	})
+	if err != nil {
+		return fmt.Errorf("the store: %w", err)
+	}
+	d.close = append(d.close, func() error { client.Close(); return nil })
+	d.store = consul.New(client)
+	d.ledger = consulledger.New(client)
+	d.close = append(d.close, d.store.Close, d.ledger.Close)
+	return nil
+}
+
+// consulAgent is the Consul that probes of the kind consul:<service> ask: the store's, else the one on this machine. It is
+// asked when such a probe is configured, not before.
+func (d *daemon) consulAgent() (*consulapi.Client, error) {
+	config := consulapi.DefaultConfig()
+	if d.config.Store.Consul != "" {
+		token, err := d.consulToken()
+		if err != nil {
+			return nil, err
+		}
+		config.Address, config.Datacenter = d.config.Store.Consul, d.config.Consul.Datacenter
+		if token != "" {
+			config.Token = token
+		}
+		if d.config.Consul.TLS {
+			config.Scheme = "https"
+		}
+		if d.config.Consul.CA != "" {
+			config.TLSConfig.CAFile = d.config.Consul.CA
+		}
+	}
+	agent, err := consulapi.NewClient(config)
+	if err != nil {
+		return nil, fmt.Errorf("preparing to ask Consul about services: %w", err)
+	}
+	return agent, nil
+}
+
+func (d *daemon) prepareReplicator() (err error) {
+	c := &d.config
+	if d.evListener != nil {
+		if d.eventKey, err = events.LoadKey(c.EventsKey()); err != nil {
+			return fmt.Errorf("events.key: %w", err)
+		}
+		if d.eventsPair, err = loadCertificate("events.tls", c.Events.TLS, d.log.Named("events")); err != nil {
+			return err
+		}
+		path := filepath.Join(c.Data, "events.db")
+		if d.spool, err = events.Open(path, events.Limits{}); err != nil {
+			return fmt.Errorf("opening the event spool %s: %w", path, err)
+		}
+		d.close = append(d.close, d.spool.Close)
+		// A registry of their own lets the status read them without gathering everything.
+		d.eventMetrics = prometheus.NewRegistry()
+		d.metrics.MustRegister(d.eventMetrics)
+		d.handler, err = events.NewHandler(d.spool, events.Config{
+			Tokens: d.eventKey.Tokens(d.known), Repository: d.repository, Log: d.log.Named("events"), Metrics: d.eventMetrics,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	d.replicator, err = replicator.New(replicator.Options{
+		Store: d.store, Ledger: d.ledger, Topology: d.keeper, Spool: d.spool, Remove: d.editor.RemoveReplica,
+		Memory: filepath.Join(c.Data, "ledger-seen.json"), Holder: holder(),
+		ScanInterval: c.Replication.ScanInterval, DeleteConfirmation: c.Replication.DeleteConfirmation, Drain: c.DNS.TTL.Max,
+		Copies: c.Replication.Copies, RequestsPerSecond: c.Replication.RequestsPerSecond, UserAgent: "portolan/" + d.version,
+		Log: d.log.Named("replicator"), Metrics: d.metrics,
+	})
+	return err
+}
+
+// holder is the name of this process in leases: that of the machine, for people, and a random part.
+func holder() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	var id [8]byte
+	rand.Read(id[:]) // never fails: crypto/rand, since Go 1.24
+	return host + "-" + hex.EncodeToString(id[:])
+}
+
+// known reports whether there is such a replica.
+func (d *daemon) known(registry, region string) bool {
+	return d.replica(registry, region) != nil
+}
+
+func (d *daemon) replica(registry, region string) *topology.Replica {
+	s := d.keeper.Snapshot()
+	if s == nil {
+		return nil
+	}
+	r := s.Registry(registry)
+	if r == nil {
+		return nil
+	}
+	return r.Replica(region)
+}
+
+// repository takes a replica's prefix off a repository's name.
+func (d *daemon) repository(registry, region, repository string) (string, bool) {
+	r := d.replica(registry, region)
+	if r == nil {
+		return "", false
+	}
+	if r.Access.Prefix == "" {
+		return repository, true
+	}
+	return strings.CutPrefix(repository, strings.TrimSuffix(r.Access.Prefix, "/")+"/")
+}
+
+// ---- the topology file -------------------------------------------------------------------------------------------------
+
+// readTopologyFile reads the topology file and applies it if the store is empty. While Consul is away it is left to
+// applyTopologyFile. A file that cannot be used is an error where it is needed, and otherwise a warning: what is in the
+// store is what counts.
+func (d *daemon) readTopologyFile(ctx context.Context) error {
+	if d.config.Topology == "" {
+		return nil
+	}
+	document, err := d.parseTopologyFile()
+	if err != nil {
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		if stored, e := d.editor.Export(ctx); e != nil || len(stored.Registries) == 0 {
+			return err
+		}
+		d.notice("topology", fmt.Sprintf("the topology file cannot be used; what is in the store holds: %v", err))
+		return nil
+	}
+	d.declared = document
+	if d.config.Store.Bolt == "" {
+		return nil
+	}
+	return d.applyIfEmpty(ctx)
+}
+
+func (d *daemon) parseTopologyFile() (*topology.Document, error) {
+	text, err := os.ReadFile(d.config.Topology)
+	if err != nil {
+		return nil, fmt.Errorf("topology: %w", err)
+	}
+	document, err := topology.ParseYAML(d.config.Topology, text)
+	if err != nil {
+		return nil, err
+	}
+	if err := document.Validate(d.reserved()...); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.config.Topology, err)
+	}
+	return document, nil
+}
+
+func (d *daemon) applyIfEmpty(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	stored, err := d.editor.Export(ctx)
+	if err != nil {
+		return fmt.Errorf("looking whether the store is empty: %w", err)
+	}
+	if len(stored.Registries) > 0 {
+		return nil
+	}
+	changes, err := d.editor.Apply(ctx, *d.declared, false, false)
+	if err != nil {
+		return fmt.Errorf("applying %s to the empty store: %w", d.config.Topology, err)
+	}
+	d.log.Info("the store was empty: the topology file was applied", zap.String("file", d.config.Topology), zap.Int("keys", len(changes)))
+	return nil
+}
+
+// followTopologyFile applies the file when a store that was away turns out to be empty, and tells of every difference
+// between the two.
+func (d *daemon) followTopologyFile(ctx context.Context) error {
+	for d.config.Store.Bolt == "" {
+		if err := d.applyIfEmpty(ctx); err == nil {
+			break
+		} else if !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
+			d.notice("topology", err.Error())
+			break
+		}
+		select {
+		case <-time.After(applyRetry):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return d.keeper.Watch(ctx, func(*topology.Snapshot) {
+		stored, err := d.editor.Export(ctx)
+		if err != nil {
+			return
+		}
+		drift := topology.Diff(stored, *d.declared) // as "portolan diff -f" tells it
+		d.mu.Lock()
+		changed := !slices.Equal(drift, d.drift)
+		d.drift = drift
+		d.mu.Unlock()
+		if changed && len(drift) > 0 {
+			lines := make([]string, len(drift))
+			for i, c := range drift {
+				lines[i] = c.String()
+			}
+			d.log.Warn("the store differs from the topology file, and holds; applying the file would change this", zap.String("file", d.config.Topology), zap.Strings("differences", lines))
+		}
+	})
+}
+
+// notice keeps, and logs, what is wrong with a file; an empty text takes it back.
+func (d *daemon) notice(what, text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if text == "" {
+		delete(d.notices, what)
+		return
+	}
+	d.notices[what] = text
+	d.log.Error(text)
+}
+
+// ---- running -----------------------------------------------------------------------------------------------------------
+
+// part is one of what runs: a goroutine with what ends it.
+type part struct {
+	name string
+	stop context.CancelFunc
+	done chan struct{}
+	err  error
+}
+
+// start runs a part until it is stopped. One that ends before that fails the daemon: failed is told.
+func (d *daemon) start(name string, failed chan<- error, run func(context.Context) error) *part {
+	// Not under the context of Run: parts end in their order, not all at once.
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &part{name: name, stop: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		defer func() {
+			if fault := recover(); fault != nil {
+				d.log.Error("a fault of the program", zap.String("part", name), zap.Any("fault", fault), zap.ByteString("stack", debug.Stack()))
+				p.err = fmt.Errorf("%s ended by a fault of the program; the log says more", name)
+			}
+			if p.err != nil || ctx.Err() == nil {
+				if p.err == nil {
+					p.err = fmt.Errorf("%s ended by itself", name)
+				}
+				select {
+				case failed <- p.err:
+				default: // another was first
+				}
+			}
+		}()
+		if err := run(ctx); err != nil && ctx.Err() == nil {
+			p.err = fmt.Errorf("%s: %w", name, err)
+		}
+	}()
+	return p
+}
+
+// end stops parts, all at once, and waits for them; false, and said, if they take longer than that.
+func (d *daemon) end(patience time.Duration, parts ...*part) bool {
+	for _, p := range parts {
+		p.stop()
+	}
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	orderly := true
+	for _, p := range parts {
+		select {
+		case <-p.done:
+		case <-limit.C:
+			d.log.Warn("not waiting any longer", zap.String("for", p.name), zap.Duration("waited", patience))
+			orderly = false
+			limit.Reset(0)
+		}
+	}
+	return orderly
+}
+
+func (d *daemon) run(ctx context.Context, o Options) error {
+	failed := make(chan error, 1)
+	var accept, work, base, answer []*part
+
+	base = append(base,
+		d.start("topology", failed, d.keeper.Run),
+		d.start("state", failed, d.states.run),
+		d.start("front door", failed, d.front.run))
+	if d.declared != nil {
+		base = append(base, d.start("topology file", failed, d.followTopologyFile))
+	}
+	if d.monitor != nil {
+		base = append(base, d.start("health", failed, func(ctx context.Context) error { return d.monitor.Run(ctx, d.keeper) }))
+		answer = append(answer, d.start("DNS", failed, func(ctx context.Context) error { return d.answer(ctx, o) }))
+	}
+	if d.replicator != nil {
+		work = append(work, d.start("replicator", failed, d.replicator.Run))
+	}
+	if d.handler != nil {
+		accept = append(accept, d.start("events", failed, func(ctx context.Context) error {
+			// Without a topology no replica is known and each would be refused, by name, in the log. Connections wait meanwhile.
+			if _, err := d.keeper.Wait(ctx); err != nil {
+				return err
+			}
+			return events.Serve(ctx, d.evListener, d.handler, d.eventsPair)
+		}))
+	}
+	handler := api.Handler(d.apiOptions())
+	apiPart := d.start("API", failed, func(ctx context.Context) error {
+		return serveAPI(ctx, d.apiListener, handler, d.apiPair, d.log.Named("api"))
+	})
+	accept = append(accept, apiPart)
+	base = append(base, d.start("reload", failed, func(ctx context.Context) error { return d.follow(ctx, o.Reload) }))
+	d.log.Info("portolan", zap.String("version", d.version), zap.Strings("roles", d.roles()), zap.Stringer("store", d.config.Store),
+		zap.Stringer("api", d.apiListener.Addr()), zap.String("events", d.config.EventsURL()))
+	if d.monitor == nil && o.Bound != nil {
+		o.Bound(d.addresses())
+	}
+
+	var err error
+	select {
+	case <-ctx.Done():
+		d.log.Info("ending: nothing new is accepted, copies are finished or parked, DNS answers until the end")
+	case err = <-failed:
+		d.log.Error("ending, because a part failed", zap.Error(err))
+	}
+	d.stopping.Store(true)
+	orderly := d.end(stopTime, accept...)
+	orderly = d.end(parkTime, work...) && orderly
+	orderly = d.end(stopTime, answer...) && orderly
+	orderly = d.end(stopTime, base...) && orderly
+	if err == nil && !orderly {
+		err = errors.New("some parts did not end in time; what they were doing is found again at the next start")
+	}
+	if err == nil {
+		d.log.Info("ended in order")
+	}
+	return err
+}
+
+// answer binds the DNS sockets once it is known which replicas are healthy, and serves.
+func (d *daemon) answer(ctx context.Context, o Options) error {
+	if err := d.monitor.Warm(ctx); err != nil {
+		return err
+	}
+	d.front.update()
+	if err := d.server.Listen(); err != nil {
+		return err
+	}
+	d.answering.Store(true)
+	if o.Bound != nil {
+		o.Bound(d.addresses())
+	}
+	d.log.Info("answering", zap.String("zone", d.config.DNS.Zone), zap.Stringers("listen", d.server.Addresses()))
+	return d.server.Serve(ctx)
+}
+
+func (d *daemon) addresses() Addresses {
+	a := Addresses{API: d.apiListener.Addr().(*net.TCPAddr).AddrPort()}
+	if d.evListener != nil {
+		a.Events = d.evListener.Addr().(*net.TCPAddr).AddrPort()
+	}
+	if d.server != nil {
+		a.DNS = d.server.Addresses()
+	}
+	return a
+}
+
+// follow reloads what reload asks for.
+func (d *daemon) follow(ctx context.Context, reload <-chan struct{}) error {
+	for {
+		select {
+		case <-reload:
+			d.reload()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// reload reads databases, static records and certificates again. What cannot be used leaves what was good, and is told.
+func (d *daemon) reload() {
+	d.log.Info("reading databases, static records and certificates again")
+	report := func(what string, err error) {
+		text := ""
+		if err != nil {
+			text = fmt.Sprintf("reading again failed; what was read before is kept: %v", err)
+		}
+		d.notice(what, text)
+	}
+	databases, err := openDatabases(d.config.Geo)
+	report("geo", err)
+	if err == nil {
+		d.front.geo.Store(databases)
+	}
+	if d.server != nil {
+		report("static", d.server.Reload())
+	}
+	if d.apiPair != nil {
+		report("api.tls", d.apiPair.Reload())
+	}
+	if d.eventsPair != nil {
+		report("events.tls", d.eventsPair.Reload())
+	}
+}
+
+func (d *daemon) apiOptions() api.Options {
+	o := api.Options{
+		View: d.front.current, Status: d.status, Editor: d.editor, Reserved: d.reserved(), Store: d.store,
+		TTLMin: int(d.config.DNS.TTL.Min / time.Second), TTLMax: int(d.config.DNS.TTL.Max / time.Second),
+		Metrics: promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{ErrorLog: zap.NewStdLog(d.log)}),
+		Token:   d.apiToken, Names: d.config.API.Names, Log: d.log.Named("api"),
+	}
+	if d.server != nil {
+		o.Zone = mdns.CanonicalName(d.config.DNS.Zone)
+	}
+	if d.replicator != nil {
+		o.Replicator, o.Knock = d.replicator, d.knock
+	}
+	if d.handler != nil {
+		o.EventsToken = func(registry, region string) api.EventsToken {
+			return api.EventsToken{URL: d.eventsURL() + "/events/" + registry + "/" + region, Token: d.eventKey.Token(registry, region)}
+		}
+	}
+	return o
+}
+
+// knock reports what answers at the endpoint of a replica, if that is no registry. What does not answer, or cannot be asked, is
+// left to the replicator.
+func (d *daemon) knock(ctx context.Context, r topology.ReplicaDocument) error {
+	endpoint, err := url.Parse(r.Endpoint)
+	if err != nil || endpoint.Host == "" || endpoint.User != nil {
+		return nil // the editor tells
+	}
+	client, err := distribution.New(distribution.Options{
+		Endpoint: endpoint, Credentials: r.Credentials, CA: r.CA, ClientCert: r.ClientCert, UserAgent: "portolan/" + d.version, Logger: d.log,
+	})
+	if err != nil {
+		return nil
+	}
+	defer client.Close()
+	if err := client.Ping(ctx); errors.Is(err, distribution.ErrNotRegistry) {
+		return err
+	}
+	return nil
+}
+
+// eventsURL is the configured one, with the port that was really bound.
+func (d *daemon) eventsURL() string {
+	c := d.config
+	if c.Events.URL == "" && d.evListener != nil {
+		c.Events.Listen = d.evListener.Addr().(*net.TCPAddr).AddrPort()
+	}
+	return c.EventsURL()
+}

@@ -1,0 +1,459 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	containers "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/maxmind/mmdbwriter"
+	"github.com/maxmind/mmdbwriter/mmdbtype"
+	mdns "github.com/miekg/dns"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+
+	"portolan/api"
+	"portolan/store/bolt"
+	"portolan/topology"
+)
+
+// base is a configuration on ports that the kernel chooses.
+const base = `store: bolt:portolan.db
+dns: {listen: ["127.0.0.1:0"], zone: geo.example.net, nameservers: {ns1: [127.0.0.1]}, ttl: {min: 1s, max: 2s}}
+api: {listen: "127.0.0.1:0"}
+health: {interval: 200ms, timeout: 1s}
+replication: {scan_interval: 1s}
+`
+
+func write(t *testing.T, dir, name, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// newRegistry is a container registry in this process.
+func newRegistry(t *testing.T) (host string) {
+	t.Helper()
+	s := httptest.NewServer(containers.New(containers.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
+func twoRegions(a, b string) string {
+	return fmt.Sprintf(`registries:
+  - name: contoso
+    home: westus
+    replicas:
+      - {region: westus, endpoint: "http://%s", addresses: [127.0.0.1]}
+      - {region: westeurope, endpoint: "http://%s", addresses: [127.0.0.1]}
+`, a, b)
+}
+
+// running is a daemon of a test.
+type running struct {
+	addresses Addresses
+	client    *api.Client
+	reload    chan struct{}
+	stop      func() error
+}
+
+// startDaemon runs a daemon until stop, or the end of the test; dns says whether it is expected to answer DNS.
+func startDaemon(t *testing.T, text, dir string, dns bool) *running {
+	t.Helper()
+	config, err := Parse(filepath.Join(dir, "portolan.yaml"), []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{reload: make(chan struct{}, 1)}
+	bound, ended := make(chan Addresses, 1), make(chan error, 1)
+	logger := zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel))
+	go func() {
+		ended <- Run(ctx, Options{Config: config, Version: "1.2.3", Log: logger, Reload: r.reload, Bound: func(a Addresses) { bound <- a }})
+	}()
+	stopped := false
+	r.stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		return <-ended
+	}
+	t.Cleanup(func() {
+		if err := r.stop(); err != nil {
+			t.Errorf("the daemon did not end in order: %v", err)
+		}
+	})
+	if !dns {
+		r.addresses.API = config.API.Listen
+	} else {
+		select {
+		case r.addresses = <-bound:
+		case err := <-ended:
+			ended <- nil
+			t.Fatalf("the daemon did not start: %v", err)
+		case <-time.After(30 * time.Second):
+			t.Fatal("the daemon does not answer")
+		}
+	}
+	if r.client, err = api.NewClient("http://"+r.addresses.API.String(), ""); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// eventually waits until check finds nothing missing.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := http.DefaultClient.Do(q)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer a.Body.Close()
+	text, err := io.ReadAll(a.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.StatusCode, string(text)
+}
+
+func ask(t *testing.T, at, name string, kind uint16) *mdns.Msg {
+	t.Helper()
+	q := new(mdns.Msg)
+	q.SetQuestion(name, kind)
+	a, _, err := (&mdns.Client{Timeout: 5 * time.Second}).ExchangeContext(t.Context(), q, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func (r *running) ready(registry string) error {
+	replicas, err := r.client.Replicas(context.Background(), registry)
+	if err != nil {
+		return err
+	}
+	for _, p := range replicas {
+		if p.Status != topology.Ready {
+			return fmt.Errorf("%s is %s: %s", p.Region, p.Status, p.Reason)
+		}
+	}
+	return nil
+}
+
+// freePort is a port of which nobody listens.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// What is wrong is told at once, by name, and nothing is left running.
+func TestRefusesToStart(t *testing.T) {
+	t.Parallel()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tcp.Close() })
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { udp.Close() })
+	for name, c := range map[string]struct {
+		change func(t *testing.T, dir, config string) string
+		want   []string
+	}{
+		"busy API port": {func(t *testing.T, dir, config string) string {
+			return strings.Replace(config, `api: {listen: "127.0.0.1:0"`, `api: {listen: "`+tcp.Addr().String()+`"`, 1)
+		}, []string{"api.listen: " + tcp.Addr().String() + " is in use", "ss -ltnp"}},
+		"busy DNS port": {func(t *testing.T, dir, config string) string {
+			return strings.Replace(config, `listen: ["127.0.0.1:0"]`, `listen: ["`+udp.LocalAddr().String()+`"]`, 1)
+		}, []string{"dns.listen: " + udp.LocalAddr().String() + " is in use"}},
+		"file in use": {func(t *testing.T, dir, config string) string {
+			db, err := bolt.OpenDB(filepath.Join(dir, "portolan.db"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { db.Close() })
+			return config
+		}, []string{"portolan.db", "in use by another process"}},
+		"not a database": {func(t *testing.T, dir, config string) string {
+			write(t, dir, "city.mmdb", "not one")
+			return config + "geo: {database: city.mmdb}\n"
+		}, []string{"city.mmdb"}},
+		"no database": {func(t *testing.T, dir, config string) string { return config + "geo: {asn: asn.mmdb}\n" }, []string{"asn.mmdb"}},
+		"no token": {func(t *testing.T, dir, config string) string {
+			return strings.Replace(config, "api: {", "api: {token_file: token, ", 1)
+		}, []string{"api.token_file", "no such file"}},
+		"weak token": {func(t *testing.T, dir, config string) string {
+			write(t, dir, "token", "hunter2\n")
+			return strings.Replace(config, "api: {", "api: {token_file: token, ", 1)
+		}, []string{"api.token_file", "at least 16"}},
+		"no certificate": {func(t *testing.T, dir, config string) string {
+			return strings.Replace(config, "api: {", "api: {tls: {cert: a.pem, key: b.pem}, ", 1)
+		}, []string{"api.tls", "a.pem"}},
+		"bad static record": {func(t *testing.T, dir, config string) string {
+			write(t, dir, "zone.db", "www A 192.0.2.1\nx NS y\n")
+			return strings.Replace(config, "dns: {", "dns: {static: zone.db, ", 1)
+		}, []string{"zone.db:2"}},
+		"bad topology file": {func(t *testing.T, dir, config string) string {
+			write(t, dir, "topology.yaml", "registries:\n  - nmae: x\n")
+			return config + "topology: topology.yaml\n"
+		}, []string{"topology.yaml:2:5", `did you mean "name"?`}},
+		"reserved name": {func(t *testing.T, dir, config string) string {
+			write(t, dir, "topology.yaml", strings.Replace(twoRegions("127.0.0.1:1", "127.0.0.2:1"), "contoso", "ns1", 1))
+			return config + "topology: topology.yaml\n"
+		}, []string{"topology.yaml", "ns1"}},
+		"key for all to read": {func(t *testing.T, dir, config string) string {
+			if err := os.Chmod(write(t, dir, "events.key", strings.Repeat("a", 64)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return config + "events: {listen: \"127.0.0.1:0\"}\n"
+		}, []string{"events.key", "0600"}},
+		"no folder to write": {func(t *testing.T, dir, config string) string {
+			write(t, dir, "file", "")
+			return config + "data: file/data\n"
+		}, []string{"the data folder"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			config, err := Parse(filepath.Join(dir, "p.yaml"), []byte(c.change(t, dir, base)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			err = Run(ctx, Options{Config: config, Log: zap.NewNop(), Bound: func(Addresses) { stop() }})
+			if err == nil {
+				t.Fatal("it started")
+			}
+			for _, want := range c.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("no %q in: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+func TestServe(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, "topology.yaml", twoRegions(newRegistry(t), newRegistry(t)))
+	write(t, dir, "zone.db", "www 60 IN A 192.0.2.1\n")
+	r := startDaemon(t, strings.Replace(base, "dns: {", "dns: {static: zone.db, ", 1)+"topology: topology.yaml\n", dir, true)
+	url := "http://" + r.addresses.API.String()
+	if status, text := get(t, url+"/readyz"); status != 200 {
+		t.Errorf("readyz %d: %s", status, text)
+	}
+	if status, text := get(t, url+"/healthz"); status != 200 || text != "ok\n" {
+		t.Errorf("healthz %d: %s", status, text)
+	}
+	if _, text := get(t, url+"/metrics"); !strings.Contains(text, `portolan_build_info{roles="dns,replicator",version="1.2.3"} 1`) || !strings.Contains(text, "portolan_dns_") {
+		t.Errorf("metrics:\n%s", text)
+	}
+	at := r.addresses.DNS[0].String()
+	if a := ask(t, at, "contoso.geo.example.net.", mdns.TypeA); len(a.Answer) != 1 || !a.Authoritative {
+		t.Errorf("%v", a)
+	}
+	eventually(t, "the replicas are Ready", func() error { return r.ready("contoso") })
+
+	// A changed static record is answered after SIGHUP, a broken file changes nothing and is told.
+	write(t, dir, "zone.db", "www 60 IN A 192.0.2.2\n")
+	r.reload <- struct{}{}
+	eventually(t, "the new record is answered", func() error {
+		if a := ask(t, at, "www.geo.example.net.", mdns.TypeA); len(a.Answer) != 1 || !strings.HasSuffix(a.Answer[0].String(), "192.0.2.2") {
+			return fmt.Errorf("%v", a.Answer)
+		}
+		return nil
+	})
+	write(t, dir, "zone.db", "www 60 IN A nowhere\n")
+	r.reload <- struct{}{}
+	eventually(t, "the fault is in the status", func() error {
+		s, err := r.client.Status(t.Context())
+		if err != nil || !strings.Contains(strings.Join(s.Warnings, "\n"), "zone.db") {
+			return fmt.Errorf("%v, %v", s.Warnings, err)
+		}
+		return nil
+	})
+	if a := ask(t, at, "www.geo.example.net.", mdns.TypeA); len(a.Answer) != 1 {
+		t.Errorf("a broken file took the record away: %v", a)
+	}
+
+	// The file and the store differ: reported, not ignored, and nothing is overwritten at the next start.
+	ninety := 90
+	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", api.ReplicaPatch{Weight: &ninety}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the drift is in the status", func() error {
+		s, err := r.client.Status(t.Context())
+		if err != nil || len(s.Topology.Drift) != 1 || s.Topology.Drift[0].String() != "- registries/contoso/replicas/westus/weight: 90" {
+			return fmt.Errorf("%v, %v", s.Topology.Drift, err)
+		}
+		return nil
+	})
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "topology.yaml", "not: [a, topology]\n") // by now it is needed no more
+	again := startDaemon(t, base+"topology: topology.yaml\n", dir, true)
+	p, err := again.client.Replica(t.Context(), "contoso", "westus")
+	if err != nil || p.Weight != 90 {
+		t.Errorf("after a restart: %+v, %v", p, err)
+	}
+	if s, err := again.client.Status(t.Context()); err != nil || !strings.Contains(strings.Join(s.Warnings, "\n"), "topology file cannot be used") {
+		t.Errorf("%+v, %v", s.Warnings, err)
+	}
+}
+
+// writeCity writes a location database in which all of 141.20.0.0/24 is in one country.
+func writeCity(t *testing.T, path, country string, latitude, longitude float64) {
+	t.Helper()
+	tree, err := mmdbwriter.New(mmdbwriter.Options{DatabaseType: "Test-City", IncludeReservedNetworks: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, network, err := net.ParseCIDR("141.20.0.0/24")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = tree.Insert(network, mmdbtype.Map{
+		"country":  mmdbtype.Map{"iso_code": mmdbtype.String(country)},
+		"location": mmdbtype.Map{"latitude": mmdbtype.Float64(latitude), "longitude": mmdbtype.Float64(longitude)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tree.WriteTo(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A location database that was replaced decides after a reload; one that is broken changes nothing.
+func TestReloadDatabase(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	city := filepath.Join(dir, "city.mmdb")
+	writeCity(t, city, "DE", 52.5, 13.4)
+	write(t, dir, "topology.yaml", strings.Replace(twoRegions("127.0.0.1:1", "127.0.0.2:1"), "replicas:", "policy: {replication: disabled}\n    replicas:", 1))
+	r := startDaemon(t, base+"topology: topology.yaml\ngeo: {database: city.mmdb}\n", dir, true)
+	goes := func(country, region string) func() error {
+		return func() error {
+			e, err := r.client.Explain(t.Context(), "contoso", "141.20.0.0/24", "")
+			if err != nil || e.Country != country || e.Region != region {
+				return fmt.Errorf("%s goes to %s: %v", e.Country, e.Region, err)
+			}
+			return nil
+		}
+	}
+	eventually(t, "the client is in Germany", goes("DE", "westeurope"))
+	writeCity(t, city, "US", 37.8, -122.4)
+	r.reload <- struct{}{}
+	eventually(t, "the client is in the United States", goes("US", "westus"))
+	write(t, dir, "city.mmdb", "broken")
+	r.reload <- struct{}{}
+	eventually(t, "the fault is in the status", func() error {
+		s, err := r.client.Status(t.Context())
+		if err != nil || !strings.Contains(strings.Join(s.Warnings, "\n"), "city.mmdb") {
+			return fmt.Errorf("%v, %v", s.Warnings, err)
+		}
+		return nil
+	})
+	if err := goes("US", "westus")(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A front door that starts while Consul is away answers from the last good topology, and not only with the home.
+func TestStartWithoutConsul(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	home := httptest.NewServer(containers.New(containers.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(home.Close)
+	write(t, dir, "topology.yaml", twoRegions(strings.TrimPrefix(home.URL, "http://"), newRegistry(t)))
+	first := startDaemon(t, base+"topology: topology.yaml\n", dir, true)
+	eventually(t, "the replicas are Ready", func() error { return first.ready("contoso") })
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
+	home.Close()
+
+	away := strings.Replace(base, "bolt:portolan.db", "consul://"+freePort(t)+"/portolan", 1) + "roles: [dns]\ndata: .\n"
+	r := startDaemon(t, away, dir, true)
+	s, err := r.client.Status(t.Context())
+	if err != nil || !s.Ready || s.Store.Error == "" || s.Topology.Registries != 1 || !strings.Contains(strings.Join(s.Warnings, "\n"), "last good topology") {
+		t.Errorf("%+v, %v", s, err)
+	}
+	eventually(t, "clients are sent to what is seeded and healthy", func() error {
+		e, err := r.client.Explain(t.Context(), "contoso", "128.32.0.0/24", "")
+		if err != nil || e.Region != "westeurope" {
+			return fmt.Errorf("%+v, %v", e, err)
+		}
+		return nil
+	})
+	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", api.ReplicaPatch{}); !api.IsCode(err, api.CodeUnavailable) {
+		t.Errorf("an edit without the store: %v", err)
+	}
+}
+
+// Without a last good topology it waits, says for what, and still ends in order.
+func TestConsulNeverThere(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	text := strings.Replace(base, "bolt:portolan.db", "consul://"+freePort(t)+"/portolan", 1)
+	text = strings.Replace(text, `api: {listen: "127.0.0.1:0"}`, `api: {listen: "`+freePort(t)+`"}`, 1)
+	r := startDaemon(t, text, dir, false)
+	eventually(t, "it says what it waits for", func() error {
+		status, answer := get(t, "http://"+r.addresses.API.String()+"/readyz")
+		if status != 503 || !strings.Contains(answer, "there is no topology yet") || !strings.Contains(answer, "consul://") {
+			return fmt.Errorf("%d %s", status, answer)
+		}
+		return nil
+	})
+}

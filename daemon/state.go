@@ -1,0 +1,139 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"portolan/latest"
+	"portolan/router"
+	"portolan/store"
+	"portolan/topology"
+)
+
+// states is what the store tells of replicas at one moment. Immutable.
+type states struct {
+	*topology.State
+	// seeded holds the endpoints of the replicas that have been Ready once: of what stands there, not of the name.
+	seeded map[router.ReplicaKey]string
+}
+
+// stateWatcher follows the state of replicas. Which of them are seeded is kept on local disk too: without it a front door
+// that starts while the store is away would send everybody home.
+type stateWatcher struct {
+	store  store.Store
+	path   string
+	log    *zap.Logger
+	latest latest.Value[states]
+	saved  map[router.ReplicaKey]string
+}
+
+// newStateWatcher makes a watcher with what is on disk at path.
+func newStateWatcher(s store.Store, path string, log *zap.Logger) *stateWatcher {
+	w := &stateWatcher{store: s, path: path, log: log}
+	saved, err := readSeeded(path)
+	if err != nil {
+		log.Warn("which replicas are seeded is not known until the store can be read", zap.Error(err))
+	}
+	w.saved = saved
+	w.latest.Store(&states{State: &topology.State{}, seeded: saved})
+	return w
+}
+
+// run follows the store until ctx is done, and returns its error.
+func (w *stateWatcher) run(ctx context.Context) error {
+	read := false
+	return w.store.Watch(ctx, topology.ReplicaStatesPrefix, func(u store.Update) {
+		if read = read || u.Err == nil; !read {
+			return
+		}
+		s := w.parse(u.Tree)
+		w.latest.Store(s)
+		if !maps.Equal(s.seeded, w.saved) {
+			if err := writeSeeded(w.path, s.seeded); err != nil {
+				w.log.Error("a start without the store will not know which replicas are seeded", zap.Error(err))
+				return
+			}
+			w.saved = s.seeded
+		}
+	})
+}
+
+func (w *stateWatcher) parse(t store.Tree) *states {
+	s := &states{State: topology.ParseState(t), seeded: map[router.ReplicaKey]string{}}
+	for _, p := range s.Problems {
+		if !slices.Contains(w.latest.Load().Problems, p) {
+			w.log.Warn("what was reported or asked of a replica cannot be read", zap.String("key", p.Key), zap.String("reason", p.Reason))
+		}
+	}
+	for key, r := range s.Replications {
+		if r.Seeded {
+			s.seeded[key] = r.Endpoint
+		}
+	}
+	return s
+}
+
+// seededReplica is one replica in the file.
+type seededReplica struct {
+	Registry string `json:"registry"`
+	Region   string `json:"region"`
+	Endpoint string `json:"endpoint"`
+}
+
+// readSeeded reads the file; one that does not exist is empty.
+func readSeeded(path string) (map[router.ReplicaKey]string, error) {
+	seeded := map[router.ReplicaKey]string{}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return seeded, nil
+	}
+	var list []seededReplica
+	if err == nil {
+		err = json.Unmarshal(text, &list)
+	}
+	if err != nil {
+		return seeded, fmt.Errorf("reading %s: %w", path, err)
+	}
+	for _, r := range list {
+		seeded[router.ReplicaKey{Registry: r.Registry, Region: r.Region}] = r.Endpoint
+	}
+	return seeded, nil
+}
+
+// writeSeeded replaces the file whole. A loss of power may lose it: then it is written again at the next change.
+func writeSeeded(path string, seeded map[router.ReplicaKey]string) error {
+	list := make([]seededReplica, 0, len(seeded))
+	for k, endpoint := range seeded {
+		list = append(list, seededReplica{k.Registry, k.Region, endpoint})
+	}
+	slices.SortFunc(list, func(a, b seededReplica) int {
+		return strings.Compare(a.Registry+"/"+a.Region, b.Registry+"/"+b.Region)
+	})
+	text, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".seeded.*")
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package daemon
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"portolan/api"
+)
+
+// oldDatabase is when the age of a location database is worth a warning: networks move between countries by the month.
+const oldDatabase = 90 * 24 * time.Hour
+
+// status is the state of this process.
+func (d *daemon) status() api.Status {
+	keeper := d.keeper.Status()
+	s := api.Status{
+		Version: d.version, Started: d.started.UTC(), Roles: d.roles(),
+		Store:    api.StoreStatus{Name: d.config.Store.String(), Error: keeper.StoreError},
+		Topology: api.TopologyState{Digest: keeper.Digest, Changed: keeper.Changed, Problems: keeper.Problems, Held: keeper.Pending},
+		Geo:      d.front.geo.Load().infos,
+	}
+	if snapshot := d.keeper.Snapshot(); snapshot != nil {
+		s.Topology.Registries = len(snapshot.Registries)
+	}
+	d.mu.Lock()
+	if d.declared != nil {
+		s.Topology.File, s.Topology.Drift = d.config.Topology, slices.Clone(d.drift)
+	}
+	for _, what := range slices.Sorted(maps.Keys(d.notices)) {
+		s.Warnings = append(s.Warnings, d.notices[what])
+	}
+	d.mu.Unlock()
+
+	if !keeper.Loaded {
+		s.NotReady = append(s.NotReady, fmt.Sprintf("there is no topology yet: the store %s cannot be read: %s", s.Store.Name, keeper.StoreError))
+	} else if d.server != nil && !d.answering.Load() {
+		s.NotReady = append(s.NotReady, "DNS answers once every replica has been probed")
+	}
+	if d.stopping.Load() {
+		s.NotReady = append(s.NotReady, "the server is ending")
+	}
+	s.Ready = len(s.NotReady) == 0
+
+	if keeper.Loaded && !keeper.StoreUp {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the store cannot be read since %s; the last good topology is served: %s", keeper.Since.UTC().Format(time.RFC3339), keeper.StoreError))
+	}
+	for _, h := range keeper.Pending {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("an edit of registry %s took away %s and is held: portolan topology confirm %s", h.Registry, strings.Join(h.Missing, ", "), h.Registry))
+	}
+	if n := len(keeper.Problems); n > 0 {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("values of the topology that cannot be used: %d; portolan status lists them", n))
+	}
+	if n := len(s.Topology.Drift); n > 0 {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("the store differs from %s, and holds; keys that differ: %d", s.Topology.File, n))
+	}
+	for _, g := range s.Geo {
+		if age := g.Age(time.Now()); g.Path != "" && age > oldDatabase {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("the database %s is %d days old", g.Path, int(age/(24*time.Hour))))
+		}
+	}
+	if d.config.API.Listen.Addr().IsLoopback() || d.apiPair != nil {
+		// Nobody on the way reads the token.
+	} else {
+		s.Warnings = append(s.Warnings, "the API is not on loopback and has no TLS (api.tls): its token is sent in the clear")
+	}
+	if d.server != nil {
+		s.DNS = d.dnsStatus()
+	}
+	if d.handler != nil {
+		s.Events = &api.EventsStatus{URL: d.eventsURL(), Received: d.received()}
+	}
+	return s
+}
+
+func (d *daemon) dnsStatus() *api.DNSStatus {
+	c := d.config.DNS
+	s := &api.DNSStatus{
+		Zone: mdns.CanonicalName(c.Zone), TTLMin: int(c.TTL.Min / time.Second), TTLMax: int(c.TTL.Max / time.Second),
+		Nameservers: map[string][]string{}, Listen: []string{}, Problems: d.server.Problems(),
+	}
+	if d.answering.Load() {
+		for _, a := range d.server.Addresses() {
+			s.Listen = append(s.Listen, a.String())
+		}
+	}
+	for name, addresses := range c.Nameservers {
+		if !strings.HasSuffix(name, ".") {
+			name += "." + s.Zone
+		}
+		list := []string{}
+		for _, a := range addresses {
+			list = append(list, a.String())
+		}
+		s.Nameservers[mdns.CanonicalName(name)] = list
+	}
+	return s
+}
+
+// received counts the events of each replica since the start, as the handler's own metric has them.
+func (d *daemon) received() map[string]uint64 {
+	counts := map[string]uint64{}
+	families, err := d.eventMetrics.Gather()
+	if err != nil {
+		return counts
+	}
+	for _, f := range families {
+		if f.GetName() != "portolan_events_received_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			var registry, region string
+			for _, l := range m.GetLabel() {
+				switch l.GetName() {
+				case "registry":
+					registry = l.GetValue()
+				case "region":
+					region = l.GetValue()
+				}
+			}
+			counts[registry+"/"+region] += uint64(m.GetCounter().GetValue())
+		}
+	}
+	return counts
+}
