@@ -215,7 +215,7 @@ func (a *authenticator) exchange(ctx context.Context, ch challenge, scopes []str
 	}
 	defer discard(resp)
 	if resp.StatusCode != http.StatusOK {
-		e := responseError(req.Method, "token server "+realm.Host, resp).(*Error)
+		e := responseError(req.Method, "token server "+realm.Host, false, resp).(*Error)
 		if e.Kind != ErrUnavailable {
 			e.Kind = ErrUnauthorized
 		}

@@ -1,6 +1,7 @@
 package distribution
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -214,10 +216,12 @@ func TestStall(t *testing.T) {
 	}))
 	defer s.Close()
 	defer close(stop)
-	c := dial(t, s, func(o *Options) { o.Limits = Limits{Header: 50 * time.Millisecond, Stall: 50 * time.Millisecond} })
+	c := dial(t, s, func(o *Options) { o.Limits = Limits{Header: 50 * time.Millisecond} })
 	if _, err := c.Head(t.Context(), "a", "b"); !errors.Is(err, ErrUnavailable) {
 		t.Fatalf("no answer: %v", err)
 	}
+	// Long enough for what was sent to be read on a busy machine.
+	c = dial(t, s, func(o *Options) { o.Limits = Limits{Stall: time.Second} })
 	rc, err := c.OpenBlob(t.Context(), "a", Descriptor{Digest: Digest(nil), Size: 1000}, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -237,6 +241,8 @@ func TestPages(t *testing.T) {
 		bad   bool
 	}{
 		"relative":         {map[string]string{"": "a,b", "b": "c"}, `</v2/r/tags/list?last=b&n=2>; rel="next"`, []string{"a", "b", "c"}, false},
+		"query alone":      {map[string]string{"": "a,b", "b": "c"}, `<?last=b&n=2>; rel=next`, []string{"a", "b", "c"}, false},
+		"last component":   {map[string]string{"": "a,b", "b": "c"}, `<list?last=b&n=2>; rel=next`, []string{"a", "b", "c"}, false},
 		"without v2":       {map[string]string{"": "a,b", "b": "c"}, `</r/tags/list?last=b&n=2>; rel=next`, []string{"a", "b", "c"}, false},
 		"ever new cursors": {map[string]string{"": "a,b", "b": "a,b"}, "", nil, true},
 		"circle":           {map[string]string{"": "a,b", "b": "a,b"}, `</v2/r/tags/list?last=b&n=2>; rel="next"`, nil, true},
@@ -269,6 +275,38 @@ func TestPages(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A reader that takes its time is no standstill of the wire; a wire that gives nothing to a reader is.
+func TestStallIsOfTheWire(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		w := newWatchdog(time.Minute, cancel)
+		w.pause()
+		wire, far := io.Pipe()
+		defer far.Close()
+		b := &receivedBody{ReadCloser: wire, watch: w, stall: time.Minute, ctx: ctx}
+		defer b.Close()
+		go func() {
+			for range 2 {
+				far.Write([]byte("x"))
+			}
+			<-ctx.Done()
+			far.CloseWithError(ctx.Err())
+		}()
+		var one [1]byte
+		for range 2 {
+			time.Sleep(time.Hour)
+			if n, err := b.Read(one[:]); n != 1 || err != nil {
+				t.Fatalf("after an hour: %d, %v", n, err)
+			}
+		}
+		start := time.Now()
+		if _, err := b.Read(one[:]); !errors.Is(err, errStalled) || time.Since(start) != time.Minute {
+			t.Fatalf("%v after %v, want a standstill after a minute", err, time.Since(start))
+		}
+	})
 }
 
 func TestParseChallenges(t *testing.T) {

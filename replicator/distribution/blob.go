@@ -35,8 +35,8 @@ func (c *Client) HasBlob(ctx context.Context, repo, digest string) (size int64, 
 }
 
 // OpenBlob reads a blob of the digest and size of d from offset to its end. A size below zero is unknown. The reader gives exactly the bytes that are due and then
-// io.EOF; fewer, a standstill or a broken connection are an error of kind ErrUnavailable, more or another size ErrCorrupt. It does not hash: the
-// caller does, since only the caller sees the bytes before offset.
+// io.EOF; fewer, a standstill or a broken connection are an error of kind ErrUnavailable, none at all ErrNotFound, more or another size ErrCorrupt. It does
+// not hash: the caller does, since only the caller sees the bytes before offset.
 func (c *Client) OpenBlob(ctx context.Context, repo string, d Descriptor, offset int64) (io.ReadCloser, error) {
 	full, path, err := c.blobPath(repo, d.Digest)
 	if err != nil {
@@ -91,6 +91,7 @@ func (c *Client) OpenBlob(ctx context.Context, repo string, d Descriptor, offset
 type blobReader struct {
 	body io.ReadCloser
 	left int64 // below zero: unknown
+	some bool  // a byte has come
 	path string
 }
 
@@ -109,9 +110,13 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	if b.left > 0 {
 		b.left -= int64(n)
 	}
+	b.some = b.some || n > 0
 	switch {
 	case err == nil:
 		return n, nil
+	case !b.some && b.left > 0 && (err == io.EOF || err == io.ErrUnexpectedEOF):
+		// See ProveBlob: CNCF distribution after a garbage collection.
+		return 0, &Error{Method: http.MethodGet, Path: b.path, Kind: ErrNotFound, Message: "the registry has the name but not the content: the body is empty"}
 	case err == io.EOF && b.left > 0:
 		err = io.ErrUnexpectedEOF
 	case err == io.EOF:

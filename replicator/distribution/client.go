@@ -36,8 +36,9 @@ import (
 
 // Limits bound what one client uses. The zero value of a field stands for the default.
 type Limits struct {
-	// Connections is the most connections to one host (default 32). Requests beyond it wait. It has to exceed the
-	// uploads and downloads that run at once, each of which holds one.
+	// Connections is the most connections to one host (default 128). Requests beyond it wait, and Header bounds that too. It
+	// has to exceed the uploads and downloads that run at once, each of which holds one: a replica that seeds n others
+	// at six blobs each serves 6n downloads, and the default leaves room beside those for 20 regions.
 	Connections int
 	// Dial bounds connecting and, separately, the TLS handshake (default 10 s).
 	Dial time.Duration
@@ -63,7 +64,7 @@ func (l Limits) withDefaults() Limits {
 		}
 	}
 	if l.Connections <= 0 {
-		l.Connections = 32
+		l.Connections = 128
 	}
 	def(&l.Dial, 10*time.Second)
 	def(&l.Header, 30*time.Second)
@@ -261,7 +262,7 @@ func (c *Client) full(repo string) (string, error) {
 // call is one request to the replica.
 type call struct {
 	method string
-	// url is absolute for upload sessions; otherwise path and query are below the endpoint.
+	// url is absolute and set for upload sessions alone; otherwise path and query are below the endpoint.
 	url    *url.URL
 	path   string
 	query  url.Values
@@ -298,18 +299,18 @@ func (c *Client) do(ctx context.Context, r call, want ...int) (*http.Response, e
 		if home {
 			var err error
 			if authorization, err = c.auth.header(ctx, r.scopes); err != nil {
-				return nil, c.fail(r, u, err)
+				return nil, c.fail(ctx, r, u, err)
 			}
 		}
 		resp, err := c.follow(ctx, r, u, authorization)
 		if err != nil {
-			return nil, c.fail(r, u, err)
+			return nil, c.fail(ctx, r, u, err)
 		}
 		if resp.StatusCode == http.StatusUnauthorized && home && attempt == 0 && c.sameOrigin(resp.Request.URL) {
 			again, err := c.auth.challenged(ctx, resp, authorization, r.scopes)
 			if err != nil {
 				discard(resp)
-				return nil, c.fail(r, u, err)
+				return nil, c.fail(ctx, r, u, err)
 			}
 			if again && r.stream == nil {
 				discard(resp)
@@ -322,7 +323,7 @@ func (c *Client) do(ctx context.Context, r call, want ...int) (*http.Response, e
 			}
 		}
 		defer discard(resp)
-		return nil, responseError(r.method, u.Path, resp)
+		return nil, responseError(r.method, u.Path, r.url != nil, resp)
 	}
 }
 
@@ -425,13 +426,14 @@ func (c *Client) exchange(ctx context.Context, r call, u *url.URL, authorization
 		}
 		<-sent.closed
 	}
-	w.touch(c.limits.Stall)
+	w.pause() // until somebody reads
 	resp.Body = &receivedBody{ReadCloser: resp.Body, watch: w, stall: c.limits.Stall, ctx: wctx}
 	return resp, nil
 }
 
-// fail gives an error that do met before there was an answer its place and kind.
-func (c *Client) fail(r call, u *url.URL, err error) error {
+// fail gives an error that do met before there was an answer its place and kind. Whether the caller gave up is asked of ctx:
+// a dialer that ran out of its own time says context.DeadlineExceeded too.
+func (c *Client) fail(ctx context.Context, r call, u *url.URL, err error) error {
 	var e *Error
 	if errors.As(err, &e) {
 		placed := *e
@@ -441,7 +443,7 @@ func (c *Client) fail(r call, u *url.URL, err error) error {
 		return &placed
 	}
 	kind := ErrUnavailable
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if ctx.Err() != nil {
 		kind = nil
 	}
 	return &Error{Method: r.method, Path: u.Path, Kind: kind, Cause: err}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -252,6 +253,115 @@ func TestProveBlobOfLiars(t *testing.T) {
 	}
 }
 
+func TestOpenHollowBlob(t *testing.T) {
+	t.Parallel()
+	d := Descriptor{Digest: Digest([]byte("gone")), Size: 1000}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "1000") // and not a byte of it
+	}))
+	defer s.Close()
+	rc, err := dial(t, s).OpenBlob(t.Context(), "a", d, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	if n, err := rc.Read(make([]byte, 10)); n != 0 || !errors.Is(err, ErrNotFound) {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+}
+
+// Cloud registries have upload sessions at paths of their own making.
+func TestUploadSessionElsewhere(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/artifacts-uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPatch:
+			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	defer s.Close()
+	up, err := dial(t, s).StartUpload(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := up.Append(t.Context(), strings.NewReader("layer"), 5); !errors.Is(err, ErrOffset) {
+		t.Fatalf("out of step: %v", err)
+	}
+	if err := up.Commit(t.Context(), Digest([]byte("layer")), nil); !errors.Is(err, ErrUploadLost) {
+		t.Fatalf("a lost session: %v", err)
+	}
+}
+
+func TestFailedReplacementCancelsItsUpload(t *testing.T) {
+	t.Parallel()
+	var cancelled atomic.Bool
+	c, _ := serve(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			upload := strings.Contains(r.URL.Path, "/blobs/uploads/")
+			switch {
+			case upload && r.Method == http.MethodPut:
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			case upload && r.Method == http.MethodDelete:
+				cancelled.Store(true)
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	err := c.DeleteTagByReplacement(t.Context(), "a", "t", "w", func(string) error { t.Error("declared"); return nil })
+	if !errors.Is(err, ErrUnavailable) || !cancelled.Load() {
+		t.Fatalf("%v, cancelled: %v", err, cancelled.Load())
+	}
+}
+
+func TestReferrersPages(t *testing.T) {
+	t.Parallel()
+	list := func(next string, subjects ...string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			var all []Descriptor
+			for _, s := range subjects {
+				all = append(all, Descriptor{MediaType: imageType, Digest: Digest([]byte(s)), Size: 1})
+			}
+			w.Header().Set("Content-Type", indexType)
+			if next != "" {
+				w.Header().Set("Link", fmt.Sprintf(`<%s?page=%s>; rel="next"`, r.URL.Path, next))
+			}
+			json.NewEncoder(w).Encode(map[string]any{"manifests": all})
+		}
+	}
+	for name, tc := range map[string]struct {
+		pages map[string]http.HandlerFunc
+		want  int // below zero: an error
+	}{
+		"two":        {map[string]http.HandlerFunc{"": list("2", "a", "b"), "2": list("", "b", "c")}, 3},
+		"empty page": {map[string]http.HandlerFunc{"": list("2"), "2": list("", "a")}, 1},
+		"circle":     {map[string]http.HandlerFunc{"": list("2", "a"), "2": list("3", "b"), "3": list("2", "b")}, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var requests atomic.Int32
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if requests.Add(1) > 50 {
+					t.Error("the listing goes on for ever")
+					w.WriteHeader(http.StatusTeapot)
+					return
+				}
+				tc.pages[r.URL.Query().Get("page")](w, r)
+			}))
+			defer s.Close()
+			got, found, err := dial(t, s).ReferrersByAPI(t.Context(), "a", Digest([]byte("subject")))
+			if tc.want < 0 && !errors.Is(err, ErrInvalid) || tc.want >= 0 && (err != nil || !found || len(got) != tc.want) {
+				t.Fatalf("%+v, %v, %v", got, found, err)
+			}
+		})
+	}
+}
+
 func TestErrorKinds(t *testing.T) {
 	t.Parallel()
 	body := func(code, message string) string {
@@ -285,6 +395,8 @@ func TestErrorKinds(t *testing.T) {
 		{"rate", get, 429, body("TOOMANYREQUESTS", "quota of requests"), ErrUnavailable, true},
 		{"down", get, 503, "<html>", ErrUnavailable, true},
 		{"disk", put, 507, "", ErrFull, true},
+		{"a name with the word quota", get, 404, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"team/quota:1 not found","detail":{"name":"team/quota"}}]}`, ErrNotFound, false},
+		{"a detail with the word quota", put, 400, `{"errors":[{"code":"MANIFEST_INVALID","message":"invalid","detail":{"name":"team/quota"}}]}`, ErrInvalid, false},
 		{"quota", put, 403, body("DENIED", "adding 10 MiB exceeds quota"), ErrFull, true},
 		{"denied", put, 403, body("DENIED", "no"), ErrUnauthorized, true},
 		{"no credentials", get, 401, body("UNAUTHORIZED", "no"), ErrUnauthorized, true},
@@ -321,6 +433,16 @@ func TestErrorKinds(t *testing.T) {
 		}
 		s.Close()
 		if err := get(c); !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("got %v", err)
+		}
+	})
+	t.Run("nobody answers the connection", func(t *testing.T) {
+		t.Parallel()
+		s := httptest.NewServer(http.NotFoundHandler())
+		defer s.Close()
+		// The error of a dialer that ran out of time matches context.DeadlineExceeded.
+		c := dial(t, s, func(o *Options) { o.Limits.Dial = time.Nanosecond })
+		if err := get(c); !errors.Is(err, ErrUnavailable) || !StateOfReplica(err) {
 			t.Fatalf("got %v", err)
 		}
 	})

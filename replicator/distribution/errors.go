@@ -118,17 +118,20 @@ const (
 	maxRetryAfter = time.Hour
 )
 
-// responseError makes an *Error of an answer with an unwanted status.
-func responseError(method, path string, resp *http.Response) error {
+// responseError makes an *Error of an answer with an unwanted status. session says that it was asked of an upload session, which may
+// have a path of the registry's own making.
+func responseError(method, path string, session bool, resp *http.Response) error {
 	e := &Error{Method: method, Path: path, Status: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())}
 	raw, _ := readAll(resp.Body, maxErrorBody)
-	e.Code, e.Message = parseErrorBody(raw)
-	e.Kind = kindOf(method, path, e.Status, e.Code, e.Message)
+	var quota bool
+	e.Code, e.Message, quota = parseErrorBody(raw)
+	e.Kind = kindOf(method, e.Status, e.Code, quota, session || strings.Contains(path, "/blobs/uploads/"))
 	return e
 }
 
-// parseErrorBody reads the error document of spec, "Error Codes": the first code, and all messages in short.
-func parseErrorBody(raw []byte) (code, message string) {
+// parseErrorBody reads the error document of spec, "Error Codes": the first code, and all messages in short. quota says that a
+// message names one; details do not count, where the names of repositories stand, which may be anything.
+func parseErrorBody(raw []byte) (code, message string, quota bool) {
 	var doc struct {
 		Errors []struct {
 			Code    string          `json:"code"`
@@ -137,7 +140,7 @@ func parseErrorBody(raw []byte) (code, message string) {
 		} `json:"errors"`
 	}
 	if json.Unmarshal(raw, &doc) != nil || len(doc.Errors) == 0 {
-		return "", ""
+		return "", "", false
 	}
 	var b strings.Builder
 	for i, e := range doc.Errors {
@@ -145,6 +148,7 @@ func parseErrorBody(raw []byte) (code, message string) {
 			b.WriteString("; ")
 		}
 		b.WriteString(e.Message)
+		quota = quota || strings.Contains(strings.ToLower(e.Message), "quota")
 		if d := strings.TrimSpace(string(e.Detail)); d != "" && d != "null" && d != "{}" {
 			b.WriteString(" " + d)
 		}
@@ -152,7 +156,7 @@ func parseErrorBody(raw []byte) (code, message string) {
 			break
 		}
 	}
-	return clean(doc.Errors[0].Code, 64), clean(b.String(), maxErrorMessage)
+	return clean(doc.Errors[0].Code, 64), clean(b.String(), maxErrorMessage), quota
 }
 
 // clean makes foreign text fit for a line of a log.
@@ -169,12 +173,12 @@ func clean(s string, limit int) string {
 	return s
 }
 
-func kindOf(method, path string, status int, code, message string) error {
+func kindOf(method string, status int, code string, quota, upload bool) error {
 	write := method == http.MethodPut || method == http.MethodPost || method == http.MethodPatch
-	upload := strings.Contains(path, "/blobs/uploads/")
 	switch {
 	case status == http.StatusInsufficientStorage,
-		status >= 400 && status < 500 && status != http.StatusTooManyRequests && strings.Contains(strings.ToLower(message), "quota"):
+		// Only of a write: what is not found may have the word in its name.
+		quota && write && status >= 400 && status < 500 && status != http.StatusNotFound && status != http.StatusTooManyRequests:
 		return ErrFull
 	case code == "MANIFEST_BLOB_UNKNOWN",
 		// An index whose child is missing: pkg/registry of go-containerregistry and others.

@@ -157,14 +157,14 @@ func (c *Client) nextPage(path string, links []string) (url.Values, error) {
 	if target == "" {
 		return nil, nil
 	}
-	u, err := url.Parse(target)
+	u, err := (&url.URL{Path: path}).Parse(target)
 	if err != nil {
 		return nil, fmt.Errorf("the next page is not a URL")
 	}
 	if u.Host != "" && !strings.EqualFold(u.Hostname(), c.endpoint.Hostname()) {
 		return nil, fmt.Errorf("the next page is on another host, %s", clean(u.Host, 100))
 	}
-	if u.Path != "" && !strings.HasSuffix(u.Path, strings.TrimPrefix(path, "/v2")) {
+	if !strings.HasSuffix(u.Path, strings.TrimPrefix(path, "/v2")) {
 		return nil, fmt.Errorf("the next page belongs to another listing")
 	}
 	query, err := url.ParseQuery(u.RawQuery)

@@ -361,6 +361,7 @@ func (c *Client) DeleteTagByReplacement(ctx context.Context, repo, tag, writeID 
 		return err
 	}
 	if err := up.Commit(ctx, Digest(emptyJSON), emptyJSON); err != nil {
+		_ = up.Cancel(ctx) // what counts is why the upload failed
 		return err
 	}
 	if err := declare(digest); err != nil {

@@ -112,6 +112,7 @@ func (c *Client) ReferrersByAPI(ctx context.Context, repo, subject string) (list
 func (c *Client) referrersByAPI(ctx context.Context, full, subject string) (list []Descriptor, found bool, err error) {
 	path := "/v2/" + full + "/referrers/" + subject
 	query := url.Values{}
+	seen := map[string]bool{}
 	for page := 0; ; page++ {
 		if page == c.limits.Pages {
 			return nil, false, &Error{Method: http.MethodGet, Path: path, Kind: ErrInvalid, Message: fmt.Sprintf("the listing has more than %d pages", page)}
@@ -149,18 +150,27 @@ func (c *Client) referrersByAPI(ctx context.Context, full, subject string) (list
 		if page == 0 {
 			c.referrers.Store(&probed{api: true})
 		}
+		fresh := false
 		if doc.Manifests != nil {
-			list = append(list, *doc.Manifests...)
+			all, err := distinct(*doc.Manifests)
+			if err != nil {
+				return nil, false, &Error{Method: r.method, Path: path, Status: resp.StatusCode, Kind: ErrInvalid, Cause: err}
+			}
+			for _, d := range all {
+				if !seen[d.Digest] {
+					seen[d.Digest], fresh = true, true
+					list = append(list, d)
+				}
+			}
 		}
 		next, err := c.nextPage(path, links)
 		if err != nil {
 			return nil, false, &Error{Method: r.method, Path: path, Status: resp.StatusCode, Kind: ErrInvalid, Cause: err}
 		}
 		if next == nil {
-			list, err = distinct(list)
-			return list, true, err
+			return list, true, nil
 		}
-		if next.Encode() == query.Encode() {
+		if !fresh && doc.Manifests != nil && len(*doc.Manifests) > 0 || next.Encode() == query.Encode() {
 			return nil, false, &Error{Method: r.method, Path: path, Kind: ErrInvalid, Message: "the listing's pages go round in circles"}
 		}
 		query = next

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Upload is a session in which a blob enters a repository (spec, "Pushing a blob in chunks"). It is bound to the server that began it. Its
@@ -202,8 +203,14 @@ func (u *Upload) Commit(ctx context.Context, digest string, rest []byte) error {
 	return nil
 }
 
-// Cancel gives the session up, so that the registry need not keep what it has got. An error may be ignored: registries purge old sessions.
+// cancelTimeout bounds the farewell to an upload session.
+const cancelTimeout = 5 * time.Second
+
+// Cancel gives the session up, so that the registry need not keep what it has got. It does so also when ctx has ended, and takes 5 s at
+// most. An error may be ignored: registries purge old sessions.
 func (u *Upload) Cancel(ctx context.Context) error {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
+	defer stop()
 	resp, err := u.client.do(ctx, u.call(http.MethodDelete), http.StatusNoContent, http.StatusOK, http.StatusAccepted)
 	if err != nil {
 		return err

@@ -84,7 +84,8 @@ func (b *sentBody) Close() error {
 	return nil
 }
 
-// receivedBody is the body of an answer.
+// receivedBody is the body of an answer. As with sentBody the limit is for the wire: a reader that takes its time, because what it
+// reads goes out again over a slower link, is no standstill here.
 type receivedBody struct {
 	io.ReadCloser
 	watch *watchdog
@@ -93,10 +94,10 @@ type receivedBody struct {
 }
 
 func (b *receivedBody) Read(p []byte) (int, error) {
+	b.watch.touch(b.stall)
 	n, err := b.ReadCloser.Read(p)
-	if err == nil {
-		b.watch.touch(b.stall)
-	} else if err != io.EOF && errors.Is(context.Cause(b.ctx), errStalled) {
+	b.watch.pause()
+	if err != nil && err != io.EOF && errors.Is(context.Cause(b.ctx), errStalled) {
 		err = errStalled
 	}
 	return n, err

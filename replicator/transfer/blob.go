@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -178,12 +177,7 @@ func (c *copying) mount(ctx context.Context, d distribution.Descriptor, from str
 	return there, nil, nil
 }
 
-// cancelTimeout bounds the farewell to an upload session, which is sent also when the copy was cancelled.
-const cancelTimeout = 5 * time.Second
-
 func (t *Target) cancel(ctx context.Context, session *distribution.Upload) {
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
-	defer stop()
 	if err := session.Cancel(ctx); err != nil {
 		t.log.Debug("cancelling an upload", zap.Error(err))
 	}
@@ -273,6 +267,7 @@ func (u *uploading) attempt(ctx context.Context) (committed bool, err error) {
 	}
 	offset := u.session.Offset()
 	if offset > u.desc.Size {
+		t.cancel(ctx, u.session)
 		return false, &distribution.Error{Kind: distribution.ErrUploadLost, Message: "the session has more bytes than the blob"}
 	}
 	if offset < u.desc.Size {
