@@ -246,7 +246,7 @@ func (s *stream) all() ([]byte, error) {
 			return b, nil
 		}
 		if s.desc.Size == 0 {
-			return nil, fmt.Errorf("an empty blob cannot be %s: %w", s.desc.Digest, distribution.ErrCorrupt)
+			return nil, &NotReplicableError{Digest: s.desc.Digest, Reason: "the manifest says that it is empty, which its digest denies"}
 		}
 		if err := s.restart(); err != nil {
 			return nil, err

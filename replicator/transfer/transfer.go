@@ -102,15 +102,15 @@ type Stats struct {
 var (
 	// ErrSource says that the sources, not the target, failed: see SourceError.
 	ErrSource = errors.New("no source delivers")
-	// ErrIncomplete says that something is missing at every source: perhaps not yet there, or no longer.
+	// ErrIncomplete says that something is missing at every source, or damaged there: perhaps not yet there, or no longer.
 	ErrIncomplete = errors.New("content is missing at every source")
 )
 
-// SourceError says that content could not be had. It matches ErrSource and, if every source says that it has none, ErrIncomplete; it never matches
+// SourceError says that content could not be had. It matches ErrSource and, if no source has it, ErrIncomplete; it never matches
 // the errors of package distribution, which are about the target when they come from Copy.
 type SourceError struct {
 	Digest string
-	// Missing is true if every source answered that there is no such content.
+	// Missing is true if every source answered that there is no such content, or gave something else in its place.
 	Missing bool
 	// RetryAfter is the shortest that a source asked for, or zero.
 	RetryAfter time.Duration
@@ -386,7 +386,7 @@ func newSourceError(digest string) *SourceError { return &SourceError{Digest: di
 
 func (e *SourceError) add(name string, err error) {
 	e.Causes = append(e.Causes, name+": "+err.Error())
-	if !errors.Is(err, distribution.ErrNotFound) {
+	if !errors.Is(err, distribution.ErrNotFound) && !errors.Is(err, distribution.ErrCorrupt) {
 		e.Missing = false
 	}
 	if d := distribution.RetryAfter(err); d > 0 && (e.RetryAfter == 0 || d < e.RetryAfter) {

@@ -449,7 +449,7 @@ func TestWrongBytesAreNeverCommitted(t *testing.T) {
 				return false
 			})
 			target := NewTarget(b.client, Limits{}, nil)
-			if _, err := target.Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(liar)}); !errors.Is(err, ErrSource) || errors.Is(err, ErrIncomplete) {
+			if _, err := target.Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(liar)}); !errors.Is(err, ErrIncomplete) {
 				t.Fatalf("a liar alone: %v", err)
 			}
 			if commits.Load() != 0 {
@@ -461,6 +461,46 @@ func TestWrongBytesAreNeverCommitted(t *testing.T) {
 			whole(t, b.client, "r", img.Digest)
 		})
 	}
+}
+
+// What only damaged or hollow copies are left of is missing: it must not be asked for in vain for ever.
+func TestDamagedAtEverySource(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]func(http.ResponseWriter, []byte){
+		"another size": func(w http.ResponseWriter, layer []byte) { w.Write(layer[1:]) },
+		"wrong bytes":  func(w http.ResponseWriter, layer []byte) { w.Write(random(9, len(layer))) },
+		"hollow":       func(w http.ResponseWriter, layer []byte) { w.Header().Set("Content-Length", fmt.Sprint(len(layer))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			damaged, without, b := newReplica(t), newReplica(t), newReplica(t)
+			layer := random(1, 2<<20)
+			img := pushImage(t, damaged.client, "r", layer)
+			damaged.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, distribution.Digest(layer)) {
+					return false
+				}
+				answer(w, layer)
+				return true
+			})
+			_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(damaged, without)})
+			if !errors.Is(err, ErrIncomplete) {
+				t.Fatalf("got %v", err)
+			}
+		})
+	}
+	t.Run("empty by the manifest alone", func(t *testing.T) {
+		t.Parallel()
+		a, b := newReplica(t), newReplica(t)
+		layer := pushBlob(t, a.client, "r", []byte("layer"))
+		layer.Size = 0
+		img := push(t, a.client, "r", imageType, map[string]any{"config": layer, "layers": []any{}})
+		_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)})
+		var never *NotReplicableError
+		if !errors.As(err, &never) {
+			t.Fatalf("got %v", err)
+		}
+	})
 }
 
 func TestTargetCutMidUpload(t *testing.T) {
