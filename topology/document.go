@@ -255,6 +255,12 @@ func (d *Document) Validate(reserved ...string) error {
 func (d *Document) faults(reserved []string) []Fault {
 	o := d.outline()
 	faults := o.faults
+	for i := range d.Registries {
+		prefix, at := registryPrefix(d.Registries[i].Name), fmt.Sprintf("registries[%d]", i)
+		if o.paths[prefix] == at && !o.values.has(prefix) { // no key, so Parse cannot see that it is there
+			faults = append(faults, Fault{Path: at + ".home", Reason: missingHome})
+		}
+	}
 	snapshot, _ := Parse(o.values, nil, reserved)
 	for _, p := range snapshot.Problems {
 		faults = append(faults, Fault{Path: o.path(p.Key), Reason: p.Reason})

@@ -80,14 +80,7 @@ func (w *workspace) regions(registry string) []string {
 	return slices.Sorted(maps.Keys(set))
 }
 
-func (w *workspace) has(prefix string) bool {
-	for name := range w.after {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	return false
-}
+func (w *workspace) has(prefix string) bool { return w.after.has(prefix) }
 
 func (w *workspace) remove(prefix string) {
 	maps.DeleteFunc(w.after, func(name, _ string) bool { return strings.HasPrefix(name, prefix) })

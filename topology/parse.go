@@ -19,6 +19,19 @@ import (
 // Values are keys below the store's prefix with their values: what operators wrote, or what of it was good.
 type Values map[string]string
 
+// missingHome is what is wrong with a registry that has no home.
+const missingHome = "is missing: the region in which the registry was created is needed"
+
+// has is whether there is a key that begins with prefix.
+func (v Values) has(prefix string) bool {
+	for name := range v {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // ValuesOf returns what stands below RegistriesPrefix in t. White space around a value is dropped (editors and shells add
 // line ends), and so are the empty "folders" that Consul's own UI makes.
 func ValuesOf(t store.Tree) Values {
@@ -382,7 +395,7 @@ func (p *parsing) settleHome(r *registryCells, home *cell) bool {
 				p.problems[i].Effect = effect
 			}
 		}
-		reason := "is missing: the region in which the registry was created is needed"
+		reason := missingHome
 		if home.inRaw {
 			reason = fmt.Sprintf("the home region has no replica: add %s", replicaPrefix(r.name, clip(home.raw)))
 			if err := home.key.check(home.raw); err != nil {

@@ -107,6 +107,7 @@ func TestYAMLFaults(t *testing.T) {
 		"address":            {head + "      - {region: westus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1, 1.2.3]}\n", []string{`5:72: registries[0].replicas[0].addresses: "1.2.3" is not an IP address`}},
 		"endpoint missing":   {head + "      - {region: westus, addresses: [127.0.1.1]}\n", []string{`5:9: registries[0].replicas[0].endpoint: is missing`}},
 		"nothing but a name": {head + "      - {region: westus}\n", []string{`5:9: registries[0].replicas[0].endpoint: is missing`, `3:11: registries[0].home`}},
+		"only a registry":    {"registries:\n  - name: contoso\n    replicas: []\n", []string{`2:5: registries[0].home: is missing`}},
 		"home missing":       {"registries:\n  - name: contoso\n    replicas:\n" + one, []string{`2:5: registries[0].home: is missing`}},
 		"home elsewhere":     {"registries:\n  - name: contoso\n    home: eastus\n    replicas:\n" + one, []string{`3:11: registries[0].home: the home region has no replica`}},
 		"region unknown":     {head + one + "      - {region: westeurpe, endpoint: \"http://127.0.1.2:5000\", addresses: [127.0.1.2]}\n", []string{`6:9: registries[0].replicas[1].location: is missing: westeurpe is no public region`}},
