@@ -81,7 +81,7 @@ type Address struct {
 
 // Verdict is what is known of one replica.
 type Verdict struct {
-	// Health is Unhealthy when all addresses are down, Healthy when one is known to stand.
+	// Health is Healthy when an address is known to stand, Unhealthy when all that can be asked from here are down.
 	Health router.Health
 	// Down are the dead addresses while another one stands; empty when Health is Unhealthy.
 	Down []netip.Addr
@@ -129,7 +129,7 @@ func verdict(mode topology.ProbeMode, addresses []Address) Verdict {
 		v.Reason = "not probed"
 		return v
 	}
-	var standing, down int
+	var standing, down, mute int
 	for _, a := range addresses {
 		if !a.Settled {
 			v.Settled = false
@@ -142,12 +142,18 @@ func verdict(mode topology.ProbeMode, addresses []Address) Verdict {
 			if a.Address.IsValid() {
 				v.Down = append(v.Down, a.Address)
 			}
+		default:
+			if !a.Last.Time.IsZero() {
+				mute++
+			}
 		}
 	}
 	switch {
 	case standing > 0:
 		v.Health = router.Healthy
-	case len(addresses) > 0 && down == len(addresses):
+	case down > 0 && down+mute == len(addresses):
+		// An address that cannot be asked from here is no hope: else no replica with both families would ever be down for a
+		// machine without IPv6.
 		v.Health, v.Down = router.Unhealthy, nil
 	}
 	if v.Health != router.Healthy || down > 0 {
@@ -156,11 +162,13 @@ func verdict(mode topology.ProbeMode, addresses []Address) Verdict {
 	return v
 }
 
-// reason is the first error among the addresses that do not stand.
+// reason is the first error of an address that is down, else of one that cannot be asked.
 func reason(addresses []Address) string {
-	for _, a := range addresses {
-		if a.Health != router.Healthy && a.Last.Error != "" {
-			return a.Last.Error
+	for _, health := range []router.Health{router.Unhealthy, router.Unknown} {
+		for _, a := range addresses {
+			if a.Health == health && a.Last.Error != "" {
+				return a.Last.Error
+			}
 		}
 	}
 	return "no result yet"

@@ -89,6 +89,7 @@ func TestVerdict(t *testing.T) {
 	down := func(a netip.Addr) Address {
 		return Address{Address: a, Health: router.Unhealthy, Settled: true, Last: Result{Error: "refused"}}
 	}
+	mute := Address{Address: b, Settled: true, Last: Result{Time: time.Unix(1, 0), Error: "no route"}}
 	for _, c := range []struct {
 		name      string
 		mode      topology.ProbeMode
@@ -103,6 +104,9 @@ func TestVerdict(t *testing.T) {
 		{"all down", topology.ProbeHTTPS, []Address{down(a), down(b)}, router.Unhealthy, 0, true, "refused"},
 		{"no result", topology.ProbeHTTPS, []Address{{Address: a}}, router.Unknown, 0, false, "no result yet"},
 		{"one down, one unknown", topology.ProbeHTTPS, []Address{down(a), {Address: b}}, router.Unknown, 1, false, "refused"},
+		{"one down, one cannot be asked", topology.ProbeHTTPS, []Address{mute, down(a)}, router.Unhealthy, 0, true, "refused"},
+		{"one up, one cannot be asked", topology.ProbeHTTPS, []Address{mute, up(a)}, router.Healthy, 0, true, ""},
+		{"none can be asked", topology.ProbeHTTPS, []Address{mute}, router.Unknown, 0, true, "no route"},
 		{"not probed", topology.ProbeNone, []Address{{Address: a}}, router.Unknown, 0, true, "not probed"},
 		{"host name down", topology.ProbeHTTPS, []Address{{Hostname: "r.example.", Health: router.Unhealthy, Settled: true}}, router.Unhealthy, 0, true, "no result yet"},
 	} {

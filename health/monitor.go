@@ -67,9 +67,11 @@ type Monitor struct {
 	log       *zap.Logger
 	metrics   *metrics
 	probe     func(context.Context, *target) Result
+	write     func(path string, list []saved) error
 	slots     chan struct{}
 	published latest.Value[Verdicts]
 	dirty     chan struct{} // holds one token while something is to be published
+	unsaved   chan struct{} // holds one token while something is to be saved
 	begun     chan struct{} // closed when the first topology is being probed
 
 	mu       sync.Mutex
@@ -88,6 +90,12 @@ type watched struct {
 	stop    context.CancelFunc
 }
 
+// settled is whether w was asked and nothing speaks against its state. One that cannot be asked from here has none, and would
+// otherwise keep the answers of its region short-lived for good: on a machine without IPv6, say.
+func (w *watched) settled() bool {
+	return w.machine.settled() || w.machine.health == router.Unknown && !w.last.Time.IsZero()
+}
+
 // NewMonitor makes a Monitor; Run starts it.
 func NewMonitor(o Options) *Monitor {
 	o = o.withDefaults()
@@ -97,8 +105,10 @@ func NewMonitor(o Options) *Monitor {
 		log:     o.Logger,
 		metrics: newMetrics(o.Registerer),
 		probe:   p.probe,
+		write:   writeSaved,
 		slots:   make(chan struct{}, o.Concurrent),
 		dirty:   make(chan struct{}, 1),
+		unsaved: make(chan struct{}, 1),
 		begun:   make(chan struct{}),
 		watched: make(map[key]*watched),
 	}
@@ -173,12 +183,13 @@ func (m *Monitor) Run(ctx context.Context, source Source) error {
 		m.saved = machines
 	}
 	own, cancel := context.WithCancel(ctx)
-	var probes, publisher sync.WaitGroup
-	publisher.Go(func() { m.publish(own) })
+	var probes, others sync.WaitGroup
+	others.Go(func() { m.publish(own) })
+	others.Go(func() { m.keep(own) })
 	err := source.Watch(ctx, func(s *topology.Snapshot) { m.apply(own, s, &probes) })
 	cancel()
 	probes.Wait()
-	publisher.Wait()
+	others.Wait()
 	m.save()
 	if ctx.Err() != nil {
 		return nil
@@ -269,7 +280,7 @@ func (m *Monitor) follow(ctx context.Context, w *watched) {
 // fold takes one result in and returns the pause before the next probe.
 func (m *Monitor) fold(w *watched, r Result) time.Duration {
 	m.mu.Lock()
-	before := w.machine
+	before, last := w.machine, w.last
 	w.machine = before.observe(r.Outcome, m.options.Rise, m.options.Fall, time.Now())
 	w.last = r
 	if r.Outcome != Unable {
@@ -286,11 +297,14 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 	}
 	m.touch()
 	m.mu.Unlock()
+	fields := []zap.Field{
+		zap.String("registry", w.target.Registry), zap.String("region", w.target.Region),
+		zap.String("address", w.target.label()), zap.Duration("latency", r.Latency),
+	}
+	if r.Outcome == Unable && (last.Time.IsZero() || last.Outcome != Unable) {
+		m.log.Warn("address cannot be probed from here: its health stays as it was", append(fields, zap.String("reason", r.Error))...)
+	}
 	if before.health != after.health {
-		fields := []zap.Field{
-			zap.String("registry", w.target.Registry), zap.String("region", w.target.Region),
-			zap.String("address", w.target.label()), zap.Duration("latency", r.Latency),
-		}
 		if after.health == router.Healthy {
 			m.log.Info("address is healthy", fields...)
 		} else {
@@ -301,24 +315,21 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 }
 
 // touch asks for a publication.
-func (m *Monitor) touch() {
+func (m *Monitor) touch() { signal(m.dirty) }
+
+// signal leaves a token in c unless one is there.
+func signal(c chan struct{}) {
 	select {
-	case m.dirty <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-// publish stores new verdicts when they lead to other decisions, and saves them then, and now and again so that the file
-// stays fresh.
+// publish stores new verdicts when they lead to other decisions.
 func (m *Monitor) publish(ctx context.Context) {
-	heartbeat := time.NewTicker(m.options.Fresh / 4)
-	defer heartbeat.Stop()
 	for {
 		select {
 		case <-m.dirty:
-		case <-heartbeat.C:
-			m.save()
-			continue
 		case <-ctx.Done():
 			return
 		}
@@ -327,8 +338,24 @@ func (m *Monitor) publish(ctx context.Context) {
 		m.mu.Unlock()
 		if old := m.published.Load(); old == nil || !sameConditions(old, now) {
 			m.published.Store(now)
-			m.save()
+			signal(m.unsaved)
 		}
+	}
+}
+
+// keep saves verdicts that were published, and now and again so that the file stays fresh. Apart from publish, lest a disk
+// that stalls keep a verdict from the answers.
+func (m *Monitor) keep(ctx context.Context) {
+	heartbeat := time.NewTicker(m.options.Fresh / 4)
+	defer heartbeat.Stop()
+	for {
+		select {
+		case <-m.unsaved:
+		case <-heartbeat.C:
+		case <-ctx.Done():
+			return
+		}
+		m.save()
 	}
 }
 
@@ -349,7 +376,7 @@ func (m *Monitor) verdicts() *Verdicts {
 			for _, a := range addresses {
 				entry := Address{Address: a, Hostname: replica.Hostname}
 				if w := m.watched[key{rk, a}]; w != nil {
-					entry.Health, entry.Since, entry.Settled, entry.Last = w.machine.health, w.machine.since, w.machine.settled(), w.last
+					entry.Health, entry.Since, entry.Settled, entry.Last = w.machine.health, w.machine.since, w.settled(), w.last
 				}
 				list = append(list, entry)
 			}
@@ -377,7 +404,7 @@ func (m *Monitor) save() {
 	slices.SortFunc(list, func(a, b saved) int {
 		return cmp.Or(cmp.Compare(a.Registry, b.Registry), cmp.Compare(a.Region, b.Region), cmp.Compare(a.Place, b.Place))
 	})
-	if err := writeSaved(m.options.StatePath, list); err != nil {
+	if err := m.write(m.options.StatePath, list); err != nil {
 		m.log.Warn("verdicts are not saved: the next start will be a cold one", zap.Error(err))
 	}
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"portolan/latest"
 	"portolan/router"
@@ -392,6 +394,74 @@ func TestMonitorWarmStart(t *testing.T) {
 	if left, _ := filepath.Glob(path + ".*"); len(left) > 0 {
 		t.Errorf("temporary files were left: %v", left)
 	}
+}
+
+// mute is a field of which one address cannot be asked from here.
+type mute struct {
+	field
+	unable string
+}
+
+func (m *mute) probe(ctx context.Context, t *target) Result {
+	if t.address.String() == m.unable {
+		return Result{Time: time.Now(), Outcome: Unable, Error: "no route"}
+	}
+	return m.field.probe(ctx, t)
+}
+
+// On a machine without IPv6 a replica with addresses of both families settles, and the operator is told once.
+func TestMonitorUnableSettles(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := mute{unable: "2001:db8::1"}
+		core, logs := observer.New(zap.WarnLevel)
+		m, source, stop := start(t, Options{Logger: zap.New(core)}, &f)
+		defer stop()
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1", "2001:db8::1"}, "b": {"2001:db8::1"}}))
+		synctest.Wait()
+		if v := m.of("a"); v.Health != router.Healthy || !v.Settled || len(v.Down) != 0 {
+			t.Errorf("one address passes, one cannot be asked: %+v", v)
+		}
+		if v := m.of("b"); v.Health != router.Unknown || !v.Settled || v.Reason != "no route" {
+			t.Errorf("the only address cannot be asked: %+v", v)
+		}
+		time.Sleep(time.Minute)
+		if n := logs.FilterFieldKey("reason").Len(); n != 2 {
+			t.Errorf("%d warnings of two addresses, want one each", n)
+		}
+		f.set("192.0.2.1", true)
+		time.Sleep(10 * time.Second)
+		if v := m.of("a"); v.Health != router.Unhealthy || v.Reason != "dead" {
+			t.Errorf("all that can be asked are dead: %+v", v)
+		}
+	})
+}
+
+// A disk that stalls keeps no verdict from the answers.
+func TestMonitorStalledDisk(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var f field
+		m := NewMonitor(Options{StatePath: filepath.Join(t.TempDir(), "verdicts.json")})
+		stalled := make(chan struct{})
+		m.probe, m.write = f.probe, func(string, []saved) error { <-stalled; return nil }
+		source := new(latest.Value[topology.Snapshot])
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx, source) }()
+		time.Sleep(time.Minute)
+		f.set("192.0.2.1", true)
+		time.Sleep(10 * time.Second)
+		if v := m.of("a"); v.Health != router.Unhealthy {
+			t.Errorf("with a stalled disk: %+v", v)
+		}
+		cancel()
+		close(stalled)
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
 }
 
 type brokenSource struct{}

@@ -13,10 +13,12 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
+	"golang.org/x/sync/errgroup"
 
 	"portolan/topology"
 )
@@ -26,14 +28,24 @@ const (
 	maxResolved = 4
 	// maxHeader bounds the headers that are read of an answer; the body is not read at all.
 	maxHeader = 64 << 10
-	// maxCA bounds a CA file: the bundle of all public roots has about 250 kB.
-	maxCA = 4 << 20
+	// maxPEM bounds a file of certificates: the bundle of all public roots has about 250 kB.
+	maxPEM = 4 << 20
+	// maxTogether bounds how many client names one probe asks for at a time, and so the connections of a probe.
+	maxTogether = 8
+	// nextAddress is how long an address of a host name may be silent before the next one is tried beside it (RFC 8305,
+	// section 8: Connection Attempt Delay).
+	nextAddress = 250 * time.Millisecond
 )
 
 // unable marks an error that lies on this side: it says nothing about the replica.
 type unable struct{ error }
 
 func (u unable) Unwrap() error { return u.error }
+
+func isUnable(err error) bool {
+	var u unable
+	return errors.As(err, &u)
+}
 
 // prober makes probes. It keeps nothing between them: a reused connection would tell of the past.
 type prober struct {
@@ -44,13 +56,13 @@ type prober struct {
 // probe asks t once. ctx carries the deadline.
 func (p *prober) probe(ctx context.Context, t *target) Result {
 	r := Result{Time: time.Now()}
-	err := p.ask(ctx, t, &r)
+	var err error
+	r.CertificateExpiry, err = p.ask(ctx, t)
 	r.Latency = time.Since(r.Time)
-	var local unable
 	switch {
 	case err == nil:
 		r.Outcome = Passed
-	case errors.As(err, &local):
+	case isUnable(err):
 		r.Outcome, r.Error = Unable, err.Error()
 	default:
 		r.Outcome, r.Error = Failed, err.Error()
@@ -58,69 +70,150 @@ func (p *prober) probe(ctx context.Context, t *target) Result {
 	return r
 }
 
-func (p *prober) ask(ctx context.Context, t *target, r *Result) error {
+// ask asks t once. It returns the earliest end of validity of the certificates that it saw.
+func (p *prober) ask(ctx context.Context, t *target) (time.Time, error) {
 	if t.mode == topology.ProbeConsul {
-		return p.askConsul(ctx, t)
+		return time.Time{}, p.askConsul(ctx, t)
 	}
 	if t.address.IsValid() {
-		return p.askAddress(ctx, t, t.address, r)
+		return askAddress(ctx, t, t.address)
 	}
 	host := strings.TrimSuffix(t.hostname, ".")
 	addresses, err := p.resolve(ctx, host)
 	if err != nil {
-		return fmt.Errorf("resolving %s: %w", host, err)
+		return time.Time{}, fmt.Errorf("resolving %s: %w", host, err)
 	}
 	if len(addresses) == 0 {
-		return fmt.Errorf("resolving %s: no address", host)
+		return time.Time{}, fmt.Errorf("resolving %s: no address", host)
 	}
-	if len(addresses) > maxResolved {
-		addresses = addresses[:maxResolved]
-	}
-	// The name stands while one of its addresses does: answers cannot leave out the others. The time is shared, lest a first
-	// address that swallows packets leave nothing for the next.
-	deadline, _ := ctx.Deadline()
-	for i, a := range addresses {
-		share := time.Until(deadline) / time.Duration(len(addresses)-i)
-		one, cancel := context.WithTimeout(ctx, share)
-		err = p.askAddress(one, t, a, r)
-		cancel()
-		if err == nil {
-			return nil
-		}
-	}
-	return err
+	return askAny(ctx, t, addresses[:min(len(addresses), maxResolved)])
 }
 
-func (p *prober) askAddress(ctx context.Context, t *target, address netip.Addr, r *Result) error {
+// askAny asks addresses, one after the other, until one passes: a host name stands while one of its addresses does, since
+// answers cannot leave out the others. An address that is slow to answer keeps what it needs of the time, and does not keep
+// the next one waiting.
+func askAny(ctx context.Context, t *target, addresses []netip.Addr) (time.Time, error) {
+	type answer struct {
+		expiry time.Time
+		err    error
+	}
+	answers := make(chan answer, len(addresses))
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer func() {
+		cancel()
+		asking.Wait()
+	}()
+	var first answer // that failed
+	for next, waiting := 0, 0; ; {
+		var impatient <-chan time.Time
+		if next < len(addresses) {
+			address := addresses[next]
+			asking.Go(func() {
+				expiry, err := askAddress(ctx, t, address)
+				answers <- answer{expiry, err}
+			})
+			waiting++
+			if next++; next < len(addresses) {
+				impatient = time.After(nextAddress)
+			}
+		}
+		select {
+		case a := <-answers:
+			if a.err == nil {
+				return a.expiry, nil
+			}
+			if first.err == nil {
+				first = a
+			}
+			if waiting--; waiting == 0 && next == len(addresses) {
+				return first.expiry, first.err
+			}
+		case <-impatient:
+		}
+	}
+}
+
+// askAddress asks address as a client of each name would: several at a time, so that a registry of many names is not thought
+// dead because it is far away. It fails if one of them does.
+func askAddress(ctx context.Context, t *target, address netip.Addr) (expiry time.Time, err error) {
 	at := net.JoinHostPort(address.String(), t.port)
 	if t.mode == topology.ProbeTCP {
 		conn, err := dial(ctx, at)
 		if err != nil {
-			return err
+			return time.Time{}, err
 		}
-		return conn.Close()
+		return time.Time{}, conn.Close()
 	}
-	var roots *x509.CertPool
-	if t.mode == topology.ProbeHTTPS && t.ca != "" {
-		var err error
-		if roots, err = readRoots(t.ca); err != nil {
-			return unable{err}
+	config, err := tlsConfig(t)
+	if err != nil {
+		return time.Time{}, unable{err}
+	}
+	expiries, errs := make([]time.Time, len(t.names)), make([]error, len(t.names))
+	var asking errgroup.Group
+	asking.SetLimit(maxTogether)
+	for i, name := range t.names {
+		asking.Go(func() error {
+			expiries[i], errs[i] = askRegistry(ctx, t, at, name, config)
+			return nil
+		})
+	}
+	_ = asking.Wait() // the errors are in errs, each at its name
+	for i := range t.names {
+		if e := expiries[i]; !e.IsZero() && (expiry.IsZero() || e.Before(expiry)) {
+			expiry = e
+		}
+		// What one name found out about the replica counts for more than that another could not be asked.
+		if e := errs[i]; e != nil && (err == nil || isUnable(err) && !isUnable(e)) {
+			err = e
 		}
 	}
-	for _, name := range t.names {
-		if err := askRegistry(ctx, t, at, name, roots, r); err != nil {
-			return err
+	return expiry, err
+}
+
+// tlsConfig is what t is asked with over TLS, but for the name; nil without TLS.
+func tlsConfig(t *target) (*tls.Config, error) {
+	if t.mode != topology.ProbeHTTPS {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.ca != "" {
+		pem, err := readReference(t.ca)
+		if err != nil {
+			return nil, fmt.Errorf("reading CA certificates: %w", err)
+		}
+		// Besides the system's: the client names' certificates are often public ones where the endpoint's own is not.
+		if config.RootCAs, err = x509.SystemCertPool(); err != nil {
+			config.RootCAs = x509.NewCertPool()
+		}
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading CA certificates: no certificate in %q", t.ca)
 		}
 	}
-	return nil
+	if t.clientCert != "" {
+		pem, err := readReference(t.clientCert)
+		if err != nil {
+			return nil, fmt.Errorf("reading the client certificate: %w", err)
+		}
+		pair, err := tls.X509KeyPair(pem, pem)
+		if err != nil {
+			return nil, fmt.Errorf("reading the client certificate %q: %w", t.clientCert, err)
+		}
+		// Not by Certificates, which sends it only to servers that name its issuer.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	}
+	return config, nil
 }
 
 // askRegistry sends GET /v2/ to at as a client of name would: 200 is a registry that lets anybody in, 401 one that asks for
-// a login first (OCI distribution specification, "Determining Support").
-func askRegistry(ctx context.Context, t *target, at, name string, roots *x509.CertPool, r *Result) error {
+// a login first (OCI distribution specification, "Determining Support"). config is nil without TLS. It returns the end of
+// validity of the certificate.
+func askRegistry(ctx context.Context, t *target, at, name string, config *tls.Config) (expiry time.Time, err error) {
 	scheme, usual := "http", "80"
-	if t.mode == topology.ProbeHTTPS {
+	if config != nil {
 		scheme, usual = "https", "443"
+		config = config.Clone()
+		config.ServerName = name
 	}
 	host := name
 	if t.port != usual {
@@ -130,7 +223,7 @@ func askRegistry(ctx context.Context, t *target, at, name string, roots *x509.Ce
 	}
 	transport := &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, at) },
-		TLSClientConfig:        &tls.Config{ServerName: name, RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:        config,
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeader,
@@ -138,24 +231,22 @@ func askRegistry(ctx context.Context, t *target, at, name string, roots *x509.Ce
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+host+"/v2/", nil)
 	if err != nil {
-		return fmt.Errorf("asking %s as %s: %w", at, name, err)
+		return expiry, fmt.Errorf("asking %s as %s: %w", at, name, err)
 	}
 	request.Header.Set("User-Agent", "portolan-health")
 	// RoundTrip and not a Client: redirects are not followed.
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return fmt.Errorf("asking %s as %s: %w", at, name, trimURL(err))
+		return expiry, fmt.Errorf("asking %s as %s: %w", at, name, trimURL(err))
 	}
 	defer response.Body.Close()
 	if response.TLS != nil && len(response.TLS.PeerCertificates) > 0 {
-		if end := response.TLS.PeerCertificates[0].NotAfter; r.CertificateExpiry.IsZero() || end.Before(r.CertificateExpiry) {
-			r.CertificateExpiry = end
-		}
+		expiry = response.TLS.PeerCertificates[0].NotAfter
 	}
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusUnauthorized {
-		return fmt.Errorf("asking %s as %s: /v2/ answered %d, not 200 or 401", at, name, response.StatusCode)
+		return expiry, fmt.Errorf("asking %s as %s: /v2/ answered %d, not 200 or 401", at, name, response.StatusCode)
 	}
-	return nil
+	return expiry, nil
 }
 
 // trimURL drops the URL that net/http puts around an error: the message names the address and the client name already.
@@ -197,26 +288,18 @@ func noRoute(ctx context.Context, at string) bool {
 	return false
 }
 
-// readRoots reads the certificates of a reference file:PATH, anew for each probe: files are renewed in place.
-func readRoots(reference string) (*x509.CertPool, error) {
+// readReference reads the file of a reference file:PATH, anew for each probe: files are renewed in place.
+func readReference(reference string) ([]byte, error) {
 	path, ok := strings.CutPrefix(reference, "file:")
 	if !ok {
-		return nil, fmt.Errorf("CA reference %q: want file:PATH", reference)
+		return nil, fmt.Errorf("reference %q: want file:PATH", reference)
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading CA certificates: %w", err)
+		return nil, err
 	}
 	defer f.Close()
-	pem, err := io.ReadAll(io.LimitReader(f, maxCA))
-	if err != nil {
-		return nil, fmt.Errorf("reading CA certificates: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("reading CA certificates: no certificate in %s", path)
-	}
-	return pool, nil
+	return io.ReadAll(io.LimitReader(f, maxPEM))
 }
 
 // askConsul takes the checks of a service. The instance at the target's address counts; where no instance bears that

@@ -22,7 +22,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,11 +110,15 @@ func serve(t *testing.T, address string, handler http.Handler, config *tls.Confi
 	return port
 }
 
-// registry answers /v2/ with code and counts; anything else is 404.
-func registry(code int, hosts *atomic.Value) http.Handler {
+// registry answers /v2/ with code and notes the hosts, which must be those of the handshakes; anything else is 404.
+func registry(code int, hosts *sync.Map) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if hosts != nil {
-			hosts.Store(r.Host)
+			hosts.Store(r.Host, true)
+		}
+		if name, _, _ := net.SplitHostPort(r.Host); r.TLS != nil && net.ParseIP(name) == nil && r.TLS.ServerName != name {
+			w.WriteHeader(http.StatusMisdirectedRequest)
+			return
 		}
 		if r.URL.Path != "/v2/" {
 			http.NotFound(w, r)
@@ -147,8 +153,8 @@ func TestProbeHTTPS(t *testing.T) {
 		}
 		return &two, nil
 	}}
-	var host atomic.Value
-	port := serve(t, "127.0.0.9", registry(http.StatusUnauthorized, &host), config)
+	var hosts sync.Map
+	port := serve(t, "127.0.0.9", registry(http.StatusUnauthorized, &hosts), config)
 	for _, c := range []struct {
 		name    string
 		names   []string
@@ -166,6 +172,7 @@ func TestProbeHTTPS(t *testing.T) {
 		{"a bad reference", []string{"registry.contoso.com"}, "env:CA", Unable, "file:PATH", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			hosts.Clear()
 			r := ask(t, &prober{}, &target{key: at("127.0.0.9"), mode: topology.ProbeHTTPS, port: port, names: c.names, ca: c.ca})
 			if r.Outcome != c.outcome || !strings.Contains(r.Error, c.error) {
 				t.Errorf("got %v %q, want %v with %q", r.Outcome, r.Error, c.outcome, c.error)
@@ -173,10 +180,120 @@ func TestProbeHTTPS(t *testing.T) {
 			if c.expiry == 0 != r.CertificateExpiry.IsZero() || c.expiry != 0 && time.Until(r.CertificateExpiry).Round(time.Minute) != c.expiry {
 				t.Errorf("certificate expiry %v, want in %v", r.CertificateExpiry, c.expiry)
 			}
-			if c.outcome == Passed && host.Load() != c.names[len(c.names)-1]+":"+port {
-				t.Errorf("Host was %v", host.Load())
+			for _, name := range c.names {
+				if _, asked := hosts.Load(name + ":" + port); c.outcome == Passed && !asked {
+					t.Errorf("%s was not asked for", name)
+				}
 			}
 		})
+	}
+}
+
+// A CA is trusted besides the system's: client names may have public certificates where the endpoint has one of its own.
+func TestProbeTrusts(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	want, err := x509.SystemCertPool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.AddCert(ca.certificate)
+	config, err := tlsConfig(&target{mode: topology.ProbeHTTPS, ca: "file:" + ca.path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !config.RootCAs.Equal(want) {
+		t.Error("not the system's roots and the CA")
+	}
+}
+
+// A registry that asks for a certificate gets the one that the replica names.
+func TestProbeClientCertificate(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	clients := x509.NewCertPool()
+	clients.AddCert(ca.certificate)
+	port := serve(t, "127.0.0.17", registry(200, nil), &tls.Config{
+		Certificates: []tls.Certificate{ca.sign(t, time.Hour, "registry.contoso.com")},
+		ClientAuth:   tls.RequireAnyClientCert,
+	})
+	own := ca.sign(t, time.Hour, "portolan")
+	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "own.pem")
+	both := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	if err := os.WriteFile(path, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, reference string
+		outcome         Outcome
+	}{
+		{"named", "file:" + path, Passed},
+		{"not named", "", Failed},
+		{"not there", "file:" + path + ".missing", Unable},
+		{"no key", "file:" + ca.path, Unable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := ask(t, &prober{}, &target{
+				key: at("127.0.0.17"), mode: topology.ProbeHTTPS, port: port, names: []string{"registry.contoso.com"}, ca: "file:" + ca.path, clientCert: c.reference,
+			})
+			if r.Outcome != c.outcome {
+				t.Errorf("got %v %q, want %v", r.Outcome, r.Error, c.outcome)
+			}
+		})
+	}
+}
+
+// The names share the time of a probe: asked one after the other, each would cost a registry far away three round trips.
+func TestProbeAsksNamesTogether(t *testing.T) {
+	t.Parallel()
+	names := []string{"a.example", "b.example", "c.example"}
+	var asked atomic.Int32
+	all := make(chan struct{})
+	port := serve(t, "127.0.0.18", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == int32(len(names)) {
+			close(all)
+		}
+		select {
+		case <-all:
+		case <-r.Context().Done():
+		}
+	}), nil)
+	if r := ask(t, &prober{}, &target{key: at("127.0.0.18"), mode: topology.ProbeHTTP, port: port, names: names}); r.Outcome != Passed {
+		t.Errorf("%v: %s", r.Outcome, r.Error)
+	}
+}
+
+// A server that takes a connection and says nothing costs the time of the probe, and no connection stays behind.
+func TestProbeHungHandshake(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.19:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	closed := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			defer conn.Close()
+			_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second)) // a connection just accepted takes it
+			_, err = io.Copy(io.Discard, conn)
+		}
+		closed <- err
+	}()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	r := (&prober{}).probe(ctx, &target{key: at("127.0.0.19"), mode: topology.ProbeHTTPS, port: port, names: []string{"registry.contoso.com"}})
+	if r.Outcome != Failed || !strings.Contains(r.Error, "deadline") {
+		t.Errorf("got %v %q", r.Outcome, r.Error)
+	}
+	if err := <-closed; err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection stayed: %v", err)
 	}
 }
 
@@ -272,6 +389,46 @@ func TestProbeHostname(t *testing.T) {
 				t.Errorf("got %v %q, want %v", r.Outcome, r.Error, c.outcome)
 			}
 		})
+	}
+}
+
+// Four addresses do not each get a quarter of the time: far away, none would answer within that.
+func TestProbeSlowHostname(t *testing.T) {
+	t.Parallel()
+	port := serve(t, "127.0.0.20", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(1500 * time.Millisecond): // more than a quarter of what ask gives
+		case <-r.Context().Done():
+		}
+	}), nil)
+	slow := netip.MustParseAddr("127.0.0.20")
+	p := &prober{resolve: func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{slow, slow, slow, slow}, nil }}
+	r := ask(t, p, &target{
+		key: key{ReplicaKey: router.ReplicaKey{Registry: "contoso", Region: "westus"}}, hostname: "registry.westus.example.",
+		mode: topology.ProbeHTTP, port: port, names: []string{"registry.contoso.com"},
+	})
+	if r.Outcome != Passed {
+		t.Errorf("%v: %s", r.Outcome, r.Error)
+	}
+}
+
+// An address that swallows what it is sent leaves the next one its time.
+func TestProbeHostnameFirstIsSilent(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	port := serve(t, "127.0.0.21", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			<-r.Context().Done()
+		}
+	}), nil)
+	same := netip.MustParseAddr("127.0.0.21")
+	p := &prober{resolve: func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{same, same}, nil }}
+	r := ask(t, p, &target{
+		key: key{ReplicaKey: router.ReplicaKey{Registry: "contoso", Region: "westus"}}, hostname: "registry.westus.example.",
+		mode: topology.ProbeHTTP, port: port, names: []string{"registry.contoso.com"},
+	})
+	if r.Outcome != Passed || asked.Load() != 2 {
+		t.Errorf("after %d requests: %v: %s", asked.Load(), r.Outcome, r.Error)
 	}
 }
 

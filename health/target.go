@@ -19,12 +19,13 @@ type key struct {
 // target is one thing to probe, and how.
 type target struct {
 	key
-	mode     topology.ProbeMode
-	hostname string // instead of an address
-	port     string
-	names    []string // SNI and Host of each request
-	ca       string   // reference, empty for the system's roots
-	service  string   // of topology.ProbeConsul
+	mode       topology.ProbeMode
+	hostname   string // instead of an address
+	port       string
+	names      []string // SNI and Host of each request
+	ca         string   // reference to roots besides the system's, empty for none
+	clientCert string   // reference, empty for none
+	service    string   // of topology.ProbeConsul
 }
 
 // place names what is connected to: a verdict is about that, whatever is asked there.
@@ -41,7 +42,7 @@ func (t *target) place() string {
 
 func (t *target) equal(o *target) bool {
 	return t.key == o.key && t.mode == o.mode && t.hostname == o.hostname && t.port == o.port &&
-		slices.Equal(t.names, o.names) && t.ca == o.ca && t.service == o.service
+		slices.Equal(t.names, o.names) && t.ca == o.ca && t.clientCert == o.clientCert && t.service == o.service
 }
 
 // targets lists what is to be probed for s.
@@ -57,12 +58,13 @@ func targets(s *topology.Snapshot) []*target {
 				names = []string{replica.Endpoint.Hostname()}
 			}
 			base := target{
-				key:     key{ReplicaKey: router.ReplicaKey{Registry: registry.Name, Region: replica.Region}},
-				mode:    replica.Probe.Mode,
-				port:    port(replica),
-				names:   names,
-				ca:      replica.Access.CA,
-				service: replica.Probe.Service,
+				key:        key{ReplicaKey: router.ReplicaKey{Registry: registry.Name, Region: replica.Region}},
+				mode:       replica.Probe.Mode,
+				port:       port(replica),
+				names:      names,
+				ca:         replica.Access.CA,
+				clientCert: replica.Access.ClientCert,
+				service:    replica.Probe.Service,
 			}
 			if replica.Hostname != "" {
 				base.hostname = replica.Hostname
