@@ -159,6 +159,22 @@ func TestYAMLErrorShowsTheLineButNoSecret(t *testing.T) {
 	if err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the error is missing or repeats a secret: %v", err)
 	}
+	// A secret beside what the fault is about.
+	for _, line := range []string{
+		`{region: westus, endpoint: "https://me:hunter2@host", addresses: [127.0.0.1], wieght: 3}`,
+		`{region: westus, credentials: hunter2, wieght: 3}`,
+		`{region: westus, credential: "hunter2"}`,
+		`{region: westus, credentials: env:A, credential: hunter2}`,
+		`{region: westus, credentials: hunter2`,
+	} {
+		_, err := ParseYAML("t.yaml", []byte("registries:\n  - name: contoso\n    home: westus\n    replicas:\n      - "+line+"\n"))
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the error is missing or repeats a secret: %v", line, err)
+		}
+	}
+	if line := `{region: westus, credentials: env:WESTUS, wieght: 3}`; secretIn(line) {
+		t.Errorf("%s: a reference counts as a secret", line)
+	}
 }
 
 func TestYAMLRoundTrip(t *testing.T) {
