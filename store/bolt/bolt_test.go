@@ -1,6 +1,7 @@
 package bolt_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -102,6 +103,51 @@ func TestOpenErrors(t *testing.T) {
 	} {
 		if _, err := bolt.OpenDB(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
 			t.Errorf("opening %s: %v, want %q", path, err, want)
+		}
+	}
+}
+
+// A file of which the end, or a page in the middle, is lost must be refused with words, not with a panic or a fault.
+func TestOpenDamaged(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	whole := filepath.Join(dir, "whole")
+	s, err := bolt.Open(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		var ops []store.Op
+		for j := range 50 {
+			ops = append(ops, store.Put(fmt.Sprintf("k/%d-%d", i, j), strings.Repeat("v", 3000)))
+		}
+		if _, err := s.Commit(t.Context(), ops...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	metas := 2 * os.Getpagesize()
+	damaged := map[string][]byte{"overwritten": append(b[:metas:metas], bytes.Repeat([]byte{0xff}, len(b)-metas)...)}
+	for _, cut := range []int{metas, 3 * metas, len(b) / 4, len(b) / 2, len(b) * 3 / 4} {
+		damaged[fmt.Sprintf("cut-at-%d-of-%d", cut, len(b))] = b[:cut]
+	}
+	for name, content := range damaged {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		db, err := bolt.OpenDB(path)
+		if err == nil {
+			_ = db.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), path+": not a bolt file, or a damaged one") {
+			t.Errorf("%s: %v, want it named as damaged", name, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -41,7 +42,7 @@ type write struct {
 // OpenDB opens the file at path, made with mode 0600 if it is not there. Its directory must exist. A file that another
 // process has open is an error that says so.
 func OpenDB(path string) (*DB, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType})
+	db, err := open(path)
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("opening %s: the file is in use by another process (`fuser -v %s` shows which)", path, path)
@@ -67,6 +68,32 @@ func OpenDB(path string) (*DB, error) {
 	return d, nil
 }
 
+// open makes errors of what bbolt answers with a panic or a fault: a file of which pages are damaged, or cut off by a
+// copy that was not finished.
+func open(path string) (db *bbolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a page beyond the end of the file
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", bolterrors.ErrInvalid, r)
+		}
+	}()
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return nil, err
+	}
+	err = db.View(func(tx *bbolt.Tx) error {
+		info, err := os.Stat(path)
+		if err == nil && info.Size() < tx.Size() {
+			err = fmt.Errorf("%w: %d bytes of at least %d", bolterrors.ErrInvalid, info.Size(), tx.Size())
+		}
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
 // Path is the file's.
 func (d *DB) Path() string { return d.bolt.Path() }
 
@@ -74,7 +101,7 @@ func (d *DB) Path() string { return d.bolt.Path() }
 func (d *DB) Closed() <-chan struct{} { return d.closed }
 
 // View reads at one moment. It ends with store.ErrUnavailable on a closed DB.
-func (d *DB) View(read func(*bbolt.Tx) error) error { return outcome(d.bolt.View(read)) }
+func (d *DB) View(read func(*bbolt.Tx) error) error { return closed(d.bolt.View(read)) }
 
 // Update runs apply, once, in a transaction that it may share with other callers, and returns when that is on disk.
 // An error of apply is returned to its caller alone and does not undo the transaction, so apply must decide before it
@@ -93,6 +120,10 @@ func (d *DB) Update(ctx context.Context, apply func(*bbolt.Tx) error) error {
 		}
 		return <-w.done
 	case d.turn <- struct{}{}:
+	}
+	if ctx.Err() != nil && d.withdraw(w) {
+		<-d.turn
+		return ctx.Err()
 	}
 	// Between joining the queue and getting the turn, another caller may have written this one's part: then the queue
 	// holds only later ones, which are written just the same.
@@ -140,17 +171,20 @@ func (d *DB) Close() error {
 	return d.bolt.Close()
 }
 
-// outcome names the errors of the engine itself. Those that come from a disk (full, read-only, broken) leave the
-// transaction undone, but for a failed fsync, after which nothing is known: all are ErrUnavailable.
+// outcome names the errors of a write transaction. Those of what it applies are not among them, so they are a disk's (full,
+// read-only, broken). They leave the transaction undone, but for a failed fsync, after which nothing is known: all are
+// ErrUnavailable.
 func outcome(err error) error {
-	var path *os.PathError
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+	if err = closed(err); err == nil || errors.Is(err, store.ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+}
+
+// closed names the error of a file that is closed.
+func closed(err error) error {
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 		return fmt.Errorf("%w: the file is closed", store.ErrUnavailable)
-	case errors.As(err, &path), errors.Is(err, os.ErrInvalid):
-		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
 	return err
 }

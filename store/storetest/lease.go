@@ -25,8 +25,11 @@ func testLeaseTakesTurns(t *testing.T, s store.Store) {
 	)
 	var group sync.WaitGroup
 	for i := range contenders {
-		// A short renewal makes short turns; a long TTL keeps a slow machine from taking a turn away.
-		lease := store.NewLease(s, "leases/turns", fmt.Sprintf("contender-%d", i), store.LeaseOptions{Renew: 40 * time.Millisecond, TTL: 10 * time.Second})
+		// The renewal interval is also the deadline of each call and the pause after a turn: long enough for a slow machine.
+		// Looking often makes short turns all the same.
+		lease := store.NewLease(s, "leases/turns", fmt.Sprintf("contender-%d", i), store.LeaseOptions{
+			Renew: 2 * time.Second, TTL: 10 * time.Second, Poll: 50 * time.Millisecond,
+		})
 		group.Go(func() {
 			_ = lease.Run(ctx, func(ctx context.Context, g store.Grant) {
 				if n := holding.Add(1); n != 1 {

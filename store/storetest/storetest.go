@@ -39,6 +39,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"WatchFinalValue", testWatchFinalValue},
 		{"WatchEnds", testWatchEnds},
 		{"LeaseTakesTurns", testLeaseTakesTurns},
+		{"Withdrawn", testWithdrawn},
 		{"Closed", testClosed},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -536,6 +537,20 @@ func testWatchEnds(t *testing.T, s store.Store) {
 	}
 	if err := s.Watch(deadline(t), "no-slash", func(store.Update) {}); err == nil {
 		t.Error("a watch of no prefix was taken")
+	}
+}
+
+// testWithdrawn writes with a context that has ended. Not once may such a write be applied.
+func testWithdrawn(t *testing.T, s store.Store) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 {
+		if _, err := s.Commit(ctx, store.Put("k", "v")); !errors.Is(err, context.Canceled) {
+			t.Errorf("commit with a context that had ended: %v", err)
+		}
+	}
+	if entry, there := get(t, s, "k"); there {
+		t.Errorf("it was applied: %+v", entry)
 	}
 }
 

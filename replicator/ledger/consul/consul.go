@@ -181,6 +181,10 @@ func (l *Ledger) enqueue(ctx context.Context, w *write) outcome {
 			return <-w.done
 		case l.turn <- struct{}{}:
 		}
+		if ctx.Err() != nil && l.withdraw(w) {
+			<-l.turn
+			return outcome{err: ctx.Err()}
+		}
 		if batch := l.take(); len(batch) > 0 {
 			l.write(batch)
 		}
