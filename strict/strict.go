@@ -2,8 +2,8 @@
 //
 // The text is walked as a syntax tree rather than decoded by the library: so every fault is found in one go, scalars are
 // taken as they are written (NO is Norway, 1e2 is no weight), and each value keeps its place for the faults that only the
-// whole shows. Unknown keys, keys that stand there twice, empty values, anchors, aliases, tags and further documents are
-// refused: what is written is what there is. Text may be hostile.
+// whole shows. Unknown keys, keys that stand there twice, empty values, anchors, aliases, tags, directives and further
+// documents are refused: what is written is what there is. Text may be hostile.
 //
 // What values mean together is the caller's to judge, who notes what is wrong with File.Fault.
 package strict
@@ -56,6 +56,7 @@ type File struct {
 // tags, and those that the text does not have stay as they are. They may be structs, slices, maps from strings, pointers,
 // strings, bools, ints, floats, durations, addresses and whatever reads text. After a fault into holds what could be read.
 func Decode(name string, text []byte, into any, o Options) *File {
+	text = bytes.TrimPrefix(text, []byte("\ufeff")) // YAML 1.2 section 5.2 lets a text begin with it; some editors write it
 	f := &File{name: name, options: o, lines: bytes.Split(text, []byte("\n")), positions: map[string]*token.Position{}}
 	if len(text) > o.Limit {
 		f.fault(nil, "", "is %d bytes long: at most %d", len(text), o.Limit)
@@ -78,6 +79,10 @@ func Decode(name string, text []byte, into any, o Options) *File {
 	for _, document := range tree.Docs {
 		if _, comment := document.Body.(*ast.CommentGroupNode); comment || document.Body == nil {
 			continue
+		}
+		if directive, ok := document.Body.(*ast.DirectiveNode); ok {
+			f.fault(start(directive), "", "is a directive, which is not used here: leave it out")
+			break // the library counts what follows as a document of its own
 		}
 		if seen {
 			f.fault(start(document.Body), "", "a second document begins here: one file holds one")

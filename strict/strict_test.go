@@ -95,6 +95,7 @@ func TestFaults(t *testing.T) {
 		"merge":            {"<<: a", "f.yaml:1:1: has a key that is an anchor or alias, which are not used here: a plain word is needed\n       1 | <<: a"},
 		"twice":            {"rules: {1: [a], \"1\": [b]}", "f.yaml:1:17: mapping key \"1\" already defined at [1:9]\n       1 | rules: {1: [a], \"1\": [b]}"},
 		"two documents":    {"word: a\n---\nword: b", "f.yaml:3:1: a second document begins here: one file holds one\n       3 | word: b"},
+		"directive":        {"%YAML 1.2\n---\nword: a", "f.yaml:1:1: is a directive, which is not used here: leave it out\n       1 | %YAML 1.2"},
 		"no YAML":          {"word: [", "f.yaml:1:7: sequence end token ']' not found\n       1 | word: ["},
 		"too long":         {strings.Repeat("#", 1001), "f.yaml: is 1001 bytes long: at most 1000"},
 		"a long line":      {"wait: " + strings.Repeat("é", 200), "f.yaml:1:7: wait: \"" + strings.Repeat("é", 200) + "\" is not a duration: write a number with a unit, such as 500ms, 5s or 10m\n       1 | wait: " + strings.Repeat("é", 97) + "..."},
@@ -108,6 +109,15 @@ func TestFaults(t *testing.T) {
 				t.Errorf("got\n%v\nwant\n%s", err, test.want)
 			}
 		})
+	}
+}
+
+// What some editors write before the text is no part of its first key.
+func TestByteOrderMark(t *testing.T) {
+	t.Parallel()
+	var into file
+	if err := decode("\ufeffword: a\n", &into).Err(); err != nil || into.Word != "a" {
+		t.Errorf("%+v, %v", into, err)
 	}
 }
 
