@@ -463,6 +463,9 @@ func (e *Editor) Confirm(ctx context.Context, registry string) error {
 		return failf(ErrRefused, "nothing of registry %s waits to be confirmed", registry)
 	}
 	if home := values[registryPrefix(registry)+fieldHome]; there && !slices.Contains(regions, home) {
+		if home == "" {
+			return failf(ErrRefused, "the home of registry %s was taken away, but not all of its keys: put it back, or delete the registry", registry)
+		}
 		return failf(ErrRefused, "the replica in the home region %s is among what was taken away, and it stays as long as registry %s does: put it back, or delete the registry", home, registry)
 	}
 	if _, err := e.store.Commit(ctx, store.Put(ConfirmedKey(registry), joinList(regions))); err != nil {
@@ -530,6 +533,9 @@ func (e *Editor) validate(w *workspace) error {
 	}
 	before, after := present(w.before), present(w.after)
 	for _, p := range e.options.Pending() {
+		if _, stays := after[p.Registry]; !stays {
+			continue // the end of the whole registry is what it confirms
+		}
 		for _, region := range after[p.Registry] {
 			if !slices.Contains(before[p.Registry], region) && !slices.Contains(p.Missing, region) {
 				return p.refuse()
@@ -684,7 +690,7 @@ func (e *Editor) commit(ctx context.Context, w *workspace, tree, state store.Tre
 }
 
 // confirmations tell the guard which regions a registry has now, where an edit changed them, on all servers, also those that
-// hear of several edits at once. Where a raw edit is held, nothing is confirmed along the way.
+// hear of several edits at once. Where a raw edit is held, nothing is confirmed along the way but the end of the registry.
 func (e *Editor) confirmations(before, after map[string][]string) []store.Op {
 	held := map[string]bool{}
 	if e.options.Pending != nil {
@@ -698,7 +704,7 @@ func (e *Editor) confirmations(before, after map[string][]string) []store.Op {
 	for _, registry := range slices.Sorted(maps.Keys(all)) {
 		_, was := before[registry]
 		_, is := after[registry]
-		if (was != is || !slices.Equal(before[registry], after[registry])) && !held[registry] {
+		if (was != is || !slices.Equal(before[registry], after[registry])) && !(held[registry] && is) {
 			ops = append(ops, store.Put(ConfirmedKey(registry), joinList(after[registry])))
 		}
 	}

@@ -126,6 +126,48 @@ func TestEditor(t *testing.T) {
 	}
 }
 
+// A held edit that took the home away cannot be confirmed; deleting the registry, which the refusal names as the way out, is one.
+func TestDeleteRegistryWhileAnEditIsHeld(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		gone   []string
+		reason string
+	}{
+		"the home's replica": {[]string{"replicas/westus/", "replicas/eastus/"}, "the replica in the home region westus is among what was taken away"},
+		"the home as well":   {[]string{"home", "replicas/"}, "the home of registry contoso was taken away"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, ctx := open(t), t.Context()
+			put(t, s, three())
+			k := NewKeeper(s, KeeperOptions{})
+			run(t, k)
+			until(t, k, "the registry", func(s *Snapshot) bool { return len(s.Registries) == 1 })
+			v := Values{}
+			for key := range three() {
+				for _, part := range c.gone {
+					if strings.HasPrefix(key, "registries/contoso/"+part) {
+						v[key] = "-"
+					}
+				}
+			}
+			put(t, s, v)
+			waitStatus(t, k, func(st KeeperStatus) bool { return len(st.Pending) == 1 })
+			e := NewEditor(s, EditorOptions{Pending: func() []Pending { return k.Status().Pending }})
+			if err := e.Confirm(ctx, "contoso"); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), c.reason) {
+				t.Errorf("Confirm: %v", err)
+			}
+			if err := e.DeleteRegistry(ctx, "contoso"); err != nil {
+				t.Fatal(err)
+			}
+			until(t, k, "the end", func(s *Snapshot) bool { return len(s.Registries) == 0 })
+			if p := k.Status().Pending; len(p) > 0 {
+				t.Errorf("still held: %+v", p)
+			}
+		})
+	}
+}
+
 func TestApply(t *testing.T) {
 	t.Parallel()
 	s, ctx := open(t), t.Context()
