@@ -18,7 +18,8 @@ const (
 	resolverCell6 = 32
 )
 
-// Cell is the unit of clients that a decision is made for: all of a cell is sent to one region. Exactly one of its two
+// Cell is the unit of clients that weights divide: all of a cell draw the same lots. The clients of a subnet's cell have one
+// place, too, and are all sent to one region; resolvers of one cell are each sent by their own place. Exactly one of its two
 // forms is used. The zero Cell is the one of clients of which nothing is known.
 type Cell struct {
 	// Prefix is the /24 or /48 of the client's address, or the /16 or /32 of its resolver's.

@@ -72,7 +72,7 @@ type rule struct {
 const absent = 1<<16 - 1
 
 // choice is the order and the fence for some clients: indexes into rules, plus one; 0 for none.
-type choice struct{ order, fence uint16 }
+type choice struct{ order, fence uint32 }
 
 // or fills in from o what c has not.
 func (c choice) or(o choice) choice {
@@ -150,10 +150,10 @@ func newChart(t *topology.Registry, places Locator, networks ASNLocator) *chart 
 
 	prefixes := make(map[netip.Prefix]choice)
 	c.asns, c.countries, c.continents = make(map[uint32]choice), make(map[string]choice), make(map[string]choice)
-	compile := func(rules []topology.Rule, set func(choice, uint16) choice) {
+	compile := func(rules []topology.Rule, set func(choice, uint32) choice) {
 		for _, rl := range rules {
 			c.rules = append(c.rules, rule{rl, c.listed(rl)})
-			n := uint16(len(c.rules))
+			n := uint32(len(c.rules))
 			switch m := rl.Match; {
 			case m.Prefix.IsValid():
 				p := operatorPrefix(m.Prefix)
@@ -167,8 +167,8 @@ func newChart(t *topology.Registry, places Locator, networks ASNLocator) *chart 
 			}
 		}
 	}
-	compile(t.Orders, func(c choice, n uint16) choice { c.order = n; return c })
-	compile(t.Fences, func(c choice, n uint16) choice { c.fence = n; return c })
+	compile(t.Orders, func(c choice, n uint32) choice { c.order = n; return c })
+	compile(t.Fences, func(c choice, n uint32) choice { c.fence = n; return c })
 	for _, ch := range c.asns {
 		c.asnOrders = c.asnOrders || ch.order != 0
 		c.asnFences = c.asnFences || ch.fence != 0
@@ -189,11 +189,12 @@ func (c *chart) listed(rl topology.Rule) []uint16 {
 	return place
 }
 
-// operatorPrefix is p as clients are looked up: an IPv4-mapped, NAT64 or 6to4 prefix that lies wholly in one of these
-// blocks is one of IPv4.
+// operatorPrefix is p as clients are looked up: a part of the IPv4-mapped, NAT64 or 6to4 addresses is a prefix of IPv4. All
+// of them together are not all of IPv4: a rule for 2002::/16 is meant for the few who use 6to4, and must not take in the
+// rest of the world. As nobody is looked up there, it holds for nobody.
 func operatorPrefix(p netip.Prefix) netip.Prefix {
 	p = p.Masked()
-	if inner, offset := unembed(p.Addr()); offset > 0 && p.Bits() >= offset {
+	if inner, offset := unembed(p.Addr()); offset > 0 && p.Bits() > offset {
 		return netip.PrefixFrom(inner, min(p.Bits()-offset, 32)).Masked()
 	}
 	return p

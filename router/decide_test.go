@@ -229,6 +229,24 @@ func TestDecide(t *testing.T) {
 		{name: "a mapped prefix of the operator", edit: func(r *topology.Registry) {
 			r.Orders = rules(topology.Match{Prefix: subnet("::ffff:30.1.0.0/112")}, "southeastasia")
 		}, subnet: "30.1.2.0/24", region: "southeastasia", outcome: Kept, scope: 16},
+		{name: "a 6to4 prefix of the operator", edit: func(r *topology.Registry) {
+			r.Orders = rules(topology.Match{Prefix: subnet("2002:1e01::/32")}, "southeastasia")
+		}, subnet: "2002:1e01:0200::/40", region: "southeastasia", outcome: Kept, scope: 32},
+		{name: "all of 6to4 is not all of IPv4", edit: func(r *topology.Registry) {
+			r.Orders = rules(topology.Match{Prefix: subnet("2002::/16")}, "southeastasia")
+		}, subnet: "30.1.2.0/24", region: "westeurope", outcome: Kept, scope: 8},
+		{name: "nor is all of NAT64", edit: func(r *topology.Registry) {
+			r.Fences = rules(topology.Match{Prefix: subnet("64:ff9b::/96")}, "southeastasia")
+		}, subnet: "64:ff9b::1e01:200/120", region: "westeurope", outcome: Kept, scope: 104},
+
+		{name: "an order by prefix, a fence by ASN", edit: func(r *topology.Registry) {
+			r.Orders = rules(topology.Match{Prefix: subnet("30.1.0.0/16")}, "southeastasia")
+			r.Fences = rules(topology.Match{ASN: 64500}, "westus")
+		}, subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 16},
+		{name: "a fence by prefix, an order by ASN", edit: func(r *topology.Registry) {
+			r.Fences = rules(topology.Match{Prefix: subnet("30.1.0.0/16")}, "southeastasia,westus")
+			r.Orders = rules(topology.Match{ASN: 64500}, "westus")
+		}, resolver: "30.1.0.1", region: "westus", outcome: Kept},
 
 		{name: "fence", edit: func(r *topology.Registry) {
 			r.Fences = rules(topology.Match{Continent: "EU"}, "westus,southeastasia")
@@ -275,5 +293,19 @@ func TestDecide(t *testing.T) {
 				t.Errorf("the explanation differs: %+v", e)
 			}
 		})
+	}
+}
+
+// TestManyRules: there may be more rules than 16 bits count.
+func TestManyRules(t *testing.T) {
+	t.Parallel()
+	registry, places, networks := world()
+	for i := range 1<<16 + 10 {
+		registry.Orders = append(registry.Orders, topology.Rule{Match: topology.Match{ASN: uint32(100_000 + i)}, Regions: []string{"westus"}})
+	}
+	registry.Orders = append(registry.Orders, topology.Rule{Match: topology.Match{Country: "DE"}, Regions: []string{"southeastasia"}})
+	r := New(snapshot(registry), places, networks).At(0)
+	if d := r.Decide(Client{Subnet: subnet("30.1.2.0/24")}); region(r, d) != "southeastasia" {
+		t.Errorf("got %q %+v, want southeastasia, which the last rule names", region(r, d), d)
 	}
 }

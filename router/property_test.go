@@ -503,3 +503,17 @@ func TestSharesExact(t *testing.T) {
 		t.Errorf("%+v, want %+v", split, want)
 	}
 }
+
+// TestSharesTie: of equal weights the nearest is the fallback, as in Decide.
+func TestSharesTie(t *testing.T) {
+	t.Parallel()
+	registry, places, networks := world()
+	for _, p := range registry.Replicas {
+		p.Weight = 50
+	}
+	split := New(snapshot(registry), places, networks).At(0).Shares()[1]
+	want := []Share{{"westeurope", 62.5}, {"westus", 25}, {"southeastasia", 12.5}}
+	if split.Nearest != "westeurope" || !slices.Equal(split.Shares, want) {
+		t.Errorf("%+v, want %+v", split, want)
+	}
+}
