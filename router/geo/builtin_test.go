@@ -207,7 +207,7 @@ func FuzzLocate(f *testing.F) {
 		if !place.Network.Contains(a) {
 			t.Fatalf("%v has the network %v", a, place.Network)
 		}
-		// The network is one country's, and it is the largest such.
+		// The network is one country's.
 		for _, other := range []netip.Addr{place.Network.Addr(), last(place.Network)} {
 			if got := Builtin().Locate(other); got != place {
 				t.Errorf("%v has %+v, %v in its network %+v", a, place, other, got)

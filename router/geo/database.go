@@ -171,9 +171,9 @@ func (d *Database) Kind() string { return d.kind }
 
 // Locate implements router.Locator. An entry that cannot be read is as one without a place.
 func (d *Database) Locate(a netip.Addr) router.Place {
-	result := d.reader.Lookup(a)
-	place := router.Place{Network: network(result, a)}
-	if !result.Found() {
+	result, found, network := lookup(d.reader, a)
+	place := router.Place{Network: network}
+	if !found {
 		return place
 	}
 	var e record
@@ -203,28 +203,33 @@ func (s *ASNs) Info() Info { return s.info }
 
 // ASN implements router.ASNLocator. An entry that cannot be read is as one without a number.
 func (s *ASNs) ASN(a netip.Addr) (uint32, netip.Prefix) {
-	result := s.reader.Lookup(a)
+	result, found, network := lookup(s.reader, a)
 	var e record
-	if result.Found() && result.Decode(&e) != nil {
+	if found && result.Decode(&e) != nil {
 		e = record{}
 	}
-	return e.asn, network(result, a)
+	return e.asn, network
 }
 
-// network is that of an entry, or of the hole in the tree, around a. In a tree of IPv6 all of IPv4 may lie in one entry
-// that is shorter than where IPv4 starts.
-func network(result maxminddb.Result, a netip.Addr) netip.Prefix {
+// lookup finds the entry that holds a, and the network of that entry or of the hole in the tree. In a tree of IPv6 all of
+// IPv4 may lie in one entry that is shorter than where IPv4 starts. A tree of IPv4 has one hole for all of IPv6: it is not
+// asked, since its answer to each address would be an error that tells no network.
+func lookup(r *maxminddb.Reader, a netip.Addr) (entry maxminddb.Result, found bool, network netip.Prefix) {
 	if !a.IsValid() {
-		return netip.Prefix{}
+		return entry, false, netip.Prefix{}
 	}
-	if result.Err() != nil {
-		return netip.PrefixFrom(a.WithZone(""), a.BitLen())
+	if a.Is6() && r.Metadata.IPVersion == 4 {
+		return entry, false, netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
-	p := result.Prefix()
-	if a.Is4() && p.Addr().Is6() {
-		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	entry = r.Lookup(a)
+	if entry.Err() != nil {
+		return entry, false, netip.PrefixFrom(a.WithZone(""), a.BitLen())
 	}
-	return p
+	network = entry.Prefix()
+	if a.Is4() && network.Addr().Is6() {
+		network = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return entry, entry.Found(), network
 }
 
 // record is what is taken from an entry, whatever the schema. It is decoded without reflection and without allocating.

@@ -131,6 +131,18 @@ func TestSchemas(t *testing.T) {
 	}
 }
 
+// TestContinentOfDatabase: where the database says another continent than the table of countries, it counts.
+func TestContinentOfDatabase(t *testing.T) {
+	t.Parallel()
+	d, err := Open(write(t, mmdbwriter.Options{DatabaseType: "x"}, map[string]mmdbtype.DataType{"20.0.0.0/8": city("AS", "BG", 1, 2)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := d.Locate(netip.MustParseAddr("20.1.2.3")); p.Country != "BG" || p.Continent != "AS" {
+		t.Errorf("%+v, want BG in AS", p)
+	}
+}
+
 func TestOpenASN(t *testing.T) {
 	t.Parallel()
 	for _, n := range []mmdbtype.DataType{mmdbtype.Uint32(64500), mmdbtype.Uint16(64500), mmdbtype.Uint64(64500)} {
@@ -176,13 +188,23 @@ func TestOpenErrors(t *testing.T) {
 			t.Errorf("opening %s: %v, want %q", path, err, want)
 		}
 	}
-	// A file that was cut short or damaged never panics, and is either refused or answers.
 	whole, err := os.ReadFile(write(t, mmdbwriter.Options{DatabaseType: "GeoLite2-City"}, map[string]mmdbtype.DataType{
 		"20.0.0.0/8": city("EU", "BG", 1, 2), "30.0.0.0/8": city("EU", "DE", 3, 4),
 	}))
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A download that broke off: what tells of the file stands at its end.
+	for n := len(whole) - 1; n > 0; n -= 41 {
+		path := filepath.Join(dir, "short")
+		if err := os.WriteFile(path, whole[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "MaxMind DB format") || !strings.Contains(err.Error(), path) {
+			t.Fatalf("opening the first %d of %d bytes: %v", n, len(whole), err)
+		}
+	}
+	// A file whose beginning is missing or that is damaged never panics, and is either refused or answers.
 	random := rand.New(rand.NewPCG(1, 2))
 	for i := range 300 {
 		damaged := bytes.Clone(whole)
@@ -242,7 +264,7 @@ func TestLikeGeoIP2(t *testing.T) {
 	}
 }
 
-// TestIPv4Only: a tree of IPv4 alone knows no IPv6 address.
+// TestIPv4Only: a tree of IPv4 alone knows no IPv6 address, and says so of all of them at once.
 func TestIPv4Only(t *testing.T) {
 	t.Parallel()
 	d, err := Open(write(t, mmdbwriter.Options{DatabaseType: "v4", IPVersion: 4}, map[string]mmdbtype.DataType{
@@ -255,10 +277,10 @@ func TestIPv4Only(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	a := netip.MustParseAddr("2a00::1")
-	if p := d.Locate(a); p.Located || !p.Network.Contains(a) {
+	if p := d.Locate(a); p.Located || p.Network.String() != "::/0" {
 		t.Errorf("%+v", p)
 	}
-	if p := d.Locate(netip.Addr{}); p.Located {
+	if p := d.Locate(netip.Addr{}); p.Located || p.Network.IsValid() {
 		t.Errorf("%+v", p)
 	}
 }
