@@ -252,7 +252,9 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 	k.good, k.pending = good, held
 	k.publish(s, registries.update.Tree.Revision, false)
 	k.save()
-	if (first || before.Digest != s.Digest) && storedDigest(stored) != s.Digest && len(registries.update.Tree.Entries) > 0 {
+	// A store that is empty at the start has no change to note; one that was emptied has.
+	news := first && len(registries.update.Tree.Entries) > 0 || !first && before.Digest != s.Digest
+	if news && storedDigest(stored) != s.Digest {
 		select {
 		case <-k.stamps: // an older digest nobody took yet
 		default:
@@ -402,7 +404,8 @@ func (k *Keeper) save() {
 
 // stamper notes in the store when the topology came to mean what it means, for edits that nobody noted: all servers take the
 // time from there, and so have one DNS serial. The first server to write wins; the others see its digest and are content.
-// A server stamps only when its own snapshot changed: two that mean different things do not fight.
+// A server stamps only when its own snapshot changed: two that mean different things do not fight. It does not stamp what it
+// has left behind meanwhile: that would be one more change of the serial, after the change that came later.
 func (k *Keeper) stamper(ctx context.Context) error {
 	for {
 		var digest string
@@ -442,7 +445,7 @@ func (k *Keeper) stamp(ctx context.Context, digest string) error {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", topologyPrefix, err)
 	}
-	if storedDigest(stored) == digest {
+	if storedDigest(stored) == digest || k.Snapshot().Digest != digest {
 		return nil
 	}
 	_, err = k.store.Commit(ctx, stampOps(stored, digest, time.Now())...)
