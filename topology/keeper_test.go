@@ -270,11 +270,13 @@ func TestKeeperFollowsKeepsAndGuards(t *testing.T) {
 	// Everything.
 	wipe(t, s, RegistriesPrefix)
 	waitStatus(t, k, func(st KeeperStatus) bool { return len(st.Pending) == 1 })
-	last := k.Snapshot().Changed
 	if err := e.Confirm(t.Context(), "other"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, k, "nothing, at a later time", func(s *Snapshot) bool { return len(s.Registries) == 0 && s.Changed.After(last) })
+	until(t, k, "nothing, and its time", func(now *Snapshot) bool {
+		noted, err := s.Get(t.Context(), digestKey)
+		return err == nil && len(now.Registries) == 0 && noted.Value == now.Digest
+	})
 	families, err := registry.Gather()
 	if err != nil || len(families) != 4 {
 		t.Errorf("metrics: %v, %v", families, err)
