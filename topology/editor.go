@@ -279,7 +279,7 @@ func replicaValues(registry string, r ReplicaDocument) (Values, error) {
 
 // DeleteReplica begins the deletion of a replica: no clients are sent there from now on, and the request is left that the
 // replicator finishes, once the last answers have expired and what was pushed there alone is elsewhere, with
-// RemoveReplica. Asking again changes nothing, except that force is added.
+// RemoveReplica. Asking again changes nothing, except that force is added. Until then its routing cannot be enabled.
 func (e *Editor) DeleteReplica(ctx context.Context, registry, region string, r Request) error {
 	if r.Time.IsZero() {
 		r.Time = e.options.Now().UTC()
@@ -327,6 +327,23 @@ func (w *workspace) requestDelete(registry, region string, r Request) error {
 		return fmt.Errorf("writing the request: %w", err)
 	}
 	w.with(registry, region, store.PutIf(name, string(value), e.Revision))
+	return nil
+}
+
+// stayDrained refuses to send clients again to a replica whose deletion has begun: it would end under them.
+func (w *workspace) stayDrained() error {
+	for _, name := range slices.Sorted(maps.Keys(w.before)) {
+		k, err := parseKey(name)
+		if err != nil || k.field != fieldRouting || w.before[name] != "disabled" || w.after[name] == "disabled" || !w.has(replicaPrefix(k.registry, k.region)) {
+			continue
+		}
+		switch _, err := w.editor.store.Get(w.ctx, RequestKey(k.registry, k.region, RequestDelete)); {
+		case err == nil:
+			return failf(ErrRefused, "replica %s/%s is being deleted: no clients are sent there any more; take it out of the topology file, or create it again when it is gone", k.registry, k.region)
+		case !errors.Is(err, store.ErrNotFound):
+			return fmt.Errorf("reading whether replica %s/%s is being deleted: %w", k.registry, k.region, err)
+		}
+	}
 	return nil
 }
 
@@ -497,6 +514,9 @@ func (e *Editor) run(ctx context.Context, dryRun bool, change func(*workspace) e
 			return err
 		}
 		if err := e.validate(w); err != nil {
+			return err
+		}
+		if err := w.stayDrained(); err != nil {
 			return err
 		}
 		if dryRun {
