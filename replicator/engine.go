@@ -101,12 +101,13 @@ type member struct {
 
 // fleet is all members of a registry at one moment. Immutable.
 type fleet struct {
-	members  []*member
+	members []*member
+	// replicas are the members, and those of which nothing can be asked at the moment.
 	replicas version.Fleet
 }
 
-func newFleet(members []*member) *fleet {
-	f := &fleet{members: members}
+func newFleet(members []*member, absent ...version.Replica) *fleet {
+	f := &fleet{members: members, replicas: absent}
 	for _, m := range members {
 		f.replicas = append(f.replicas, m.Replica)
 	}
@@ -910,8 +911,8 @@ func (e *engine) onlyAt(ctx context.Context, m *member) ([]string, error) {
 	var only []string
 	f := e.fleet()
 	err := e.rows(ctx, "", func(row ledger.Row) bool {
-		elsewhere := slices.ContainsFunc(f.replicas, func(r version.Replica) bool {
-			return r.Incarnation != m.Incarnation && !version.Due(row.Record, r)
+		elsewhere := slices.ContainsFunc(f.members, func(o *member) bool {
+			return o.Incarnation != m.Incarnation && !version.Due(row.Record, o.Replica)
 		})
 		if !row.Record.Head.Tombstone() && !version.Due(row.Record, m.Replica) && !elsewhere {
 			only = append(only, row.Key.String())

@@ -43,8 +43,17 @@ type registry struct {
 
 	mu       sync.Mutex
 	replicas map[string]*running
+	// stored are the states in the store, by region: also those of replicas that are not configured, or not complete, for a
+	// while. What is decided meanwhile is due there too.
+	stored map[string]stored
 	// kept are the conflict tags that are alive.
 	kept map[ledger.Key]bool
+}
+
+// stored is a state in the store.
+type stored struct {
+	topology.Replication
+	revision uint64
 }
 
 // running is a replica with what ends it.
@@ -57,7 +66,7 @@ type running struct {
 
 func newRegistry(config *topology.Registry, options *Options, memory *memory, metrics *metrics) *registry {
 	r := &registry{name: config.Name, config: config, options: options, epoch: memory.epoch(), memory: memory, metrics: metrics, log: options.Log.With(zap.String("registry", config.Name)),
-		replicas: make(map[string]*running), kept: make(map[ledger.Key]bool)}
+		replicas: make(map[string]*running), stored: make(map[string]stored), kept: make(map[ledger.Key]bool)}
 	r.members.Store(newFleet(nil))
 	r.engine = &engine{
 		registry: config.Name, ledger: options.Ledger, fleet: r.fleet, writeID: newID, log: r.log, suspects: make(map[string]map[ledger.Key]suspect),
@@ -92,6 +101,13 @@ func (r *registry) run(ctx context.Context, updates *latest.Value[topology.Regis
 			return ctx.Err()
 		}
 		cursor, err = r.options.Ledger.Head(ctx)
+	}
+	// Nothing may be decided before all are known that it is due to.
+	for err := r.readStates(ctx); err != nil; err = r.readStates(ctx) {
+		r.log.Warn("the states of the replicas cannot be read; trying again", zap.Error(err))
+		if !sleep(ctx, time.Second) {
+			return ctx.Err()
+		}
 	}
 	defer r.stop()
 	g, ctx := errgroup.WithContext(ctx)
@@ -144,10 +160,15 @@ func (r *registry) reconcile(ctx context.Context, config *topology.Registry) {
 			gone = append(gone, region)
 		}
 		ended = append(ended, one)
-		delete(r.replicas, region)
 	}
 	r.mu.Unlock()
 	endAll(ended)
+	r.mu.Lock()
+	for _, one := range ended {
+		r.remember(one.config.Region, one.last())
+		delete(r.replicas, one.config.Region)
+	}
+	r.mu.Unlock()
 	for _, region := range gone {
 		r.forget(ctx, region)
 	}
@@ -157,7 +178,7 @@ func (r *registry) reconcile(ctx context.Context, config *topology.Registry) {
 	for region, c := range wanted {
 		live, cancel := context.WithCancel(ctx)
 		done := make(chan struct{})
-		one := &running{replica: newReplica(r, c), settings: settings(c), end: func() { cancel(); <-done }}
+		one := &running{replica: newReplica(r, c, r.stored[region]), settings: settings(c), end: func() { cancel(); <-done }}
 		one.begin = func() {
 			defer close(done)
 			if err := one.run(live); err != nil && live.Err() == nil {
@@ -232,27 +253,39 @@ func (r *registry) replica(region string) *replica {
 	return nil
 }
 
-// muster makes the fleet anew from the states of the replicas.
+// muster makes the fleet anew from the states of the replicas. Those that nothing can be asked of at the moment belong to it
+// too: if a decision passed over them, their silence would be taken for consent when they come back.
 func (r *registry) muster() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var members []*member
+	var absent []version.Replica
 	places := make(map[string]topology.Coordinates)
 	for region, one := range r.replicas {
 		places[region] = one.config.Location
 		state, remote := one.current(), one.remote.Load()
-		if !r.knows(state) || remote == nil {
-			continue
+		switch {
+		case !r.knows(state):
+		case remote == nil || !one.describes(state):
+			absent = append(absent, identity(region, state))
+		default:
+			members = append(members, &member{Replica: identity(region, state), Remote: remote, remaining: one.remaining})
 		}
-		members = append(members, &member{
-			Replica: version.Replica{Region: region, Incarnation: state.Incarnation, Baselined: state.Phase == topology.PhaseBaselined},
-			Remote:  remote, remaining: one.remaining,
-		})
+	}
+	for region, s := range r.stored {
+		if r.replicas[region] == nil && r.knows(s.Replication) {
+			absent = append(absent, identity(region, s.Replication))
+		}
 	}
 	for _, m := range members {
 		m.sources = sourcesOf(m, members, func(a, b string) int { return router.Distance(places[a], places[b]) })
 	}
-	r.members.Store(newFleet(members))
+	r.members.Store(newFleet(members, absent...))
+}
+
+// identity is a replica as decisions see it.
+func identity(region string, s topology.Replication) version.Replica {
+	return version.Replica{Region: region, Incarnation: s.Incarnation, Baselined: s.Phase == topology.PhaseBaselined}
 }
 
 // knows reports whether a state is about the ledger as it is.
@@ -260,25 +293,57 @@ func (r *registry) knows(s topology.Replication) bool {
 	return s.Incarnation != "" && s.Epoch == r.epoch
 }
 
-// watchStates learns the states of the replicas that other processes work for.
+// watchStates learns the states of the replicas that this process does not work for.
 func (r *registry) watchStates(ctx context.Context) error {
 	return r.options.Store.Watch(ctx, r.statesPrefix(), func(u store.Update) {
-		if u.Err != nil {
-			return
-		}
-		for _, one := range r.all() {
-			entry, ok := u.Tree.Get(topology.ReplicationKey(r.name, one.config.Region))
-			if !ok || one.lease.Load() != nil {
-				continue
-			}
-			var state topology.Replication
-			if err := json.Unmarshal([]byte(entry.Value), &state); err != nil {
-				r.log.Warn("the state of a replica is not understood", zap.String("key", entry.Key), zap.Error(err))
-				continue
-			}
-			one.learn(state, entry.Revision)
+		if u.Err == nil {
+			r.learn(u.Tree)
 		}
 	})
+}
+
+// readStates is what watchStates does, once.
+func (r *registry) readStates(ctx context.Context) error {
+	tree, err := r.options.Store.List(ctx, r.statesPrefix())
+	if err == nil {
+		r.learn(tree)
+	}
+	return err
+}
+
+func (r *registry) learn(tree store.Tree) {
+	told := topology.ParseState(tree)
+	for _, p := range told.Problems {
+		r.log.Warn("the state of a replica is not understood", zap.String("key", p.Key), zap.String("reason", p.Reason))
+	}
+	states := make(map[string]stored)
+	for name, state := range told.Replications {
+		entry, _ := tree.Get(topology.ReplicationKey(r.name, name.Region))
+		states[name.Region] = stored{state, entry.Revision}
+	}
+	r.mu.Lock()
+	for region := range r.stored {
+		if _, there := tree.Get(topology.ReplicationKey(r.name, region)); !there {
+			delete(r.stored, region)
+		}
+	}
+	for region, s := range states {
+		r.remember(region, s)
+	}
+	r.mu.Unlock()
+	for _, one := range r.all() {
+		if s, ok := states[one.config.Region]; ok && one.lease.Load() == nil {
+			one.learn(s.Replication, s.revision)
+		}
+	}
+	r.muster()
+}
+
+// remember keeps a state, unless a newer one is kept. The caller holds mu.
+func (r *registry) remember(region string, s stored) {
+	if s.revision > r.stored[region].revision {
+		r.stored[region] = s
+	}
 }
 
 func (r *registry) statesPrefix() string {
@@ -317,7 +382,7 @@ func (r *registry) homeDecided() bool {
 		return false
 	}
 	state := home.current()
-	return r.knows(state) && decided(state)
+	return home.describes(state) && decided(state)
 }
 
 // homeFirst waits until the baseline of the home is decided: its content is what others are compared with.

@@ -84,8 +84,8 @@ const removedTime = 30 * time.Second
 // troubleTime is how long a replica may be unusable before its status says so: shorter standstills are retries.
 const troubleTime = 5 * time.Second
 
-func newReplica(of *registry, config *topology.Replica) *replica {
-	return &replica{of: of, config: config, queue: newQueue(time.Now), log: of.log.With(zap.String("region", config.Region)),
+func newReplica(of *registry, config *topology.Replica, known stored) *replica {
+	return &replica{of: of, state: known.Replication, revision: known.revision, config: config, queue: newQueue(time.Now), log: of.log.With(zap.String("region", config.Region)),
 		look: make(chan struct{}, 1), opened: make(chan struct{}),
 		budget: rate.NewLimiter(rate.Limit(of.options.RequestsPerSecond), max(1, int(of.options.RequestsPerSecond)))}
 }
@@ -94,6 +94,18 @@ func (r *replica) current() topology.Replication {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.state
+}
+
+// last returns the state with its revision.
+func (r *replica) last() stored {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return stored{r.state, r.revision}
+}
+
+// describes reports whether a state is about the ledger as it is, and about what stands at the replica's endpoint.
+func (r *replica) describes(s topology.Replication) bool {
+	return r.of.knows(s) && s.Endpoint == r.config.Endpoint.String() && s.Prefix == r.config.Access.Prefix
 }
 
 // decided reports whether what the replica holds is in the ledger, so that observations there mean something.
@@ -158,8 +170,8 @@ func (r *replica) open(ctx context.Context) error {
 		remote, err := newRemote(r.config, r.of.options.UserAgent, newID, r.log)
 		if err == nil {
 			r.remote.Store(remote)
-			close(r.opened)
 			r.of.muster()
+			close(r.opened)
 			return nil
 		}
 		r.log.Error("the replica cannot be used", zap.Error(err))
@@ -203,7 +215,7 @@ func (r *replica) identify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known := r.of.knows(state) && state.Endpoint == r.config.Endpoint.String() && state.Prefix == r.config.Access.Prefix
+	known := r.describes(state)
 	if !known {
 		state = r.unknown("nothing is known of its content yet")
 	}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -27,6 +29,7 @@ import (
 	"portolan/latest"
 	"portolan/replicator/events"
 	ledgerbolt "portolan/replicator/ledger/bolt"
+	"portolan/replicator/version"
 	"portolan/store"
 	storebolt "portolan/store/bolt"
 	"portolan/topology"
@@ -547,4 +550,119 @@ func TestHomeReplaced(t *testing.T) {
 	f.until("a new baseline", func() bool { s := f.state("home"); return s.Incarnation != before && s.Status == topology.Ready })
 	f.arrives("app:1", f.digest("other", "app:1"), "home")
 	f.arrives("app:2", "", "home", "other")
+}
+
+// What is decided while a replica has no connection, or is not configured, is due there when it comes back: its silence is no
+// consent, and what it shows then is no push.
+func TestReplicaThatComesBack(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"a file that was missing", "a configuration that was incomplete"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newServers(t, "home", "other")
+			ca := filepath.Join(f.dir, "ca.pem")
+			certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: anyCertificate(t)})
+			write := func() {
+				if err := os.WriteFile(ca, certificate, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write()
+			f.config.Replicas[1].Access.CA = "file:" + ca
+			f.start()
+			f.ready("home", "other")
+			f.arrives("app:1", f.push("home", "app:1"), "other")
+			f.ready("home", "other")
+			complete := f.config
+			comeBack := write
+			if name == "a file that was missing" {
+				f.stop()
+				if err := os.Remove(ca); err != nil {
+					t.Fatal(err)
+				}
+				f.start()
+			} else {
+				home := *f.config
+				home.Replicas = home.Replicas[:1]
+				f.config = &home
+				f.declare()
+				f.until("the work for it to end", func() bool {
+					r, err := f.replicator.registry("contoso")
+					return err == nil && r.replica("other") == nil
+				})
+				comeBack = func() { f.config = complete; f.declare() }
+			}
+			newer, fresh := f.push("home", "app:1"), f.push("home", "app:2")
+			pushed := time.Now()
+			f.until("scans of the home", func() bool { return f.state("home").LastScan.After(pushed) })
+			comeBack()
+			f.arrives("app:1", newer, "other")
+			f.arrives("app:2", fresh, "other")
+			f.ready("home", "other")
+			if f.digest("home", "app:1") != newer || f.digest("home", "app:2") != fresh {
+				t.Error("what it had not heard of was taken for a rollback")
+			}
+		})
+	}
+}
+
+func anyCertificate(t *testing.T) []byte {
+	t.Helper()
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	defer s.Close()
+	return s.Certificate().Raw
+}
+
+// All that a decision is due to is known before the first is made: whoever holds the leases, configured or not.
+func TestFleetIsWholeFromTheStart(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.before = func() {
+		for region, phase := range map[string]topology.Phase{"home": topology.PhaseBaselined, "other": topology.PhaseSeeding, "elsewhere": topology.PhaseBaselined} {
+			state := topology.Replication{Incarnation: "of " + region, Phase: phase, Epoch: "now"}
+			if s := f.servers[region]; s != nil {
+				state.Endpoint = s.URL
+			}
+			value, err := json.Marshal(state)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.store.Commit(t.Context(), store.Put(topology.ReplicationKey("contoso", region), string(value))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := newRegistry(f.config, &Options{Store: f.store, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, nil)
+		if err := r.readStates(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range f.config.Replicas {
+			r.replicas[c.Region] = &running{replica: newReplica(r, c, r.stored[c.Region])}
+		}
+		r.muster()
+		got := make(map[version.Replica]bool)
+		for _, one := range r.fleet().replicas {
+			got[one] = true
+		}
+		want := map[version.Replica]bool{{Region: "home", Incarnation: "of home", Baselined: true}: true, {Region: "other", Incarnation: "of other"}: true,
+			{Region: "elsewhere", Incarnation: "of elsewhere", Baselined: true}: true}
+		if !maps.Equal(got, want) || !r.homeDecided() {
+			t.Errorf("%+v", got)
+		}
+		// What stands at another endpoint is not what the state is about: nothing there is observed, and the state is owed.
+		moved := *f.config.Replicas[0]
+		moved.Access.Prefix = "elsewhere"
+		r.replicas["home"] = &running{replica: newReplica(r, &moved, r.stored["home"])}
+		r.replicas["home"].remote.Store(new(remote))
+		if r.muster(); r.fleet().member("of home") != nil || len(r.fleet().replicas) != 3 || r.homeDecided() {
+			t.Errorf("%+v", r.fleet().replicas)
+		}
+		// A state that is removed ends what is due.
+		if _, err := f.store.Commit(t.Context(), store.Delete(topology.ReplicationKey("contoso", "elsewhere"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.readStates(t.Context()); err != nil || len(r.fleet().replicas) != 2 {
+			t.Errorf("%+v, %v", r.fleet().replicas, err)
+		}
+	}
+	f.start()
 }
