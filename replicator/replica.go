@@ -48,8 +48,9 @@ type replica struct {
 	revision uint64 // of the state in the store; zero: it is not there
 	reading  trouble
 	writing  trouble
-	accepted bool   // the operator accepts what the guard holds, or the baseline's plan
-	leaving  string // what a delete waits for
+	doubted  time.Time // since when the guard would hold the replica; zero: it would not
+	accepted bool      // the operator accepts what the guard holds, or the baseline's plan
+	leaving  string    // what a delete waits for
 	restart  context.CancelCauseFunc
 }
 
@@ -416,6 +417,10 @@ func (r *replica) scan(ctx context.Context) bool {
 		return false
 	}
 	r.fine(&r.reading)
+	if r.doubts(s, began) {
+		r.log.Warn("much of the replica is gone or old at once; it is looked at again, because events may tell of it yet", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
+		return false
+	}
 	held := ""
 	if s.guarded {
 		held = fmt.Sprintf("%d of %d tags vanished or went back to older versions since the last scan, with no event telling of it: "+
@@ -439,6 +444,39 @@ func (r *replica) scan(ctx context.Context) bool {
 		r.retract(ctx, topology.RequestAccept)
 	}
 	return true
+}
+
+const (
+	// doubtTime is how long what the guard found is doubted at least: the events of a clean-up may be on their way still, or
+	// come again after this process was away; registries repeat what got no answer within seconds.
+	doubtTime = 5 * time.Second
+	// maxDoubt ends the doubt also while events wait: some that can never be accounted for must not keep the guard open.
+	maxDoubt = 2 * time.Minute
+)
+
+// doubts reports whether what the guard would hold the replica for has to be looked at again first. Nothing is made of it
+// meanwhile.
+func (r *replica) doubts(s survey, now time.Time) bool {
+	waiting := 0
+	if r.of.options.Spool != nil {
+		waiting = r.of.options.Spool.Pending(r.of.name, r.config.Region)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !s.guarded {
+		r.doubted = time.Time{}
+	}
+	if !s.guarded || r.state.Held != "" || r.of.options.Spool == nil {
+		return false
+	}
+	if r.doubted.IsZero() {
+		r.doubted = now
+	}
+	least := min(doubtTime, r.of.options.ScanInterval)
+	if waiting > 0 {
+		least = maxDoubt
+	}
+	return now.Sub(r.doubted) < least
 }
 
 // retract removes a request that was carried out.

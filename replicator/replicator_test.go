@@ -666,3 +666,76 @@ func TestFleetIsWholeFromTheStart(t *testing.T) {
 	}
 	f.start()
 }
+
+// Those who clean up with events are not taken for a wipe because a scan comes before the events.
+func TestGuardWaitsForEvents(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.ScanInterval, f.options.DeleteConfirmation = time.Hour, time.Hour
+	f.push("home", "app:1")
+	f.start()
+	f.ready("home", "other")
+	r, err := f.replicator.registry("contoso")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := r.replica("other")
+	f.until("the scan that follows the baseline", func() bool {
+		families, err := f.metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			for _, m := range family.Metric {
+				if family.GetName() == "portolan_replicator_scan_duration_seconds" && strings.Contains(m.String(), `"other"`) {
+					return true
+				}
+			}
+		}
+		return false
+	})
+	if err := client.Delete(f.ref("other", "app:1")); err != nil {
+		t.Fatal(err)
+	}
+	if other.scan(t.Context()) || other.current().Held != "" || f.digest("home", "app:1") == "" {
+		t.Fatal("what an event may tell of yet was believed, or held")
+	}
+	if err := f.spool.Add(t.Context(), "contoso", "other", []events.Event{{ID: "1", Action: events.Delete, Repository: "app", Tag: "1", Time: time.Now(), Received: time.Now()}}); err != nil {
+		t.Fatal(err)
+	}
+	f.arrives("app:1", "", "home")
+	if !other.scan(t.Context()) || other.current().Held != "" {
+		t.Errorf("%+v", other.current())
+	}
+}
+
+func TestDoubtEnds(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home")
+	f.before = func() {
+		r := &replica{of: &registry{name: "contoso", options: &Options{Spool: f.spool, ScanInterval: time.Minute}}, config: f.config.Replicas[0]}
+		wiped, begin := survey{guarded: true}, time.Now()
+		ask := func(s survey, after time.Duration, want bool) {
+			t.Helper()
+			if got := r.doubts(s, begin.Add(after)); got != want {
+				t.Errorf("after %v: %t", after, got)
+			}
+		}
+		ask(wiped, 0, true)
+		ask(wiped, doubtTime-1, true)
+		ask(wiped, doubtTime, false)
+		ask(survey{}, doubtTime, false)
+		ask(wiped, time.Hour, true) // another matter
+		if err := f.spool.Mark(t.Context(), "contoso", "home", "app"); err != nil {
+			t.Fatal(err)
+		}
+		ask(wiped, time.Hour+doubtTime, true) // an event waits
+		ask(wiped, time.Hour+maxDoubt, false)
+		ask(survey{}, 2*time.Hour, false)
+		r.state.Held = "by the guard"
+		ask(wiped, 2*time.Hour, false)
+		r.state.Held, r.of.options.Spool = "", nil
+		ask(wiped, 3*time.Hour, false)
+	}
+	f.start()
+}
