@@ -135,10 +135,12 @@ func (e *Editor) CreateRegistry(ctx context.Context, r RegistryDocument) error {
 		return within(err, "registries[0].")
 	}
 	err := e.edit(ctx, func(w *workspace) error {
-		if w.has(registryPrefix(r.Name)) {
-			return failf(ErrExists, "registry %s exists already", r.Name)
-		}
 		o := d.outline()
+		for name, value := range w.before {
+			if strings.HasPrefix(name, registryPrefix(r.Name)) && (strings.HasSuffix(name, "/"+fieldHome) || o.values[name] != value) {
+				return failf(ErrExists, "registry %s exists already", r.Name)
+			} // else it is what an earlier attempt, in parts, could write
+		}
 		w.path = o.path
 		maps.Copy(w.after, o.values)
 		for _, p := range r.Replicas {
@@ -448,11 +450,6 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 	return changes, nil
 }
 
-// Diff returns what Apply would change.
-func (e *Editor) Diff(ctx context.Context, d Document) ([]Change, error) {
-	return e.Apply(ctx, d, false, true)
-}
-
 // Export returns what operators declared. Values that cannot be read are left out; their replicas stand there without.
 func (e *Editor) Export(ctx context.Context) (Document, error) {
 	tree, err := e.store.List(ctx, RegistriesPrefix)
@@ -584,13 +581,14 @@ type group struct {
 }
 
 // groups orders the writes so that every beginning of them is a sound topology: replicas come before what names them, and
-// go after it.
+// go after it. A new registry has its home last, and is not served before.
 func (w *workspace) groups(tree store.Tree) []*group {
 	var list []*group
-	of := func(registry, region string) *group {
+	of := func(registry, region string, order bool) *group {
 		gone := !w.has(registryPrefix(registry))
 		phase := 2
 		switch {
+		case gone && order: // a fence goes with the registry, for it binds until the end
 		case gone && (region == "" || region == w.before[registryPrefix(registry)+fieldHome]):
 			region, phase = "", 4 // the home replica goes with the registry
 		case gone, region != "" && !w.has(replicaPrefix(registry, region)):
@@ -621,7 +619,7 @@ func (w *workspace) groups(tree store.Tree) []*group {
 		if tail, ok := strings.CutPrefix(rest, "replicas/"); ok {
 			region, _, _ = strings.Cut(tail, "/")
 		}
-		g := of(registry, region)
+		g := of(registry, region, strings.HasPrefix(rest, "orders/"))
 		e, _ := tree.Get(name)
 		if is {
 			g.ops = append(g.ops, store.PutIf(name, value, e.Revision))
@@ -631,7 +629,7 @@ func (w *workspace) groups(tree store.Tree) []*group {
 	}
 	for _, id := range slices.Sorted(maps.Keys(w.also)) {
 		registry, region, _ := strings.Cut(id, "/")
-		g := of(registry, region)
+		g := of(registry, region, false)
 		g.ops = append(g.ops, w.also[id]...)
 	}
 	slices.SortStableFunc(list, func(a, b *group) int {

@@ -232,8 +232,20 @@ func TestLargeEdits(t *testing.T) {
 	e := NewEditor(s, EditorOptions{})
 	k := NewKeeper(s, KeeperOptions{})
 	run(t, k)
+	watching, stop := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		_ = k.Watch(watching, func(s *Snapshot) {
+			for _, p := range s.Problems {
+				if !strings.HasSuffix(p.Key, "/home") { // it comes last
+					t.Errorf("on the way: %+v", p)
+				}
+			}
+		})
+	})
+	const registries = 4 // of 40 replicas: some forty transactions
 	d := Document{}
-	for i := range 12 {
+	for i := range registries {
 		r := RegistryDocument{Name: fmt.Sprintf("r%d", i), Home: "x0", Orders: RulesDocument{Country: map[string][]string{"DE": {"x39", "x1"}}}}
 		for j := range 40 {
 			p := replica(fmt.Sprintf("x%d", j), j+1)
@@ -250,14 +262,55 @@ func TestLargeEdits(t *testing.T) {
 	if len(got.Problems) > 0 {
 		t.Errorf("%+v", got.Problems[:1])
 	}
-	for i := range 12 {
+	for i := range registries {
 		if err := e.DeleteRegistry(ctx, fmt.Sprintf("r%d", i)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	until(t, k, "nothing", func(s *Snapshot) bool { return len(s.Registries) == 0 })
+	stop()
+	watcher.Wait()
 	if tree, err := s.List(ctx, RegistriesPrefix); err != nil || len(tree.Entries) > 0 {
 		t.Errorf("%v, %v", tree, err)
+	}
+}
+
+// breaks is a store whose every commit fails after the first few.
+type breaks struct {
+	store.Store
+	left int
+}
+
+func (b *breaks) Commit(ctx context.Context, ops ...store.Op) (uint64, error) {
+	if b.left--; b.left < 0 {
+		return 0, store.ErrUnavailable
+	}
+	return b.Store.Commit(ctx, ops...)
+}
+
+// A creation that ended in its middle is completed by the same one, and by no other.
+func TestCreateRegistryAgain(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	r := contoso()
+	for i, region := range []string{"eastus2", "westus2", "westus3", "uksouth", "ukwest"} {
+		r.Replicas = append(r.Replicas, replica(region, 10+i))
+	}
+	if err := NewEditor(&breaks{s, 1}, EditorOptions{}).CreateRegistry(ctx, r); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "do it again") {
+		t.Fatal(err)
+	}
+	e, other := NewEditor(s, EditorOptions{}), contoso()
+	if err := e.CreateRegistry(ctx, other); !errors.Is(err, ErrExists) {
+		t.Errorf("another registry of that name: %v", err)
+	}
+	if err := e.CreateRegistry(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	if got := snapshotOf(t, s); len(got.Problems) > 0 || len(got.Registry("contoso").Replicas) != 7 {
+		t.Errorf("%+v", got)
+	}
+	if err := e.CreateRegistry(ctx, r); !errors.Is(err, ErrExists) {
+		t.Errorf("a third time: %v", err)
 	}
 }
 

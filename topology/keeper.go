@@ -141,14 +141,6 @@ func (k *Keeper) Wait(ctx context.Context) (*Snapshot, error) { return k.snapsho
 // Status returns what is known now.
 func (k *Keeper) Status() KeeperStatus { return *k.status.Load() }
 
-// StoreError returns nil while the store can be read, else why not.
-func (k *Keeper) StoreError() error {
-	if s := k.Status(); !s.StoreUp {
-		return fmt.Errorf("%w: %s", store.ErrUnavailable, s.StoreError)
-	}
-	return nil
-}
-
 // Run follows the store until ctx is done, and returns its error; its goroutines have ended then. It may be called once.
 func (k *Keeper) Run(ctx context.Context) error {
 	if k.options.LastGoodPath != "" {

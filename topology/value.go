@@ -336,8 +336,6 @@ func checkFile(s string) error {
 	return nil
 }
 
-// checkRepositoryPrefix holds s to the grammar of repository names in the OCI distribution specification (section "Pulling
-// manifests").
 // checkRealms reads the hosts of token servers: host or host:port, comma-separated.
 func checkRealms(s string) error {
 	for realm := range strings.SplitSeq(s, ",") {
@@ -349,6 +347,8 @@ func checkRealms(s string) error {
 	return nil
 }
 
+// checkRepositoryPrefix holds s to the grammar of repository names in the OCI distribution specification (section "Pulling
+// manifests").
 func checkRepositoryPrefix(s string) error {
 	const form = "path components of a-z and 0-9, joined by . _ __ or hyphens, with / between them"
 	if len(s) > 200 {
