@@ -161,6 +161,47 @@ func TestParseWithoutLastGood(t *testing.T) {
 	}
 }
 
+// A replica made by separate puts, in whatever order, is left out and named until it is complete, and the others stay as they
+// are; taken away by separate deletions it is named until the last, and nothing of it comes back.
+func TestReplicaMadeAndUnmadeByKeys(t *testing.T) {
+	t.Parallel()
+	keys := map[string]string{"endpoint": "https://mine.example.net", "addresses": "192.0.2.9", "location": "5,6", "weight": "10"}
+	var orders func(done, rest []string)
+	orders = func(done, rest []string) {
+		for i, k := range rest {
+			orders(slices.Concat(done, []string{k}), slices.Concat(rest[:i], rest[i+1:]))
+		}
+		if len(rest) > 0 {
+			return
+		}
+		old, good := Parse(three(), nil, nil)
+		values, complete := three(), false
+		step := func(f, value string, have []string) {
+			t.Helper()
+			var s *Snapshot
+			values = with(values, "replicas/mine/"+f, value)
+			s, good = Parse(values, good, nil)
+			r, has := s.Registry("contoso"), func(f string) bool { return slices.Contains(have, f) }
+			// A location that is taken away from a complete replica is kept.
+			complete = has("endpoint") && has("addresses") && (has("location") || complete)
+			if sound := complete && has("location") || len(have) == 0; complete != (r.Replica("mine") != nil) || sound != (len(s.Problems) == 0) {
+				t.Errorf("%v, %s=%s: %+v; %+v", done, f, value, r.Replica("mine"), s.Problems)
+			}
+			r.Replicas = slices.DeleteFunc(slices.Clone(r.Replicas), func(p *Replica) bool { return p.Region == "mine" })
+			if r.Incomplete = nil; !reflect.DeepEqual(r, old.Registries[0]) {
+				t.Errorf("%v, %s=%s: the others changed: %+v", done, f, value, r)
+			}
+		}
+		for i, f := range done {
+			step(f, keys[f], done[:i+1])
+		}
+		for i, f := range done {
+			step(f, "-", done[i+1:])
+		}
+	}
+	orders(nil, []string{"addresses", "endpoint", "location", "weight"})
+}
+
 func TestFenceOfRegionsThatLeftStillBinds(t *testing.T) {
 	t.Parallel()
 	_, good := Parse(three(), nil, nil)
