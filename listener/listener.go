@@ -8,9 +8,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,10 +20,10 @@ import (
 )
 
 // Serve lets server answer on l until ctx is done, waits at most grace for the requests under way, and returns nil. With a
-// certificate it speaks TLS. It closes l. What goes wrong with a single connection is logged only if it is an error:
-// handshakes of port scanners are no news.
+// certificate it speaks TLS. It closes l. Faults of a handler and of this machine are logged as errors; what strangers do
+// to a connection, such as the handshakes of port scanners, only at the level debug.
 func Serve(ctx context.Context, l net.Listener, server *http.Server, certificate *Certificate, grace time.Duration, log *zap.Logger) error {
-	server.ErrorLog = zap.NewStdLog(log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel)))
+	server.ErrorLog = stdlog.New(serverLog{log}, "", 0)
 	if certificate != nil {
 		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certificate.get}
 	}
@@ -52,6 +54,24 @@ func Serve(ctx context.Context, l net.Listener, server *http.Server, certificate
 	return nil
 }
 
+// serverLog takes what net/http has to say. It has one level for everything, so that what it says must be looked at.
+type serverLog struct{ log *zap.Logger }
+
+// Write logs one message.
+func (l serverLog) Write(p []byte) (int, error) {
+	text := strings.TrimSpace(string(p))
+	message, rest, _ := strings.Cut(text, "\n") // the stack of a handler that panicked follows
+	switch {
+	case strings.HasPrefix(text, "http: panic serving"):
+		l.log.Error("a fault of the program", zap.String("fault", message), zap.String("stack", rest))
+	case strings.HasPrefix(text, "http: Accept error"):
+		l.log.Error("connections cannot be taken", zap.String("reason", message))
+	default:
+		l.log.Debug(text)
+	}
+	return len(p), nil
+}
+
 // Certificate is a certificate and its key in two PEM files, read again when they changed: certificates are renewed while
 // the daemon runs. Its methods may be called from several goroutines.
 type Certificate struct {
@@ -61,6 +81,7 @@ type Certificate struct {
 	mu      sync.Mutex
 	loaded  *tls.Certificate
 	changed [2]time.Time // of the files that were read last, usable or not
+	failure string       // the last one that was logged
 }
 
 // LoadCertificate reads them for the first time.
@@ -98,14 +119,16 @@ func (c *Certificate) read() error {
 	if err != nil {
 		return fmt.Errorf("reading the certificate %s and its key %s: %w", c.certFile, c.keyFile, err)
 	}
-	c.loaded = &pair
+	c.loaded, c.failure = &pair, ""
 	return nil
 }
 
 func (c *Certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.read(); err != nil {
+	// Said once: whoever opens connections must not fill the log.
+	if err := c.read(); err != nil && err.Error() != c.failure {
+		c.failure = err.Error()
 		c.log.Warn("a renewed certificate cannot be used; the last good one stays", zap.Error(err))
 	}
 	return c.loaded, nil

@@ -2,19 +2,28 @@ package listener
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"io"
 	"math/big"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // write makes a certificate and returns it; the files have the time at.
@@ -83,4 +92,189 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		t.Error("Reload of half a key is no error")
 	}
 	serves("with half a key")
+}
+
+// A file that is gone is told of once, however many connections come.
+func TestCertificateFailureIsToldOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	at := time.Unix(1e9, 0)
+	write(t, certFile, keyFile, at)
+	core, logs := observer.New(zap.WarnLevel)
+	c, err := LoadCertificate(certFile, keyFile, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lose := func(times int) {
+		t.Helper()
+		if err := os.Remove(keyFile); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if got, err := c.get(nil); err != nil || got == nil {
+				t.Errorf("without its key: %v, %v", got, err)
+			}
+		}
+		if n := logs.Len(); n != times {
+			t.Errorf("told of %d times, want %d", n, times)
+		}
+	}
+	lose(1)
+	write(t, certFile, keyFile, at.Add(time.Second))
+	if _, err := c.get(nil); err != nil {
+		t.Error(err)
+	}
+	lose(2)
+}
+
+// watched is a listener that tells when it is closed.
+type watched struct {
+	net.Listener
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (w *watched) Close() error {
+	w.once.Do(func() { close(w.closed) })
+	return w.Listener.Close()
+}
+
+// serve runs Serve until the returned function is called, which gives its error.
+func serve(t *testing.T, handler http.HandlerFunc, certificate *Certificate, grace time.Duration, log *zap.Logger) (l *watched, end func() error) {
+	t.Helper()
+	socket, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = &watched{Listener: socket, closed: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Serve(ctx, l, &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}, certificate, grace, log)
+	}()
+	return l, func() error {
+		cancel()
+		return <-ended
+	}
+}
+
+func get(t *testing.T, client *http.Client, url string) (string, error) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	return string(text), err
+}
+
+// The end waits for the requests under way, and the socket is free afterwards.
+func TestServeEndsInOrder(t *testing.T) {
+	t.Parallel()
+	arrived, finish := make(chan struct{}), make(chan struct{})
+	l, end := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		close(arrived)
+		<-finish
+		io.WriteString(w, "done")
+	}, nil, time.Minute, zap.NewNop())
+	answered := make(chan error, 1)
+	go func() {
+		text, err := get(t, new(http.Client), "http://"+l.Addr().String())
+		if err == nil && text != "done" {
+			err = errors.New("answered " + text)
+		}
+		answered <- err
+	}()
+	<-arrived
+	ended := make(chan error, 1)
+	go func() { ended <- end() }()
+	<-l.closed // the end has begun
+	select {
+	case err := <-ended:
+		t.Fatalf("it ended with a request under way: %v", err)
+	default:
+	}
+	close(finish)
+	if err := <-answered; err != nil {
+		t.Errorf("the request under way: %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// A request that takes longer than the grace does not hold the end up.
+func TestServeDoesNotWaitForEver(t *testing.T) {
+	t.Parallel()
+	arrived := make(chan struct{})
+	l, end := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+	}, nil, time.Millisecond, zap.NewNop())
+	answered := make(chan error, 1)
+	go func() {
+		_, err := get(t, new(http.Client), "http://"+l.Addr().String())
+		answered <- err
+	}()
+	<-arrived
+	if err := end(); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	if err := <-answered; err == nil {
+		t.Error("the request was answered")
+	}
+}
+
+// A socket that fails ends it with an error.
+func TestServeTellsOfTheSocket(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := Serve(t.Context(), l, new(http.Server), nil, time.Minute, zap.NewNop()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// Strangers cannot fill the log, and a fault of a handler is in it.
+func TestServeLogs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	write(t, certFile, keyFile, time.Unix(1e9, 0))
+	core, logs := observer.New(zap.DebugLevel)
+	log := zap.New(core)
+	certificate, err := LoadCertificate(certFile, keyFile, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, end := serve(t, func(http.ResponseWriter, *http.Request) { panic("oh") }, certificate, time.Minute, log)
+	_, _ = get(t, new(http.Client), "http://"+l.Addr().String())                                                 // net/http may tell such clients what it wants, or cut them off
+	trusting := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // of no interest here
+	if _, err := get(t, trusting, "https://"+l.Addr().String()); err == nil {
+		t.Error("a handler that panics answered")
+	}
+	if err := end(); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	for _, e := range logs.All() {
+		if e.Level > zap.DebugLevel && e.Message != "a fault of the program" {
+			t.Errorf("logged at %v: %s", e.Level, e.Message)
+		}
+	}
+	faults := logs.FilterMessage("a fault of the program").All()
+	if len(faults) != 1 || faults[0].Level != zap.ErrorLevel || !strings.Contains(faults[0].ContextMap()["fault"].(string), "oh") {
+		t.Errorf("the fault of the handler: %v", faults)
+	}
+	if logs.FilterLevelExact(zap.DebugLevel).Len() == 0 {
+		t.Error("the handshake that failed is nowhere")
+	}
 }
