@@ -689,7 +689,16 @@ func (r *replica) hear(ctx context.Context) error {
 		}
 		items, err := r.of.options.Spool.Take(ctx, r.of.name, r.config.Region, 1)
 		if err != nil {
-			return err
+			<-free
+			if ctx.Err() != nil || errors.Is(err, events.ErrClosed) {
+				return err
+			}
+			// Scans and copies go on without events.
+			r.log.Error("the spooled events cannot be read; trying again", zap.Error(err))
+			if !sleep(ctx, time.Second) {
+				return ctx.Err()
+			}
+			continue
 		}
 		hearing.Go(func() {
 			defer func() { <-free }()

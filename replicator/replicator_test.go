@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -24,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	client "github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/bbolt"
 	"go.uber.org/zap"
 
 	"portolan/latest"
@@ -738,4 +740,44 @@ func TestDoubtEnds(t *testing.T) {
 		ask(wiped, 3*time.Hour, false)
 	}
 	f.start()
+}
+
+// A spool that cannot be read any more costs the events, not the replication.
+func TestDamagedSpool(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	db, err := bbolt.Open(filepath.Join(f.dir, "spool.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		root, err := tx.CreateBucket([]byte("v1"))
+		if err != nil {
+			return err
+		}
+		b, err := root.CreateBucket([]byte("contoso/other"))
+		if err != nil {
+			return err
+		}
+		for bucket, pair := range map[string][2]string{"items": {"app\x001", "{"}, "order": {"\x00\x00\x00\x00\x00\x00\x00\x01", "app\x001"}, "seen": {}, "ring": {}} {
+			in, err := b.CreateBucket([]byte(bucket))
+			if err == nil && pair[0] != "" {
+				err = in.Put([]byte(pair[0]), []byte(pair[1]))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	f.ready("home", "other")
+	if _, err := f.spool.Take(t.Context(), "contoso", "other", 1); err == nil {
+		t.Fatal("the spool can be read")
+	}
+	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.arrives("app:2", f.push("other", "app:2"), "home")
 }
