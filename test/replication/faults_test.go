@@ -9,11 +9,12 @@ import (
 	"portolan/test/bed"
 )
 
-func listenAgain(t *testing.T, addr net.Addr) net.Listener {
+// listen listens at an address that is the test's own. A server that is being forked may hold it for a moment more.
+func listen(t testing.TB, address string) net.Listener {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
-		l, err := net.Listen("tcp", addr.String())
+		l, err := net.Listen("tcp", address)
 		if err == nil {
 			return l
 		}

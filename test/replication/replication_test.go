@@ -138,10 +138,10 @@ func TestReplicaThatWasAway(t *testing.T) {
 	}
 	w.arrives("app:1", digest, "northeurope")
 	w.ready("northeurope")
-	addr := w.listener.Addr()
+	addr := w.listener.Addr().String()
 	w.stop()
 	silent := w.push("northeurope", "app:2")
-	w.listener = listenAgain(t, addr)
+	w.listener = listen(t, addr)
 	w.start()
 	w.arrives("app:2", silent, "westus")
 }
@@ -238,14 +238,14 @@ func TestDeleteFoundByScan(t *testing.T) {
 	w.ready("westus", "northeurope")
 	w.arrives("app:stays", w.push("westus", "app:stays"), "northeurope")
 	w.arrives("app:goes", w.push("westus", "app:goes"), "northeurope")
-	addr := w.listener.Addr()
+	addr := w.listener.Addr().String()
 	w.stop()
 	w.remove("northeurope", "app:goes")
 	w.registries["northeurope"].Kill() // its event with it
 	if err := w.registries["northeurope"].Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w.listener = listenAgain(t, addr)
+	w.listener = listen(t, addr)
 	w.start()
 	w.arrives("app:goes", "", "westus")
 	if w.digest("westus", "app:stays") == "" {
@@ -289,11 +289,11 @@ func TestConcurrentPushes(t *testing.T) {
 	w.start()
 	w.ready("westus", "northeurope")
 	w.arrives("app:1", w.push("westus", "app:1"), "northeurope")
-	addr := w.listener.Addr()
+	addr := w.listener.Addr().String()
 	w.stop()
 	first := w.push("westus", "app:1")
 	second := w.push("northeurope", "app:1")
-	w.listener = listenAgain(t, addr)
+	w.listener = listen(t, addr)
 	w.start()
 	w.until("one version everywhere", func() bool {
 		d := w.digest("westus", "app:1")

@@ -73,10 +73,8 @@ func newWorld(t testing.TB, sites ...site) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), registries: make(map[string]*bed.Registry), addresses: make(map[string]string), removed: make(chan string, 8), home: sites[0].region,
 		log: zaptest.NewLogger(t, zaptest.Level(zap.DebugLevel)), policy: topology.Policy{Replication: true, Merge: topology.MergeAsk}}
-	var err error
-	if w.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
+	// Reserved: it is to be had again after Portolan was away.
+	w.listener = listen(t, bed.NewAddress(t, "127.0.0.1"))
 	key, err := events.LoadKey(filepath.Join(w.dir, "events.key"))
 	if err != nil {
 		t.Fatal(err)
