@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -128,32 +129,50 @@ func TestCertificateFailureIsToldOnce(t *testing.T) {
 	lose(2)
 }
 
-// watched is a listener that tells when it is closed.
-type watched struct {
-	net.Listener
-	once   sync.Once
+// pipes is a listener within this process, so that tests may have a clock of their own.
+type pipes struct {
+	taken  chan net.Conn
 	closed chan struct{}
+	once   sync.Once
 }
 
-func (w *watched) Close() error {
-	w.once.Do(func() { close(w.closed) })
-	return w.Listener.Close()
-}
-
-// serve runs Serve until the returned function is called, which gives its error.
-func serve(t *testing.T, handler http.HandlerFunc, certificate *Certificate, grace time.Duration, log *zap.Logger) (l *watched, end func() error) {
-	t.Helper()
-	socket, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.taken:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
 	}
-	l = &watched{Listener: socket, closed: make(chan struct{})}
+}
+
+func (p *pipes) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// client is one whose connections p takes.
+func (p *pipes) client() *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		here, there := net.Pipe()
+		select {
+		case p.taken <- there:
+			return here, nil
+		case <-p.closed:
+			return nil, net.ErrClosed
+		}
+	}}}
+}
+
+// serve runs Serve on l until the returned function is called, which gives its error.
+func serve(t *testing.T, l net.Listener, handler http.HandlerFunc, certificate *Certificate, grace time.Duration, log *zap.Logger) (end func() error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
 		ended <- Serve(ctx, l, &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}, certificate, grace, log)
 	}()
-	return l, func() error {
+	return func() error {
 		cancel()
 		return <-ended
 	}
@@ -174,60 +193,49 @@ func get(t *testing.T, client *http.Client, url string) (string, error) {
 	return string(text), err
 }
 
-// The end waits for the requests under way, and the socket is free afterwards.
+// The end waits for the requests under way, as long as the grace is; nothing new is taken meanwhile.
 func TestServeEndsInOrder(t *testing.T) {
 	t.Parallel()
-	arrived, finish := make(chan struct{}), make(chan struct{})
-	l, end := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		close(arrived)
-		<-finish
-		io.WriteString(w, "done")
-	}, nil, time.Minute, zap.NewNop())
-	answered := make(chan error, 1)
-	go func() {
-		text, err := get(t, new(http.Client), "http://"+l.Addr().String())
-		if err == nil && text != "done" {
-			err = errors.New("answered " + text)
-		}
-		answered <- err
-	}()
-	<-arrived
-	ended := make(chan error, 1)
-	go func() { ended <- end() }()
-	<-l.closed // the end has begun
-	select {
-	case err := <-ended:
-		t.Fatalf("it ended with a request under way: %v", err)
-	default:
-	}
-	close(finish)
-	if err := <-answered; err != nil {
-		t.Errorf("the request under way: %v", err)
-	}
-	if err := <-ended; err != nil {
-		t.Errorf("Serve: %v", err)
-	}
-}
-
-// A request that takes longer than the grace does not hold the end up.
-func TestServeDoesNotWaitForEver(t *testing.T) {
-	t.Parallel()
-	arrived := make(chan struct{})
-	l, end := serve(t, func(_ http.ResponseWriter, r *http.Request) {
-		close(arrived)
-		<-r.Context().Done()
-	}, nil, time.Millisecond, zap.NewNop())
-	answered := make(chan error, 1)
-	go func() {
-		_, err := get(t, new(http.Client), "http://"+l.Addr().String())
-		answered <- err
-	}()
-	<-arrived
-	if err := end(); err != nil {
-		t.Errorf("Serve: %v", err)
-	}
-	if err := <-answered; err == nil {
-		t.Error("the request was answered")
+	for name, takes := range map[string]time.Duration{"in time": 30 * time.Second, "longer than the grace": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				l := &pipes{taken: make(chan net.Conn), closed: make(chan struct{})}
+				end := serve(t, l, func(w http.ResponseWriter, r *http.Request) {
+					select {
+					case <-time.After(takes):
+						io.WriteString(w, "done")
+					case <-r.Context().Done():
+					}
+				}, nil, time.Minute, zap.NewNop())
+				answered := make(chan string, 1)
+				go func() {
+					text, err := get(t, l.client(), "http://portolan.example")
+					if err != nil {
+						text = "cut off"
+					}
+					answered <- text
+				}()
+				synctest.Wait()
+				begun := time.Now()
+				ended := make(chan error, 1)
+				go func() { ended <- end() }()
+				synctest.Wait()
+				if _, err := get(t, l.client(), "http://portolan.example"); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("a new request while it ends: %v", err)
+				}
+				want, after := "done", takes
+				if takes > time.Minute {
+					want, after = "cut off", time.Minute
+				}
+				if got := <-answered; got != want || time.Since(begun) != after {
+					t.Errorf("the request under way is %s after %v, want %s after %v", got, time.Since(begun), want, after)
+				}
+				if err := <-ended; err != nil {
+					t.Errorf("Serve: %v", err)
+				}
+			})
+		})
 	}
 }
 
@@ -256,7 +264,11 @@ func TestServeLogs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, end := serve(t, func(http.ResponseWriter, *http.Request) { panic("oh") }, certificate, time.Minute, log)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := serve(t, l, func(http.ResponseWriter, *http.Request) { panic("oh") }, certificate, time.Minute, log)
 	_, _ = get(t, new(http.Client), "http://"+l.Addr().String())                                                 // net/http may tell such clients what it wants, or cut them off
 	trusting := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // of no interest here
 	if _, err := get(t, trusting, "https://"+l.Addr().String()); err == nil {
