@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +30,7 @@ type remote struct {
 	// no time for another request.
 	mu   sync.Mutex
 	read map[string]manifest
+	size int // of their bodies, in bytes
 }
 
 type manifest struct {
@@ -35,8 +38,9 @@ type manifest struct {
 	body      []byte
 }
 
-// maxRead bounds the manifests that are kept; most are taken out again within a second.
-const maxRead = 128
+// maxRead and maxReadBytes bound the manifests that are kept; most are taken out again within a second. A manifest has some
+// kilobytes most often, and four megabytes at most.
+const maxRead, maxReadBytes = 128, 8 << 20
 
 var _ Remote = (*remote)(nil)
 
@@ -106,10 +110,20 @@ func (r *remote) Bring(ctx context.Context, repository, digest string, sources [
 func (r *remote) keep(repository, digest string, m manifest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.read) >= maxRead {
+	key := repository + "@" + digest
+	r.drop(key)
+	if len(r.read) >= maxRead || r.size+len(m.body) > maxReadBytes {
 		clear(r.read) // of writes that were given up; at worst somebody reads again
+		r.size = 0
 	}
-	r.read[repository+"@"+digest] = m
+	r.read[key] = m
+	r.size += len(m.body)
+}
+
+// drop forgets a manifest. The caller holds mu.
+func (r *remote) drop(key string) {
+	r.size -= len(r.read[key].body)
+	delete(r.read, key)
 }
 
 // take returns a manifest of the replica: the one that was kept, if it was.
@@ -117,7 +131,7 @@ func (r *remote) take(ctx context.Context, repository, digest string) (manifest,
 	key := repository + "@" + digest
 	r.mu.Lock()
 	m, ok := r.read[key]
-	delete(r.read, key)
+	r.drop(key)
 	r.mu.Unlock()
 	if ok {
 		return m, nil
@@ -162,56 +176,70 @@ func (r *remote) parsed(ctx context.Context, repository, digest string) (*distri
 }
 
 func (r *remote) Names(ctx context.Context, repository, digest string) ([]string, error) {
-	return r.names(ctx, repository, digest, 0)
+	names := make(map[string]bool)
+	if err := r.names(ctx, repository, digest, 0, make(map[string]bool), names); err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(names)), nil
 }
 
 // maxNesting is how deep indexes are followed; transfer copies none that are nested deeper.
 const maxNesting = 8
 
-func (r *remote) names(ctx context.Context, repository, digest string, depth int) ([]string, error) {
+// names adds what a manifest names. Each is read once, however often it is named.
+func (r *remote) names(ctx context.Context, repository, digest string, depth int, read, names map[string]bool) error {
+	if read[digest] {
+		return nil
+	}
+	read[digest] = true
 	m, err := r.parsed(ctx, repository, digest)
 	if errors.Is(err, distribution.ErrNotFound) {
-		return nil, nil
+		return nil
 	}
 	if err != nil {
-		return nil, translate(err)
-	}
-	var names []string
-	for _, child := range m.Children {
-		names = append(names, child.Digest)
-		if depth < maxNesting && types.MediaType(child.MediaType).IsIndex() {
-			below, err := r.names(ctx, repository, child.Digest, depth+1)
-			if err != nil {
-				return nil, err
-			}
-			names = append(names, below...)
-		}
+		return translate(err)
 	}
 	if m.Subject != nil {
-		names = append(names, m.Subject.Digest)
+		names[m.Subject.Digest] = true
 	}
-	return names, nil
+	for _, child := range m.Children {
+		names[child.Digest] = true
+		if depth < maxNesting && types.MediaType(child.MediaType).IsIndex() {
+			if err := r.names(ctx, repository, child.Digest, depth+1, read, names); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (r *remote) Blobs(ctx context.Context, repository, digest string) (map[string]int64, error) {
+	sizes := make(map[string]int64)
+	if err := r.blobs(ctx, repository, digest, 0, make(map[string]bool), sizes); err != nil {
+		return nil, err
+	}
+	return sizes, nil
+}
+
+// blobs adds the blobs that a manifest leads to. Each manifest is read once.
+func (r *remote) blobs(ctx context.Context, repository, digest string, depth int, read map[string]bool, sizes map[string]int64) error {
+	if read[digest] || depth > maxNesting {
+		return nil
+	}
+	read[digest] = true
 	m, err := r.parsed(ctx, repository, digest)
 	if err != nil {
-		return nil, translate(err)
+		return translate(err)
 	}
-	sizes := make(map[string]int64)
 	for _, b := range m.Blobs {
 		sizes[b.Digest] = b.Size
 	}
 	for _, child := range m.Children {
-		of, err := r.Blobs(ctx, repository, child.Digest)
-		if err != nil {
-			return nil, err
-		}
-		for blob, n := range of {
-			sizes[blob] = n
+		if err := r.blobs(ctx, repository, child.Digest, depth+1, read, sizes); err != nil {
+			return err
 		}
 	}
-	return sizes, nil
+	return nil
 }
 
 func (r *remote) Referrers(ctx context.Context, repository, digest string) ([]string, error) {

@@ -324,9 +324,11 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 					b.plan.Examples = append(b.plan.Examples, fmt.Sprintf("%s:%s is %s here, %s in %s", repository, tag, digest, record.Head.Digest, record.Head.Origin))
 				}
 			default:
-				b.plan.Copy++
 				b.due = append(b.due, due{key, record.Head.Sequence})
-				size(repository, record.Head.Digest, m.sources)
+				if !record.Head.Tombstone() { // else it was deleted, and will be there
+					b.plan.Copy++
+					size(repository, record.Head.Digest, m.sources)
+				}
 			}
 		}
 		err = e.rows(ctx, repository, func(row ledger.Row) bool {
