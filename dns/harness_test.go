@@ -104,6 +104,7 @@ deep.sub.wild IN TXT "deep"
 *.cwild      IN CNAME www
 contoso      IN CAA  0 issue "ca.example"
 contoso      IN A    203.0.113.1
+fabrikam     IN CAA  0 issue "ca.example"
 `
 
 func testOptions() Options {
@@ -139,6 +140,12 @@ func serve(t testing.TB, s *Server) netip.AddrPort {
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
 	}
+	return run(t, s)
+}
+
+// run runs s, which is bound, until the test ends.
+func run(t testing.TB, s *Server) netip.AddrPort {
+	t.Helper()
 	at := s.Addresses()[0]
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -152,10 +159,13 @@ func serve(t testing.TB, s *Server) netip.AddrPort {
 	return at
 }
 
+// patience is how long tests wait for what must happen, however busy the machine is.
+const patience = 30 * time.Second
+
 // ask sends m over a real socket and returns the answer, decoded.
 func ask(t testing.TB, network string, at netip.AddrPort, m *mdns.Msg) *mdns.Msg {
 	t.Helper()
-	c := mdns.Client{Net: network, Timeout: 5 * time.Second}
+	c := mdns.Client{Net: network, Timeout: patience}
 	if o := m.IsEdns0(); o != nil {
 		c.UDPSize = max(o.UDPSize(), 512)
 	}
@@ -166,52 +176,75 @@ func ask(t testing.TB, network string, at netip.AddrPort, m *mdns.Msg) *mdns.Msg
 	return answer
 }
 
-// exchange sends raw bytes over UDP; nil if no answer came before one to a following well-formed query did.
+// exchange sends raw bytes over UDP and returns the answer.
 func exchange(t testing.TB, at netip.AddrPort, raw []byte) []byte {
+	t.Helper()
+	conn := dialUDP(t, at)
+	if _, err := conn.Write(raw); err != nil {
+		t.Fatal(err)
+	}
+	buffer := make([]byte, 65535)
+	n, err := conn.Read(buffer)
+	if err != nil {
+		t.Fatalf("no answer to %x: %v", raw, err)
+	}
+	return buffer[:n]
+}
+
+// dropped sends raw bytes over UDP, waits until s has dropped them for that reason, and checks that no answer to them comes
+// before the one to a query that follows.
+func dropped(t testing.TB, s *Server, at netip.AddrPort, raw []byte, reason int) {
+	t.Helper()
+	if answer := s.responder.worker(udp, 0).respond(nil, raw, at); len(answer) > 0 {
+		t.Errorf("%x was answered: %x", raw, answer)
+	}
+	count := &s.responder.metrics.dropped[udp][reason]
+	before := count.sum()
+	conn := dialUDP(t, at)
+	if _, err := conn.Write(raw); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the packet is dropped", func() bool { return count.sum() > before })
+	m := question("geo.example.net.", mdns.TypeSOA)
+	next, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(next); err != nil {
+		t.Fatal(err)
+	}
+	buffer := make([]byte, 65535)
+	n, err := conn.Read(buffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := new(mdns.Msg)
+	if err := a.Unpack(buffer[:n]); err != nil || a.Id != m.Id || len(a.Answer) != 1 {
+		t.Errorf("%x was answered: %x", raw, buffer[:n])
+	}
+}
+
+func dialUDP(t testing.TB, at netip.AddrPort) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("udp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.Write(raw); err != nil {
-		t.Fatal(err)
-	}
-	sentinel := question("geo.example.net.", mdns.TypeSOA)
-	sentinel.Id = 0xfeed
-	after, err := sentinel.Pack()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := conn.Write(after); err != nil {
-		t.Fatal(err)
-	}
-	// Two goroutines may answer in either order: an answer to raw is looked for until both have come, or the first alone for
-	// as long as a lost answer needs to be told from a slow one.
-	var got []byte
-	sentinelSeen := false
-	buffer := make([]byte, 65535)
-	for got == nil || !sentinelSeen {
-		n, err := conn.Read(buffer)
-		if err != nil {
-			if sentinelSeen {
-				return nil
-			}
-			t.Fatal(err)
+	return conn
+}
+
+// until waits for something to come true.
+func until(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
 		}
-		if n >= 2 && buffer[0] == 0xfe && buffer[1] == 0xed {
-			sentinelSeen = true
-			if err := conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		got = append([]byte(nil), buffer[:n]...)
 	}
-	return got
 }
 
 func question(name string, qtype uint16) *mdns.Msg {

@@ -34,7 +34,8 @@ type response struct {
 	authoritative bool
 	answer        *rrset
 	authority     *packed
-	apex          int // offset of the zone's name in the question's, for records that it owns
+	apex          int     // offset of the zone's name in the question's, for records that it owns
+	additional    *packed // sent with an answer where there is room
 	scope         int
 	ede           int
 }
@@ -100,7 +101,9 @@ func (w *worker) resolve(r *response, from netip.AddrPort) {
 			r.answer = &z.hinfo
 		}
 	default:
-		r.answer = n.set(q.qtype)
+		if r.answer = n.set(q.qtype); r.answer != nil && r.answer.rrtype == mdns.TypeNS {
+			r.additional = &z.glue
+		}
 	}
 	if r.answer == nil {
 		r.authority = &z.soa
@@ -179,23 +182,27 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 		}
 	}
 	size := headerSize + len(q.question) + opt
-	var answers, authorities uint16
+	var questions, answers, authorities, additionals uint16
 	switch {
 	case r.answer != nil && size+len(r.answer.body) <= limit:
 		answers = r.answer.count
-	case r.answer != nil:
-		// Half a set is no set (RFC 2181, section 9): the client comes back over TCP for all of it.
-		flags |= flagTC
-		w.metrics.truncated[w.shard].n.Add(1)
+		if r.additional != nil && size+len(r.answer.body)+len(r.additional.body) <= limit {
+			additionals = r.additional.count
+		}
 	case r.authority != nil && size+len(r.authority.body) <= limit:
 		authorities = r.authority.count
+	case r.answer != nil || r.authority != nil:
+		// Half a set is no set (RFC 2181, section 9), and a negative answer is none without the SOA (RFC 2308, section 3): the
+		// client comes back over TCP for all of it.
+		flags |= flagTC
+		w.metrics.truncated[w.shard].n.Add(1)
 	}
-	questions, additionals := uint16(0), uint16(0)
 	if len(q.question) > 0 {
 		questions = 1
 	}
+	glue := additionals > 0
 	if q.edns {
-		additionals = 1
+		additionals++
 	}
 	dst = binary.BigEndian.AppendUint16(dst, q.id)
 	dst = binary.BigEndian.AppendUint16(dst, flags)
@@ -219,6 +226,9 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 		if r.authority.zoneOwner {
 			binary.BigEndian.PutUint16(dst[at:], 0xc000|uint16(headerSize+r.apex))
 		}
+	}
+	if glue {
+		dst = append(dst, r.additional.body...)
 	}
 	if q.edns {
 		dst = append(dst, 0, 0, byte(mdns.TypeOPT), ednsSize>>8, ednsSize&0xff, byte(r.rcode>>4), 0)

@@ -219,6 +219,8 @@ func TestRefusals(t *testing.T) {
 		{"two questions", func(m *mdns.Msg) { m.Question = append(m.Question, m.Question[0]) }, mdns.RcodeFormatError, -1},
 		{"no question", func(m *mdns.Msg) { m.Question = nil }, mdns.RcodeFormatError, -1},
 		{"EDNS version 1", func(m *mdns.Msg) { m.IsEdns0().SetVersion(1) }, mdns.RcodeBadVers, -1},
+		{"NOTIFY with EDNS version 1", func(m *mdns.Msg) { m.Opcode = mdns.OpcodeNotify; m.IsEdns0().SetVersion(1) }, mdns.RcodeNotImplemented, -1},
+		{"UPDATE without a zone", func(m *mdns.Msg) { m.Opcode, m.Question = mdns.OpcodeUpdate, nil }, mdns.RcodeNotImplemented, -1},
 		{"two OPTs", func(m *mdns.Msg) { m.Extra = append(m.Extra, mdns.Copy(m.Extra[0])) }, mdns.RcodeFormatError, -1},
 		{"OPT of a name", func(m *mdns.Msg) { m.Extra[0].Header().Name = "x." }, mdns.RcodeFormatError, -1},
 		{"an unknown option", func(m *mdns.Msg) {
@@ -251,8 +253,11 @@ func TestRefusals(t *testing.T) {
 			if a.RecursionDesired != m.RecursionDesired || a.CheckingDisabled != m.CheckingDisabled || a.AuthenticatedData || a.Zero {
 				t.Errorf("flags %v", a)
 			}
-			if o := a.IsEdns0(); o != nil && (o.Version() != 0 || !o.Do() || o.UDPSize() != 1232) {
+			if o := a.IsEdns0(); o == nil || o.Version() != 0 || !o.Do() || o.UDPSize() != 1232 {
 				t.Errorf("OPT %v", o)
+			}
+			if len(m.Question) == 1 && !slices.Equal(a.Question, m.Question) {
+				t.Errorf("asked %v, got %v back", m.Question, a.Question)
 			}
 			if c.rcode == mdns.RcodeBadVers && len(a.Answer) > 0 {
 				t.Error("BADVERS with an answer")
@@ -263,20 +268,17 @@ func TestRefusals(t *testing.T) {
 
 func TestDropped(t *testing.T) {
 	t.Parallel()
-	at := serve(t, newServer(t, nil))
+	s := newServer(t, nil)
+	at := serve(t, s)
 	m := question("contoso.geo.example.net.", mdns.TypeA)
 	m.Response = true
 	raw, err := m.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := exchange(t, at, raw); a != nil {
-		t.Errorf("a response was answered: %x", a)
-	}
+	dropped(t, s, at, raw, dropResponse)
 	for _, n := range []int{0, 1, 11} {
-		if a := exchange(t, at, make([]byte, n)); a != nil {
-			t.Errorf("%d bytes were answered: %x", n, a)
-		}
+		dropped(t, s, at, make([]byte, n), dropShort)
 	}
 }
 
@@ -457,17 +459,82 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A negative answer without its SOA is none: where that does not fit, it is truncated.
+func TestNegativeAnswerIsTruncated(t *testing.T) {
+	t.Parallel()
+	zone := strings.Repeat(strings.Repeat("a", 49)+".", 3) + "net"
+	at := serve(t, newServer(t, func(o *Options) {
+		o.Zone, o.Contact, o.StaticFile = zone, "", ""
+		delete(o.Nameservers, "ns.example.org.")
+	}))
+	m := question("nothing."+zone+".", mdns.TypeA)
+	if a := ask(t, "udp", at, m); !a.Truncated || a.Rcode != mdns.RcodeNameError || len(a.Ns) != 0 {
+		t.Errorf("over UDP: %v", a)
+	}
+	if a := ask(t, "tcp", at, m); a.Truncated || a.Rcode != mdns.RcodeNameError || len(a.Ns) != 1 {
+		t.Errorf("over TCP: %v", a)
+	}
+}
+
+// The name servers come with their addresses, as far as these lie in the zone and there is room.
+func TestGlue(t *testing.T) {
+	t.Parallel()
+	many := make([]netip.Addr, 60)
+	for i := range many {
+		many[i] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
+	}
+	at := serve(t, newServer(t, nil))
+	crowded := serve(t, newServer(t, func(o *Options) { o.Nameservers = map[string][]netip.Addr{"ns1": many} }))
+	for _, c := range []struct {
+		at      netip.AddrPort
+		network string
+		edns    bool
+		want    string
+	}{
+		{at, "udp", true, "A 192.0.2.53 ttl=60; AAAA 2001:db8::53 ttl=60"},
+		{at, "udp", false, "A 192.0.2.53 ttl=60; AAAA 2001:db8::53 ttl=60"},
+		{crowded, "udp", true, ""},
+		{crowded, "tcp", false, "60"},
+	} {
+		m := question("geo.example.net.", mdns.TypeNS)
+		if c.edns {
+			m.SetEdns0(1232, false)
+		}
+		a := ask(t, c.network, c.at, m)
+		if a.Truncated || len(a.Answer) == 0 || (a.IsEdns0() != nil) != c.edns {
+			t.Errorf("got %v", a)
+		}
+		glue := slices.DeleteFunc(a.Extra, func(rr mdns.RR) bool { return rr.Header().Rrtype == mdns.TypeOPT })
+		got := brief(glue)
+		if len(glue) > 2 {
+			got = fmt.Sprint(len(glue))
+		}
+		if got != c.want {
+			t.Errorf("over %s: additional %q, want %q", c.network, got, c.want)
+		}
+		for _, rr := range glue {
+			if rr.Header().Name != "ns1.geo.example.net." {
+				t.Errorf("an owner is %s", rr.Header().Name)
+			}
+		}
+	}
+}
+
 // Each address of a region comes first for some.
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	at := serve(t, newServer(t, nil))
 	first := make(map[string]int)
+	conn := dial(t, at) // of one port: only the ids differ
 	for i := range 16 {
 		m := question("contoso.geo.example.net.", mdns.TypeA)
 		m.Id = uint16(i)
-		a := ask(t, "tcp", at, m)
-		if len(a.Answer) != 2 {
-			t.Fatalf("got %v", a)
+		if _, err := conn.Write(frame(t, m)); err != nil {
+			t.Fatal(err)
+		}
+		a, err := readFramed(conn)
+		if err != nil || len(a.Answer) != 2 {
+			t.Fatalf("got %v, %v", a, err)
 		}
 		first[a.Answer[0].(*mdns.A).A.String()]++
 	}
@@ -552,9 +619,43 @@ func TestProblems(t *testing.T) {
 	for _, p := range newServer(t, nil).Problems() {
 		got = append(got, p.Key+": "+p.Value)
 	}
-	want := []string{"registries/ns1: ns1", "dns.static: contoso.geo.example.net. A"}
+	want := []string{"registries/ns1: ns1", "dns.static: contoso.geo.example.net. A", "dns.static: fabrikam.geo.example.net. CAA"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// What is too long for a name or for a message is left out and named.
+func TestProblemsOfLength(t *testing.T) {
+	t.Parallel()
+	label := strings.Repeat("a", 59)
+	zone := strings.Join([]string{label, label, label, label[1:]}, ".") // of 238 bytes
+	var static strings.Builder
+	// Records of 266 bytes: 246 would fit, but not with the longest question and an OPT record.
+	for i := range 246 {
+		fmt.Fprintf(&static, "huge IN TXT \"%03d%s\"\n", i, strings.Repeat("x", 250))
+	}
+	for i := range 245 {
+		fmt.Fprintf(&static, "big IN TXT \"%03d%s\"\n", i, strings.Repeat("x", 250))
+	}
+	s := newServer(t, func(o *Options) { o.Zone, o.StaticFile = zone, writeFile(t, static.String()) })
+	var got []string
+	for _, p := range s.Problems() {
+		got = append(got, strings.ReplaceAll(p.Key+": "+p.Value, zone, "ZONE"))
+	}
+	slices.Sort(got)
+	want := []string{
+		"dns.static: huge.ZONE. TXT",
+		"registries/contoso/replicas/westeurope: westeurope.contoso.ZONE.", // 257 bytes; whoami.contoso.ZONE has 253
+		"registries/fabrikam: fabrikam",
+		"registries/ns1: ns1",
+		"registries/tailwind: tailwind",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if a := ask(t, "tcp", serve(t, s), question("big."+zone+".", mdns.TypeTXT)); len(a.Answer) != 245 || a.Truncated {
+		t.Errorf("got %d records, tc=%v", len(a.Answer), a.Truncated)
 	}
 }
 
@@ -582,7 +683,10 @@ func TestRespondDoesNotAllocate(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
 			t.Errorf("%s %s: %v allocations", c.name, mdns.Type(c.qtype), n)
 		}
-		raw[len(raw)-6] = 1 // a scope
+		raw = raw[:len(raw)-1]
+		if answer := w.respond(out, raw, from); answer[3]&0xf != mdns.RcodeFormatError {
+			t.Errorf("cut short: %x", answer)
+		}
 		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
 			t.Errorf("FORMERR: %v allocations", n)
 		}

@@ -26,9 +26,9 @@ type Server struct {
 	log       *zap.Logger
 	base      *base
 	responder responder
-	sockets   []socket
 
-	mu         sync.Mutex // guards what zones are compiled from
+	mu         sync.Mutex // guards the sockets and what zones are compiled from
+	sockets    []socket
 	static     []mdns.RR
 	snapshot   *topology.Snapshot
 	router     *router.Router
@@ -124,24 +124,30 @@ func (s *Server) Problems() []topology.Problem {
 
 // Listen binds all addresses, UDP and TCP, or none. It does not set SO_REUSEPORT, which would let two servers share a port
 // and each get half of the queries: a busy port is an error.
-func (s *Server) Listen() (err error) {
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
+func (s *Server) Listen() error {
+	var sockets []socket
 	for _, at := range s.options.Listen {
 		bound, err := bind(at)
 		if err != nil {
+			closeAll(sockets)
 			return err
 		}
-		s.sockets = append(s.sockets, bound)
+		sockets = append(sockets, bound)
 	}
+	s.setSockets(sockets)
 	return nil
 }
 
-// Addresses are the addresses that Listen bound, with their real ports.
+func (s *Server) setSockets(sockets []socket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sockets = sockets
+}
+
+// Addresses are the addresses that Listen bound, with their real ports; none before, and none after Serve.
 func (s *Server) Addresses() []netip.AddrPort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	list := make([]netip.AddrPort, 0, len(s.sockets))
 	for _, k := range s.sockets {
 		list = append(list, k.udp.LocalAddr().(*net.UDPAddr).AddrPort())
@@ -149,12 +155,11 @@ func (s *Server) Addresses() []netip.AddrPort {
 	return list
 }
 
-func (s *Server) close() {
-	for _, k := range s.sockets {
+func closeAll(sockets []socket) {
+	for _, k := range sockets {
 		k.udp.Close()
 		k.tcp.Close()
 	}
-	s.sockets = nil
 }
 
 // receiveBuffer is what is asked for to hold queries while the server is busy. A small packet takes about 1 kB of it: 4 MB is
@@ -166,9 +171,10 @@ const receiveBuffer = 4 << 20
 const bindAttempts = 16
 
 func bind(at netip.AddrPort) (socket, error) {
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	// The families are bound apart, so that 0.0.0.0 and :: can stand side by side.
 	family := "4"
-	if at.Addr().Is6() && !at.Addr().Is4In6() {
+	if at.Addr().Is6() {
 		family = "6"
 	}
 	for attempt := 1; ; attempt++ {
@@ -217,12 +223,15 @@ func bindError(at netip.AddrPort, protocol string, err error) error {
 // Serve answers queries until ctx is done, then stops taking new ones, lets the answers under way out and returns nil. It
 // may be called once, after Listen.
 func (s *Server) Serve(ctx context.Context) error {
-	if len(s.sockets) == 0 {
+	s.mu.Lock()
+	sockets := s.sockets
+	s.mu.Unlock()
+	if len(sockets) == 0 {
 		return errors.New("serving DNS: Listen was not called")
 	}
 	var loops sync.WaitGroup
 	t := newTCPServer(s)
-	for _, k := range s.sockets {
+	for _, k := range sockets {
 		// The kernel hands packets to one reader at a time; the others answer meanwhile.
 		for range runtime.GOMAXPROCS(0) {
 			w := s.responder.worker(udp, t.number())
@@ -231,10 +240,10 @@ func (s *Server) Serve(ctx context.Context) error {
 		loops.Go(func() { t.accept(ctx, k.tcp) })
 	}
 	<-ctx.Done()
-	for _, k := range s.sockets {
+	for _, k := range sockets {
 		k.tcp.Close()
 		// A deadline wakes the readers and, other than closing, lets answers under way out.
-		err := errors.Join(k.udp.SetReadDeadline(time.Unix(1, 0)), k.udp.SetWriteDeadline(time.Now().Add(time.Second)))
+		err := errors.Join(k.udp.SetReadDeadline(time.Unix(1, 0)), k.udp.SetWriteDeadline(time.Now().Add(lastWrites)))
 		if err != nil {
 			s.log.Warn("stopping a UDP socket", zap.Error(err))
 			k.udp.Close()
@@ -243,7 +252,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	t.drain()
 	loops.Wait()
 	t.wait()
-	s.close()
+	s.setSockets(nil)
+	closeAll(sockets)
 	return nil
 }
 

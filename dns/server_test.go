@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"portolan/router"
+	"portolan/test/bed"
 )
 
 func TestBusyPort(t *testing.T) {
@@ -85,8 +88,10 @@ func TestNoSuchAddress(t *testing.T) {
 // takes no others.
 func TestWildcardAnswersFromTheAddressAsked(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:0")} })
-	port := serve(t, s).Port()
+	// A port that is free for both families.
+	four := netip.MustParseAddrPort(bed.NewAddress(t, "0.0.0.0"))
+	port := four.Port()
+	serve(t, newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{four} }))
 	six := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{netip.AddrPortFrom(netip.IPv6Unspecified(), port)} })
 	asked := []string{"127.0.0.1", "127.0.0.2", "127.9.8.7"}
 	if loopback6(t) {
@@ -100,6 +105,16 @@ func TestWildcardAnswersFromTheAddressAsked(t *testing.T) {
 				t.Errorf("%s over %s: %v", a, network, answer)
 			}
 		}
+	}
+}
+
+// An IPv4 wildcard in its IPv6 form is one as well.
+func TestWildcardMapped(t *testing.T) {
+	t.Parallel()
+	at := serve(t, newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{netip.MustParseAddrPort("[::ffff:0.0.0.0]:0")} }))
+	asked := netip.AddrPortFrom(netip.MustParseAddr("127.9.8.7"), at.Port())
+	if answer := ask(t, "udp", asked, question("www.geo.example.net.", mdns.TypeA)); len(answer.Answer) != 3 {
+		t.Errorf("got %v", answer)
 	}
 }
 
@@ -135,7 +150,7 @@ func dial(t testing.TB, at netip.AddrPort) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	return conn
@@ -189,43 +204,49 @@ func TestTCPPipelining(t *testing.T) {
 	}
 }
 
-// A query is answered though only a part of the next one has come.
+// A query is answered though only a part of the next one has come, be it half of its length.
 func TestTCPAnswersBeforeHalfAQuery(t *testing.T) {
 	t.Parallel()
-	conn := dial(t, serve(t, newServer(t, nil)))
-	stream := frame(t, question("www.geo.example.net.", mdns.TypeA), question("www.geo.example.net.", mdns.TypeA))
-	if _, err := conn.Write(stream[:len(stream)-5]); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := readFramed(conn); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := conn.Write(stream[len(stream)-5:]); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := readFramed(conn); err != nil {
-		t.Fatal(err)
+	at := serve(t, newServer(t, func(o *Options) { o.IdleTimeout = time.Hour }))
+	query := frame(t, question("www.geo.example.net.", mdns.TypeA))
+	for _, part := range []int{1, 2, 3, len(query) - 5} {
+		conn := dial(t, at)
+		stream := slices.Concat(query, query)
+		if _, err := conn.Write(stream[:len(query)+part]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readFramed(conn); err != nil {
+			t.Fatalf("behind which %d bytes came: %v", part, err)
+		}
+		if _, err := conn.Write(stream[len(query)+part:]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readFramed(conn); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
 func TestTCPEndsWhatIsNoClient(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, func(o *Options) { o.IdleTimeout = 50 * time.Millisecond })
-	at := serve(t, s)
 	response := question("www.geo.example.net.", mdns.TypeA)
 	response.Response = true
-	for name, send := range map[string][]byte{
-		"silent":       nil,
-		"half a query": {0, 50, 1, 2, 3},
-		"empty":        {0, 0},
-		"a response":   frame(t, response),
+	for _, c := range []struct {
+		name string
+		idle time.Duration // far away where it is not what ends the connection
+		send []byte
+	}{
+		{"silent", 50 * time.Millisecond, nil},
+		{"half a query", 50 * time.Millisecond, []byte{0, 50, 1, 2, 3}},
+		{"empty", time.Hour, []byte{0, 0}},
+		{"a response", time.Hour, frame(t, response)},
 	} {
-		conn := dial(t, at)
-		if _, err := conn.Write(send); err != nil {
+		conn := dial(t, serve(t, newServer(t, func(o *Options) { o.IdleTimeout = c.idle })))
+		if _, err := conn.Write(c.send); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s: read %d bytes, %v; want the end", name, n, err)
+			t.Errorf("%s: read %d bytes, %v; want the end", c.name, n, err)
 		}
 	}
 }
@@ -266,11 +287,11 @@ func TestTCPLimit(t *testing.T) {
 // Shutdown ends idle connections at once, returns, and frees the ports.
 func TestShutdown(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, func(o *Options) { o.IdleTimeout = time.Hour })
+	at := netip.MustParseAddrPort(bed.NewAddress(t, "127.0.0.1"))
+	s := newServer(t, func(o *Options) { o.Listen, o.IdleTimeout = []netip.AddrPort{at}, time.Hour })
 	if err := s.Listen(); err != nil {
 		t.Fatal(err)
 	}
-	at := s.Addresses()[0]
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()
@@ -287,15 +308,113 @@ func TestShutdown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("Serve did not return while a connection was idle")
+	}
+	if left := s.Addresses(); len(left) > 0 {
+		t.Errorf("still bound: %v", left)
 	}
 	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the connection is still open: %v", err)
 	}
-	serve(t, newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{at} }))
+	// Not at the first try, perhaps: a process that another test starts has a copy of the sockets until it runs its program.
+	next := newServer(t, func(o *Options) { o.Listen = []netip.AddrPort{at} })
+	until(t, "the ports are free", func() bool { return next.Listen() == nil })
+	run(t, next)
 	if answer := ask(t, "udp", at, question("www.geo.example.net.", mdns.TypeA)); len(answer.Answer) != 3 {
 		t.Errorf("the next server: %v", answer)
+	}
+}
+
+// A client that asks and does not read holds nothing up.
+func TestShutdownDespiteASlowReader(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) { o.IdleTimeout = time.Hour })
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	conn := dial(t, s.Addresses()[0])
+	queries := bytes.Repeat(frame(t, question("www.geo.example.net.", mdns.TypeA)), 1000)
+	for { // until no more is taken, because no more is read there
+		if err := conn.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(queries); errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("Serve did not return while a client did not read")
+	}
+}
+
+// Addresses may be asked for while the server starts and stops.
+func TestAddressesMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, nil)
+	var asking sync.WaitGroup
+	var stop atomic.Bool
+	asking.Go(func() {
+		for !stop.Load() {
+			s.Addresses()
+		}
+	})
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Serve(ctx); err != nil {
+		t.Fatal(err)
+	}
+	stop.Store(true)
+	asking.Wait()
+}
+
+// A fault that a query finds costs that query its answer, and the others nothing.
+func TestSurvives(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, nil)
+	at := serve(t, s)
+	z := *s.responder.zone.Load()
+	z.nodes = maps.Clone(z.nodes)
+	z.nodes["\x06broken"] = &node{dynamic: &dynamic{varies: [3]bool{true, true, true}}} // without a registry
+	s.responder.zone.Store(&z)
+	broken := question("broken.geo.example.net.", mdns.TypeA)
+	raw, err := broken.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	faults := &s.responder.metrics.dropped
+	for i := range 2 * runtime.GOMAXPROCS(0) { // more than there are to answer
+		if _, err := dialUDP(t, at).Write(raw); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the fault is found", func() bool { return faults[udp][dropInternal].sum() == float64(i+1) })
+	}
+	conn := dial(t, at)
+	if _, err := conn.Write(frame(t, broken)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readFramed(conn); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("over TCP: %v, want the end", err)
+	}
+	for _, network := range []string{"udp", "tcp"} {
+		if answer := ask(t, network, at, question("www.geo.example.net.", mdns.TypeA)); len(answer.Answer) != 3 {
+			t.Errorf("afterwards over %s: %v", network, answer)
+		}
 	}
 }
 
@@ -319,11 +438,8 @@ func TestSwapUnderLoad(t *testing.T) {
 		}
 	})
 	seen := make(map[string]int)
-	for range 2000 {
+	for n := 0; n < 200 || len(seen) < 2 && n < 20000; n++ {
 		seen[brief(ask(t, "udp", at, ecs(question("contoso.geo.example.net.", mdns.TypeA), "8.8.8.0/24")).Answer)]++
-		if seen["A 198.51.100.1 ttl=60"] > 0 && len(seen) > 1 {
-			break
-		}
 	}
 	stop.Store(true)
 	swapping.Wait()
@@ -351,7 +467,10 @@ func TestMetrics(t *testing.T) {
 	old.SetEdns0(1232, false)
 	old.IsEdns0().SetVersion(1)
 	ask(t, "udp", at, old)
-	exchange(t, at, []byte("short"))
+	if _, err := dialUDP(t, at).Write([]byte("short")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is dropped", func() bool { return s.responder.metrics.dropped[udp][dropShort].sum() == 1 })
 	// A counter does not go back when a zone is compiled anew.
 	snapshot := testSnapshot()
 	s.Update(snapshot, router.New(snapshot, places{}, nil), nil)
@@ -381,7 +500,6 @@ portolan_dns_dropped_total{reason="short",transport="udp"} 1
 # TYPE portolan_dns_queries_total counter
 portolan_dns_queries_total{rcode="BADVERS",transport="udp",type="A"} 1
 portolan_dns_queries_total{rcode="NOERROR",transport="udp",type="A"} 4
-portolan_dns_queries_total{rcode="NOERROR",transport="udp",type="SOA"} 1
 portolan_dns_queries_total{rcode="NXDOMAIN",transport="tcp",type="AAAA"} 1
 # HELP portolan_dns_zone_serial Serial of the zone that is served; 0 before the first.
 # TYPE portolan_dns_zone_serial gauge
@@ -419,7 +537,7 @@ func TestDig(t *testing.T) {
 	} {
 		t.Run(c.arguments, func(t *testing.T) {
 			t.Parallel()
-			arguments := append([]string{"@" + at.Addr().String(), "-p", fmt.Sprint(at.Port()), "+norecurse", "+time=5", "+tries=1"}, strings.Fields(c.arguments)...)
+			arguments := append([]string{"@" + at.Addr().String(), "-p", fmt.Sprint(at.Port()), "+norecurse", "+time=30", "+tries=1"}, strings.Fields(c.arguments)...)
 			out, err := exec.CommandContext(t.Context(), dig, arguments...).CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)

@@ -101,7 +101,10 @@ func (t *tcpServer) extend(conn *net.TCPConn) bool {
 	return !t.draining && conn.SetReadDeadline(limit) == nil
 }
 
-// drain makes every connection end after the answer it is writing.
+// lastWrites is how long answers under way may take when the server stops.
+const lastWrites = time.Second
+
+// drain makes every connection end after the answer it is writing, also where the client does not take it.
 func (t *tcpServer) drain() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -109,6 +112,7 @@ func (t *tcpServer) drain() {
 	for conn := range t.open {
 		// A deadline cannot fail but on a closed connection, which is on its way out anyway.
 		_ = conn.SetReadDeadline(time.Unix(1, 0))
+		_ = conn.SetWriteDeadline(time.Now().Add(lastWrites))
 	}
 }
 
@@ -124,20 +128,21 @@ func (t *tcpServer) serve(conn *net.TCPConn) {
 	out := make([]byte, 0, 2*ednsSize)
 	message := make([]byte, 0, plainSize)
 	for {
-		if in.Buffered() == 0 && !t.flush(conn, &out) {
+		var prefix [2]byte
+		// A part of a prefix says nothing about when the rest comes: answers must not wait for it.
+		if in.Buffered() < len(prefix) && !t.flush(conn, &out) {
 			return
 		}
 		if !t.extend(conn) {
 			t.flush(conn, &out)
 			return
 		}
-		var prefix [2]byte
 		if _, err := io.ReadFull(in, prefix[:]); err != nil {
 			t.flush(conn, &out)
 			return // idle for too long, or closed by the client
 		}
 		length := int(binary.BigEndian.Uint16(prefix[:]))
-		// The buffered part of a message says nothing about when the rest comes: answers must not wait for it.
+		// Nor does a part of a message.
 		if in.Buffered() < length && !t.flush(conn, &out) {
 			return
 		}
@@ -168,10 +173,21 @@ func (t *tcpServer) flush(conn *net.TCPConn, out *[]byte) bool {
 	if len(*out) == 0 {
 		return true
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(t.options.IdleTimeout)); err != nil {
+	if !t.hurry(conn) {
 		return false
 	}
 	_, err := conn.Write(*out)
 	*out = (*out)[:0]
 	return err == nil
+}
+
+// hurry gives conn time for one write.
+func (t *tcpServer) hurry(conn *net.TCPConn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	limit := t.options.IdleTimeout
+	if t.draining {
+		limit = min(limit, lastWrites)
+	}
+	return conn.SetWriteDeadline(time.Now().Add(limit)) == nil
 }

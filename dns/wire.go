@@ -19,6 +19,11 @@ const (
 	maxMessage = 65535
 	maxName    = 255
 	maxLabels  = 127
+	// maxOPT is the most that the OPT record of an answer takes: its fixed part, an IPv6 subnet, an extended error.
+	maxOPT = 11 + 4 + 4 + 16 + 6
+	// maxBody is the most that the records of one set may take, so that they fit in a message with the longest question:
+	// what does not fit over TCP can never be had.
+	maxBody = maxMessage - headerSize - maxName - 4 - maxOPT
 )
 
 // Bits of the header's second word (RFC 1035, section 4.1.1; RFC 4035, section 3.2).
@@ -70,6 +75,8 @@ type query struct {
 
 // parse reads message into q. It returns false for what is not to be answered at all (too short for a header, or a response:
 // answering those makes loops), otherwise the rcode that the message alone demands: NOERROR, FORMERR, NOTIMP or BADVERS.
+// Also with an error, q holds what could be read: an answer without an OPT record to a query with one would say that this
+// server has no EDNS (RFC 6891, section 7).
 func (q *query) parse(message []byte) (rcode int, answer bool) {
 	q.question, q.ecs, q.subnet = nil, nil, netip.Prefix{}
 	q.nameLen, q.depth, q.qtype, q.qclass = 0, 0, 0, 0
@@ -82,70 +89,88 @@ func (q *query) parse(message []byte) (rcode int, answer bool) {
 	if q.flags&flagQR != 0 {
 		return 0, false
 	}
+	rcode = q.parseSections(message)
 	if q.flags&opcode != 0 {
-		return mdns.RcodeNotImplemented, true // what follows the header has another meaning there
+		// All opcodes share the form of messages (RFC 1035, section 4.1; RFC 2136, section 2), if not its meaning.
+		rcode = mdns.RcodeNotImplemented
 	}
-	// One question exactly (RFC 9619).
-	if binary.BigEndian.Uint16(message[4:]) != 1 || !q.parseQuestion(message) {
-		return mdns.RcodeFormatError, true
+	return rcode, true
+}
+
+// parseSections reads what follows the header.
+func (q *query) parseSections(message []byte) (rcode int) {
+	at, ok := headerSize, true
+	questions := int(binary.BigEndian.Uint16(message[4:]))
+	if questions == 1 {
+		if !q.parseQuestion(message) {
+			return mdns.RcodeFormatError
+		}
+		at += len(q.question)
+	} else {
+		for range questions { // an error in the end, after a look for the client's OPT
+			if at, ok = skipName(message, at); !ok || at+4 > len(message) {
+				return mdns.RcodeFormatError
+			}
+			at += 4
+		}
 	}
 	// An answer or an authority section has no meaning in a query, except an IXFR's, which is refused anyway; they are stepped
 	// over, so that the client's OPT is found. Each record takes 11 bytes at least, which bounds the loop.
 	skip := int(binary.BigEndian.Uint16(message[6:])) + int(binary.BigEndian.Uint16(message[8:]))
 	records := skip + int(binary.BigEndian.Uint16(message[10:]))
-	at := headerSize + len(q.question)
 	for i := range records {
 		begin := at
-		for { // the owner's name
-			if at >= len(message) {
-				return mdns.RcodeFormatError, true
-			}
-			length := int(message[at])
-			if length >= 0xc0 {
-				at += 2
-				break
-			}
-			if length > 63 {
-				return mdns.RcodeFormatError, true
-			}
-			if at += 1 + length; length == 0 {
-				break
-			}
-			if at-begin > maxName {
-				return mdns.RcodeFormatError, true
-			}
-		}
-		if at+10 > len(message) {
-			return mdns.RcodeFormatError, true
+		if at, ok = skipName(message, at); !ok || at+10 > len(message) {
+			return mdns.RcodeFormatError
 		}
 		fixed := message[at : at+10]
 		at += 10
 		end := at + int(binary.BigEndian.Uint16(fixed[8:]))
 		if end > len(message) {
-			return mdns.RcodeFormatError, true
+			return mdns.RcodeFormatError
 		}
 		if i >= skip && binary.BigEndian.Uint16(fixed) == mdns.TypeOPT {
-			if q.edns || message[begin] != 0 { // one, owned by the root (RFC 6891, section 6.1.1)
-				return mdns.RcodeFormatError, true
+			second := q.edns
+			if !second {
+				q.edns = true
+				q.size = binary.BigEndian.Uint16(fixed[2:])
+				q.version = fixed[5]
+				q.do = fixed[6]&0x80 != 0
 			}
-			q.edns = true
-			q.size = binary.BigEndian.Uint16(fixed[2:])
-			q.version = fixed[5]
-			q.do = fixed[6]&0x80 != 0
+			if second || message[begin] != 0 { // one, owned by the root (RFC 6891, section 6.1.1)
+				return mdns.RcodeFormatError
+			}
 			if q.version == 0 && !q.parseOptions(message[at:end]) {
 				q.ecs, q.subnet = nil, netip.Prefix{}
-				return mdns.RcodeFormatError, true
+				return mdns.RcodeFormatError
 			}
 		}
 		at = end
 	}
-	if at != len(message) {
-		return mdns.RcodeFormatError, true
+	switch {
+	case at != len(message), questions != 1: // one question exactly (RFC 9619)
+		return mdns.RcodeFormatError
+	case q.version != 0:
+		return mdns.RcodeBadVers
 	}
-	if q.version != 0 {
-		return mdns.RcodeBadVers, true
+	return mdns.RcodeSuccess
+}
+
+// skipName returns where the name that begins at at ends in message, and whether it does.
+func skipName(message []byte, at int) (end int, ok bool) {
+	for begin := at; at < len(message) && at-begin < maxName; {
+		length := int(message[at])
+		switch {
+		case length >= 0xc0:
+			return at + 2, true
+		case length == 0:
+			return at + 1, true
+		case length > 63:
+			return at, false
+		}
+		at += 1 + length
 	}
-	return mdns.RcodeSuccess, true
+	return at, false
 }
 
 // parseQuestion reads the question. A pointer cannot be in it: there is nothing before it to point to.

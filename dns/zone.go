@@ -25,7 +25,8 @@ type zone struct {
 	depth int // the most labels of any key
 	// soa is the authority section of negative answers.
 	soa    packed
-	hinfo  rrset // the answer to ANY (RFC 8482, section 4.2)
+	glue   packed // the addresses of name servers in the zone, for the additional section
+	hinfo  rrset  // the answer to ANY (RFC 8482, section 4.2)
 	serial uint32
 	whoami Whoami
 	max    uint32 // for whoami to tell
@@ -87,6 +88,12 @@ const (
 	variesOther
 )
 
+// hostnames is whether the replicas are host names: then a CNAME is the answer for every type, and nothing can stand beside
+// it (RFC 1034, section 3.6.2).
+func (d *dynamic) hostnames() bool {
+	return slices.ContainsFunc(d.replicas, func(s served) bool { return s.cname[0].count > 0 })
+}
+
 // served is one replica's part in the answers.
 type served struct {
 	a, aaaa, cname both
@@ -119,14 +126,20 @@ func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router
 		n.add(packAddresses(mdns.TypeAAAA, v6, b.max))
 	}
 	apex.add(pack(mdns.TypeNS, ns...))
+	z.glue = b.packGlue()
 	z.hinfo = pack(mdns.TypeHINFO, &mdns.HINFO{Hdr: header(b.origin, mdns.TypeHINFO, b.max), Cpu: "RFC8482"})
 
 	for _, registry := range s.Registries {
 		name := registry.Name + "." + b.origin
+		reason := ""
 		if _, taken := b.glue[name]; taken {
+			reason = "the name is that of a name server of the zone"
+		} else if _, err := hostName("whoami." + name); err != nil {
+			reason = fmt.Sprintf("whoami.%s is no name: %v", name, err)
+		}
+		if reason != "" {
 			problems = append(problems, topology.Problem{
-				Key: topology.RegistriesPrefix + registry.Name, Value: registry.Name,
-				Reason: "the name is that of a name server of the zone", Effect: "the registry is not served by DNS",
+				Key: topology.RegistriesPrefix + registry.Name, Value: registry.Name, Reason: reason, Effect: "the registry is not served by DNS",
 			})
 			continue
 		}
@@ -150,11 +163,16 @@ func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router
 			v4, v6 := split(replica.Addresses, nil)
 			d.varies[variesA] = d.varies[variesA] || len(v4) > 0
 			d.varies[variesAAAA] = d.varies[variesAAAA] || len(v6) > 0
-			own := replica.Region + "." + name
+			own, reason := replica.Region+"."+name, ""
 			if _, taken := b.glue[own]; taken || replica.Region == "whoami" {
+				reason = "the name is reserved"
+			} else if _, err := hostName(own); err != nil {
+				reason = fmt.Sprintf("it is no name: %v", err)
+			}
+			if reason != "" {
 				problems = append(problems, topology.Problem{
 					Key: topology.RegistriesPrefix + registry.Name + "/replicas/" + replica.Region, Value: own,
-					Reason: "the name is reserved", Effect: "the region has no name of its own in DNS",
+					Reason: reason, Effect: "the region has no name of its own in DNS",
 				})
 				continue
 			}
@@ -238,7 +256,7 @@ func (z *zone) addStatic(static []mdns.RR, b *base) []topology.Problem {
 	}
 	for _, k := range order {
 		n := z.node(k.name, b)
-		taken := n.dynamic != nil && (k.rrtype == mdns.TypeA || k.rrtype == mdns.TypeAAAA || k.rrtype == mdns.TypeCNAME) || n.whoami != nil ||
+		taken := n.dynamic != nil && (k.rrtype == mdns.TypeA || k.rrtype == mdns.TypeAAAA || k.rrtype == mdns.TypeCNAME || n.dynamic.hostnames()) || n.whoami != nil ||
 			slices.ContainsFunc(n.sets, func(s rrset) bool {
 				return s.rrtype == k.rrtype || s.rrtype == mdns.TypeCNAME || k.rrtype == mdns.TypeCNAME
 			})
@@ -259,7 +277,15 @@ func (z *zone) addStatic(static []mdns.RR, b *base) []topology.Problem {
 			same[i] = mdns.Copy(rr)
 			same[i].Header().Ttl = ttl
 		}
-		n.add(pack(k.rrtype, same...))
+		set := pack(k.rrtype, same...)
+		if int(set.count) < len(same) {
+			problems = append(problems, topology.Problem{
+				Key: "dns.static", Value: fmt.Sprintf("%s %s", k.name, mdns.Type(k.rrtype)),
+				Reason: "the records do not fit in one message", Effect: "the static records of this name and type are not served",
+			})
+			continue
+		}
+		n.add(set)
 	}
 	return problems
 }
@@ -355,7 +381,7 @@ func header(name string, rrtype uint16, ttl uint32) mdns.RR_Header {
 const questionPointer = 0xc000 | headerSize
 
 // pack packs records of one type. Names in their data stay uncompressed: they would have to point into the question at a
-// place that wildcards move, for a gain of some bytes in rare answers.
+// place that wildcards move, for a gain of some bytes in rare answers. What does not fit in a message is left out.
 func pack(rrtype uint16, records ...mdns.RR) rrset {
 	s := rrset{rrtype: rrtype}
 	var first int
@@ -370,7 +396,7 @@ func pack(rrtype uint16, records ...mdns.RR) rrset {
 			continue // it was parsed from text or built here: only a record beyond 64 kB could get here
 		}
 		data := scratch[len(owner):end]
-		if len(s.body)+2+len(data) > maxMessage {
+		if len(s.body)+2+len(data) > maxBody {
 			break
 		}
 		s.body = binary.BigEndian.AppendUint16(s.body, questionPointer)
@@ -387,11 +413,14 @@ func pack(rrtype uint16, records ...mdns.RR) rrset {
 	return s
 }
 
-// packAddresses packs the A or AAAA records of addresses, which are all of that family.
+// packAddresses packs the A or AAAA records of addresses, which are all of that family: as many as fit in a message.
 func packAddresses(rrtype uint16, addresses []netip.Addr, ttl uint32) rrset {
 	s := rrset{rrtype: rrtype}
 	for _, a := range addresses {
 		data := a.AsSlice()
+		if len(s.body)+12+len(data) > maxBody {
+			break
+		}
 		s.body = binary.BigEndian.AppendUint16(s.body, questionPointer)
 		s.body = binary.BigEndian.AppendUint16(s.body, rrtype)
 		s.body = binary.BigEndian.AppendUint16(s.body, mdns.ClassINET)
@@ -402,4 +431,24 @@ func packAddresses(rrtype uint16, addresses []netip.Addr, ttl uint32) rrset {
 		s.stride = uint16(12 + len(data))
 	}
 	return s
+}
+
+// packGlue packs the addresses of the name servers in the zone, each under its own name.
+func (b *base) packGlue() packed {
+	var p packed
+	for _, name := range b.nameservers {
+		owner, err := packName(name)
+		if err != nil {
+			continue // it was checked
+		}
+		v4, v6 := split(b.glue[name], nil)
+		for _, set := range []rrset{packAddresses(mdns.TypeA, v4, b.max), packAddresses(mdns.TypeAAAA, v6, b.max)} {
+			for record := range slices.Chunk(set.body, max(1, int(set.stride))) {
+				p.body = append(p.body, owner...)
+				p.body = append(p.body, record[2:]...) // without the pointer
+				p.count++
+			}
+		}
+	}
+	return p
 }
