@@ -10,7 +10,8 @@ import (
 )
 
 // FuzzRespond: whatever comes in, nothing panics, a response is never answered, and what is answered can be unpacked by
-// another implementation, bears the query's id, is a response, keeps the limits and echoes the question.
+// another implementation to its last byte, bears the query's id, is a response, keeps the limits, echoes the question, and
+// has an OPT record exactly if that implementation finds one in the query.
 func FuzzRespond(f *testing.F) {
 	for _, name := range []string{"contoso", "fabrikam", "adatum", "tailwind", "westus.contoso", "whoami.contoso", "a.wild", "alias", "nothing", "srv"} {
 		for _, qtype := range []uint16{mdns.TypeA, mdns.TypeAAAA, mdns.TypeTXT, mdns.TypeANY, mdns.TypeHTTPS, mdns.TypeAXFR} {
@@ -65,6 +66,12 @@ func FuzzRespond(f *testing.F) {
 		if m.Id != binary.BigEndian.Uint16(raw) || !m.Response {
 			t.Fatalf("got %v", m)
 		}
+		if end := measure(t, m, out); end != len(out) {
+			t.Fatalf("%d bytes after the records of %x", len(out)-end, out)
+		}
+		if asked := new(mdns.Msg); asked.Unpack(raw) == nil && canonical(asked, raw) && (asked.IsEdns0() == nil) != (m.IsEdns0() == nil) {
+			t.Fatalf("OPT: asked %v, got %v", asked, m)
+		}
 		if len(m.Question) == 1 {
 			end := headerSize
 			for out[end] != 0 {
@@ -72,6 +79,137 @@ func FuzzRespond(f *testing.F) {
 			}
 			if end += 5; !bytes.Equal(out[headerSize:end], raw[headerSize:end]) {
 				t.Fatalf("the question came back as %x", out[headerSize:end])
+			}
+		}
+	})
+}
+
+// measure returns where the records of out end, which was unpacked into m.
+func measure(t *testing.T, m *mdns.Msg, out []byte) (end int) {
+	t.Helper()
+	at, err := headerSize, error(nil)
+	for range m.Question {
+		if _, at, err = mdns.UnpackDomainName(out, at); err != nil {
+			t.Fatal(err)
+		}
+		at += 4
+	}
+	for range len(m.Answer) + len(m.Ns) + len(m.Extra) {
+		if _, at, err = mdns.UnpackRR(out, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return at
+}
+
+// canonical is whether m, which was unpacked from raw, says all that raw does: the library passes over bytes behind the
+// message, counts that are too high, and subnets of a wrong length.
+func canonical(m *mdns.Msg, raw []byte) bool {
+	m.Compress = false
+	again, err := m.Pack()
+	return err == nil && bytes.Equal(again, raw)
+}
+
+// FuzzParse: whatever another implementation reads in a query is read here too, and what is wrong with it is found.
+func FuzzParse(f *testing.F) {
+	add := func(change func(*mdns.Msg)) {
+		m := ecs(question("contoso.geo.example.net.", mdns.TypeA), "8.8.8.0/24")
+		change(m)
+		raw, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	add(func(*mdns.Msg) {})
+	add(func(m *mdns.Msg) { m.Extra = nil })
+	add(func(m *mdns.Msg) { m.IsEdns0().SetDo() })
+	add(func(m *mdns.Msg) { m.IsEdns0().SetVersion(1) })
+	add(func(m *mdns.Msg) { m.IsEdns0().Option = nil; ecs(m, "2a00:1::/48") })
+	add(func(m *mdns.Msg) { m.IsEdns0().Option = nil; ecs(m, "0.0.0.0/0") })
+	add(func(m *mdns.Msg) { ecs(m, "80.0.0.0/8") })
+	add(func(m *mdns.Msg) { m.IsEdns0().Option[0].(*mdns.EDNS0_SUBNET).SourceScope = 8 })
+	add(func(m *mdns.Msg) {
+		m.IsEdns0().Option = append(m.IsEdns0().Option, &mdns.EDNS0_PADDING{Padding: make([]byte, 9)})
+	})
+	add(func(m *mdns.Msg) { m.Question = append(m.Question, m.Question[0]) })
+	add(func(m *mdns.Msg) { m.Question = nil })
+	add(func(m *mdns.Msg) { m.Question[0].Name = `CoNtOsO\000\.x.geo.example.net.` })
+	add(func(m *mdns.Msg) { m.Opcode = mdns.OpcodeNotify })
+	add(func(m *mdns.Msg) { m.Extra = append(m.Extra, mdns.Copy(m.Extra[0])) })
+	add(func(m *mdns.Msg) {
+		m.Ns = []mdns.RR{&mdns.SOA{Hdr: header("geo.example.net.", mdns.TypeSOA, 0), Ns: "ns.", Mbox: "me."}}
+	})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		m, q := new(mdns.Msg), new(query)
+		rcode, answer := q.parse(raw)
+		if m.Unpack(raw) != nil || !canonical(m, raw) {
+			return
+		}
+		if answer == m.Response {
+			t.Fatalf("answer %v to %v", answer, m)
+		}
+		if !answer {
+			return
+		}
+		var opts []*mdns.OPT
+		var subnets []*mdns.EDNS0_SUBNET
+		bad := len(m.Question) != 1
+		for _, rr := range m.Extra {
+			if o, ok := rr.(*mdns.OPT); ok {
+				bad = bad || o.Hdr.Name != "."
+				opts = append(opts, o)
+			}
+		}
+		if bad = bad || len(opts) > 1; !bad && len(opts) == 1 && opts[0].Version() == 0 {
+			for _, option := range opts[0].Option {
+				if s, ok := option.(*mdns.EDNS0_SUBNET); ok {
+					bad = bad || s.SourceScope != 0 || s.Family != 1 && s.Family != 2
+					subnets = append(subnets, s)
+				}
+			}
+			bad = bad || len(subnets) > 1
+		}
+		want := mdns.RcodeSuccess
+		switch {
+		case m.Opcode != mdns.OpcodeQuery:
+			want = mdns.RcodeNotImplemented
+		case bad:
+			want = mdns.RcodeFormatError
+		case len(opts) == 1 && opts[0].Version() != 0:
+			want = mdns.RcodeBadVers
+		}
+		if rcode != want {
+			t.Fatalf("rcode %d, want %d, for %v", rcode, want, m)
+		}
+		if len(m.Question) == 1 {
+			name, err := packName(mdns.CanonicalName(m.Question[0].Name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(q.name[:q.nameLen], name) || q.qtype != m.Question[0].Qtype || q.qclass != m.Question[0].Qclass || q.depth != mdns.CountLabel(m.Question[0].Name) {
+				t.Fatalf("read %q, %d, %d, %d labels; want %v", q.name[:q.nameLen], q.qtype, q.qclass, q.depth, m.Question[0])
+			}
+		}
+		if q.edns != (len(opts) > 0) {
+			t.Fatalf("EDNS %v, want %v", q.edns, opts)
+		}
+		if bad || len(opts) == 0 {
+			return
+		}
+		if q.size != opts[0].Hdr.Class || q.version != opts[0].Version() || q.do != opts[0].Do() {
+			t.Fatalf("size %d, version %d, DO %v; want %v", q.size, q.version, q.do, opts[0])
+		}
+		if q.subnet.IsValid() != (len(subnets) == 1) {
+			t.Fatalf("subnet %v, want %v", q.subnet, subnets)
+		}
+		if len(subnets) == 1 {
+			address, _ := netip.AddrFromSlice(subnets[0].Address)
+			if subnets[0].Family == 1 {
+				address = address.Unmap()
+			}
+			if q.subnet != netip.PrefixFrom(address, int(subnets[0].SourceNetmask)) {
+				t.Fatalf("subnet %v, want %v", q.subnet, subnets[0])
 			}
 		}
 	})
