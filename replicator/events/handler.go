@@ -27,7 +27,7 @@ const (
 	// perReplica is how many requests of one replica are read at once. Registries send one after the other; behind one
 	// name there may be a few of them.
 	perReplica = 8
-	// spoolTimeout bounds the wait for the disk. Registries give up after a second by default and send it again.
+	// spoolTimeout bounds the wait for the disk, from when a message has been read. Registries give up after a second by default and send it again.
 	spoolTimeout = 10 * time.Second
 	// retryAfter is what a 503 asks for, in seconds.
 	retryAfter = "5"
@@ -89,6 +89,10 @@ func NewHandler(spool *Spool, config Config) (*Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the events listener: %w", err)
 	}
+	if spool.damage != nil {
+		config.Log.Error("the event spool was damaged: it was put aside, and every replica will be scanned for what it held",
+			zap.String("file", spool.aside), zap.Error(spool.damage))
+	}
 	return &Handler{
 		config: config, spool: spool, metrics: m,
 		// A forger must not fill the log: one line in 10 seconds after the first five.
@@ -128,9 +132,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) (status int, rea
 		w.Header().Set("WWW-Authenticate", `Bearer realm="portolan events"`)
 		return http.StatusUnauthorized, "the token is not that of this replica"
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), spoolTimeout)
-	defer cancel()
-	release, err := h.enter(ctx, registry+"/"+region)
+	release, err := h.enter(r.Context(), registry+"/"+region)
 	if err != nil {
 		return h.unavailable(w, registry, region, err)
 	}
@@ -142,7 +144,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) (status int, rea
 		return http.StatusBadRequest, "the body ended early"
 	}
 	if int64(len(m.Body)) > h.config.MaxBody {
-		return h.oversize(ctx, w, r, registry, region)
+		return h.oversize(w, r, registry, region)
 	}
 	i := 0
 	for i < len(h.config.Formats) && !h.config.Formats[i].Match(m) {
@@ -155,6 +157,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) (status int, rea
 	if err != nil {
 		return http.StatusBadRequest, "the body is not the envelope that its type says"
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), spoolTimeout)
+	defer cancel()
 	if err := h.spool.Add(ctx, registry, region, h.sort(registry, region, report)); err != nil {
 		return h.unavailable(w, registry, region, err)
 	}
@@ -194,7 +198,7 @@ func (h *Handler) authorized(r *http.Request, registry, region string) bool {
 	return equal && known && want != "" && strings.EqualFold(scheme, "Bearer")
 }
 
-// enter waits for one of the replica's slots.
+// enter waits for one of the replica's slots, at most as long as for the disk: those before wait for that, or for slow links.
 func (h *Handler) enter(ctx context.Context, replica string) (release func(), err error) {
 	h.mu.Lock()
 	slots := h.slots[replica]
@@ -203,6 +207,8 @@ func (h *Handler) enter(ctx context.Context, replica string) (release func(), er
 		h.slots[replica] = slots
 	}
 	h.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, spoolTimeout)
+	defer cancel()
 	select {
 	case slots <- struct{}{}:
 		return func() { <-slots }, nil
@@ -212,7 +218,7 @@ func (h *Handler) enter(ctx context.Context, replica string) (release func(), er
 }
 
 // oversize takes in what is left of a message that is too large, and marks the replica.
-func (h *Handler) oversize(ctx context.Context, w http.ResponseWriter, r *http.Request, registry, region string) (int, string) {
+func (h *Handler) oversize(w http.ResponseWriter, r *http.Request, registry, region string) (int, string) {
 	left := h.config.MaxBody * (drainFactor - 1)
 	n, err := io.Copy(io.Discard, io.LimitReader(r.Body, left))
 	if err != nil {
@@ -223,6 +229,8 @@ func (h *Handler) oversize(ctx context.Context, w http.ResponseWriter, r *http.R
 		w.Header().Set("Connection", "close")
 		return http.StatusRequestEntityTooLarge, fmt.Sprintf("more than %d bytes", h.config.MaxBody*drainFactor)
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), spoolTimeout)
+	defer cancel()
 	if err := h.spool.Mark(ctx, registry, region, ""); err != nil {
 		return h.unavailable(w, registry, region, err)
 	}

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -230,6 +231,39 @@ func TestHandlerDisk(t *testing.T) {
 	w := l.post(t, westus, l.key.Token("contoso", "westus"), distributionV2, recorded(t, "push-tag"))
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
 		t.Errorf("got %d %v, want 503 with Retry-After", w.Code, w.Header())
+	}
+}
+
+// TestHandlerSlowSender holds that the time a message takes to arrive is not taken from the disk's.
+func TestHandlerSlowSender(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newListener(t, nil)
+		body, sender := io.Pipe()
+		go func() {
+			time.Sleep(spoolTimeout + time.Second)
+			_, err := io.Copy(sender, recorded(t, "push-tag"))
+			sender.CloseWithError(err)
+		}()
+		if w := l.post(t, westus, l.key.Token("contoso", "westus"), distributionV2, body); w.Code != http.StatusAccepted {
+			t.Errorf("got %d %s, want 202", w.Code, w.Body)
+		}
+	})
+}
+
+// TestHandlerDamagedSpool holds that operators hear of a spool that was put aside.
+func TestHandlerDamagedSpool(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "spool.db")
+	if err := os.WriteFile(path, []byte("half a fi"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zapcore.DebugLevel)
+	if _, err := NewHandler(open(t, path, Limits{}), Config{Log: zap.New(core), Metrics: prometheus.NewRegistry()}); err != nil {
+		t.Fatal(err)
+	}
+	if all := logs.All(); len(all) != 1 || all[0].ContextMap()["file"] != path+".damaged" {
+		t.Errorf("logged %+v", all)
 	}
 }
 

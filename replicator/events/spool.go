@@ -88,12 +88,17 @@ func (i Item) Newest() (Event, bool) {
 // One goroutine writes. It puts all that waits into one transaction, so that many replicas share an fsync and a
 // single event waits for nobody.
 //
+// A file that is damaged is put aside: what it held is lost, so every replica that items are taken of is marked to be scanned.
+//
 // The file is a bolt database of one bucket "v1", with one bucket per replica ("registry/region") that holds four:
 // items (repository, zero byte, reference -> record), order (sequence -> item), seen (fingerprint of an event ->
 // nothing) and ring (sequence -> fingerprint, the oldest first).
 type Spool struct {
 	db     *bbolt.DB
 	limits Limits
+	// damage is what was wrong with the file that was put aside, aside where that is; nil and empty: nothing.
+	damage error
+	aside  string
 
 	jobs    chan *job
 	quit    chan struct{}
@@ -105,6 +110,7 @@ type Spool struct {
 	leases map[lease]hold
 	holds  uint64                   // counts what was handed out
 	wake   map[string]chan struct{} // by replica; closed when there may be something new
+	marked map[string]bool          // the replicas that were marked for the sake of the damage
 }
 
 type counts struct{ references, repositories, replica int }
@@ -145,11 +151,24 @@ var (
 	ringBucket  = []byte("ring")
 )
 
-// Open opens or creates the spool in the file path, whose folder must exist. ErrInUse: another process has it open.
+// lockTimeout is how long Open waits for the file's lock: a former process may still be ending.
+const lockTimeout = time.Second
+
+// Open opens or creates the spool in the file path, whose folder must exist. ErrInUse: another process has it open. A damaged file
+// is renamed to path and ".damaged", in place of an older one there, and an empty spool begun.
 func Open(path string, limits Limits) (*Spool, error) {
+	damage, aside := inspect(path), ""
+	if errors.Is(damage, errDamaged) {
+		aside = path + ".damaged"
+		if err := os.Rename(path, aside); err != nil {
+			return nil, fmt.Errorf("opening event spool %q: %w: putting it aside: %w", path, damage, err)
+		}
+	} else if damage != nil {
+		return nil, fmt.Errorf("opening event spool %q: %w", path, damage)
+	}
 	_, statErr := os.Stat(path)
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout: time.Second, // for the lock: a former process may still be ending
+		Timeout: lockTimeout,
 		// The free list is rebuilt at Open from at most a few thousand pages; written, it would be part of every commit.
 		NoFreelistSync: true,
 		FreelistType:   bbolt.FreelistMapType,
@@ -161,9 +180,9 @@ func Open(path string, limits Limits) (*Spool, error) {
 		return nil, fmt.Errorf("opening event spool %q: %w", path, err)
 	}
 	s := &Spool{
-		db: db, limits: limits.withDefaults(),
+		db: db, limits: limits.withDefaults(), damage: damage, aside: aside,
 		jobs: make(chan *job), quit: make(chan struct{}), stopped: make(chan struct{}),
-		counts: map[string]counts{}, leases: map[lease]hold{}, wake: map[string]chan struct{}{},
+		counts: map[string]counts{}, leases: map[lease]hold{}, wake: map[string]chan struct{}{}, marked: map[string]bool{},
 	}
 	if err := s.load(); err != nil {
 		db.Close()
@@ -206,11 +225,7 @@ func (s *Spool) load() error {
 		}
 		return root.ForEachBucket(func(replica []byte) error {
 			var c counts
-			items := root.Bucket(replica).Bucket(itemsBucket)
-			if items == nil {
-				return fmt.Errorf("the records of %q are missing", replica)
-			}
-			err := items.ForEach(func(key, _ []byte) error {
+			err := root.Bucket(replica).Bucket(itemsBucket).ForEach(func(key, _ []byte) error {
 				c.add(string(key), 1)
 				return nil
 			})
@@ -292,6 +307,9 @@ func (s *Spool) Take(ctx context.Context, registry, region string, limit int) ([
 	if err != nil {
 		return nil, fmt.Errorf("taking events: %w", err)
 	}
+	if err := s.markDamage(ctx, registry, region); err != nil {
+		return nil, err
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -307,6 +325,23 @@ func (s *Spool) Take(ctx context.Context, registry, region string, limit int) ([
 			return nil, err
 		}
 	}
+}
+
+// markDamage marks a replica once if a damaged file was put aside, which may have held events of it.
+func (s *Spool) markDamage(ctx context.Context, registry, region string) error {
+	s.mu.Lock()
+	due := s.damage != nil && !s.marked[registry+"/"+region]
+	s.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if err := s.Mark(ctx, registry, region, ""); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.marked[registry+"/"+region] = true
+	return nil
 }
 
 // wait returns when something may have changed, or at until if that is a time.

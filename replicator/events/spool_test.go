@@ -2,6 +2,7 @@ package events
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 )
@@ -313,17 +315,94 @@ func TestSpoolRefuses(t *testing.T) {
 	if _, err := Open(s.db.Path(), Limits{}); !errors.Is(err, ErrInUse) {
 		t.Errorf("opened twice: %v", err)
 	}
-	garbage := filepath.Join(t.TempDir(), "spool.db")
-	if err := os.WriteFile(garbage, []byte(strings.Repeat("no database ", 10000)), 0o600); err != nil {
+	other := filepath.Join(t.TempDir(), "store.db")
+	db, err := bbolt.Open(other, 0o600, nil)
+	if err == nil {
+		err = db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket([]byte("store")); return err })
+	}
+	if err = errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := Open(garbage, Limits{}); err == nil {
+	if s, err := Open(other, Limits{}); err == nil {
 		s.Close()
-		t.Error("opened a file that is no spool")
+		t.Error("opened another program's file")
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Errorf("another program's file was put aside: %v", err)
 	}
 	if s, err := Open(filepath.Join(t.TempDir(), "none", "spool.db"), Limits{}); err == nil {
 		s.Close()
 		t.Error("opened a spool in a folder that does not exist")
+	}
+}
+
+// TestSpoolDamaged damages the file of a spool in many ways. What could not be read is put aside, whole, and every replica is
+// marked instead; what is opened as it is has all its items.
+func TestSpoolDamaged(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "spool.db")
+	s := open(t, path, Limits{})
+	const items = 200
+	var events []Event
+	for i := range items {
+		events = append(events, push(fmt.Sprint(i), "a", fmt.Sprint("t", i), digestOf(i)))
+	}
+	add(t, s, events...)
+	s.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	damages := map[string][]byte{
+		"not a database":        []byte(strings.Repeat("no database ", 10000)),
+		"never written":         make([]byte, 4*page),
+		"cut within a page":     whole[:100],
+		"cut after a page":      whole[:page],
+		"cut after two":         whole[:2*page],
+		"cut in the middle":     whole[:len(whole)/2],
+		"a record of other use": bytes.Replace(bytes.Clone(whole), []byte(`{"o":7,`), []byte(`[[[[[[[`), 1),
+		"an item out of place":  bytes.Replace(bytes.Clone(whole), []byte(`{"o":7,`), []byte(`{"o":8,`), 1),
+	}
+	surely := len(damages)
+	for n := 2; n < len(whole)/page; n++ {
+		damaged := bytes.Clone(whole)
+		clear(damaged[n*page : (n+1)*page])
+		damages[fmt.Sprint("zero page ", n)] = damaged
+	}
+	put := 0
+	for name, content := range damages {
+		file := filepath.Join(t.TempDir(), "spool.db")
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(file, Limits{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got := take(t, s, items+1)
+		aside, err := os.ReadFile(file + ".damaged")
+		switch {
+		case err == nil && bytes.Equal(aside, content):
+			put++
+			if len(got) != 1 || got[0].Repository != "" || !got[0].Rescan {
+				t.Errorf("%s: got %+v, want the replica marked", name, got)
+			}
+			done(t, s, got...)
+			idle(t, s)
+			add(t, s, events[0])
+			if got := take(t, s, items); len(got) != 1 || got[0].Reference != "t0" {
+				t.Errorf("%s: afterwards got %+v", name, got)
+			}
+		case !errors.Is(err, os.ErrNotExist) || len(got) != items:
+			t.Errorf("%s: %d items, put aside: %v", name, len(got), err)
+		}
+		s.Close()
+	}
+	// Most pages are the records'.
+	if put < surely+5 {
+		t.Errorf("%d of %d damaged files were put aside", put, len(damages))
 	}
 }
 
