@@ -438,6 +438,11 @@ func (c *Config) validateDNS(f *strict.File) {
 	if len(c.DNS.Listen) == 0 {
 		f.Fault("dns.listen", "is empty: at least one ADDRESS:PORT is needed")
 	}
+	for i, at := range c.DNS.Listen {
+		if at.Port() != 0 && slices.Contains(c.DNS.Listen[:i], at) {
+			f.Fault(fmt.Sprintf("dns.listen[%d]", i), "%v is listed twice", at)
+		}
+	}
 }
 
 func (k KeyPair) validate(f *strict.File, path string) {

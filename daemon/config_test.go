@@ -103,6 +103,8 @@ func TestConfigFaults(t *testing.T) {
 			"p.yaml:3:23: dns.nameservers.ns1[0]: \"192.0.2\" is not an IP address\n       3 |   nameservers: {ns1: [192.0.2]}"},
 		"listen": {minimal + "api: {listen: 8420}\n",
 			"p.yaml:4:15: api.listen: \"8420\" is not ADDRESS:PORT, such as 127.0.0.1:8420 or [::1]:8420\n       4 | api: {listen: 8420}"},
+		"listen twice": {strings.Replace(minimal, "dns:\n", "dns:\n  listen: [\"127.0.0.1:53\", \"[::1]:53\", \"127.0.0.1:53\"]\n", 1),
+			"p.yaml:2:40: dns.listen[2]: 127.0.0.1:53 is listed twice\n       2 |   listen: [\"127.0.0.1:53\", \"[::1]:53\", \"127.0.0.1:53\"]"},
 		"store": {"store: postgres://x\n" + minimal,
 			"p.yaml:1:8: store: \"postgres://x\" is no store: want bolt:/var/lib/portolan/portolan.db or consul://127.0.0.1:8500/portolan\n       1 | store: postgres://x"},
 		"bolt without a path": {"store: \"bolt:\"\n" + minimal,

@@ -17,9 +17,18 @@ import (
 	"portolan/listener"
 )
 
-// listen binds a TCP address; setting is where the configuration names it.
-func listen(ctx context.Context, setting string, at netip.AddrPort) (net.Listener, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", at.String())
+// family is the IP version of at, as the names of Go's networks have it: "4", or what is given for IPv6. Without it Go binds
+// 0.0.0.0 as [::], which is open to IPv6, and busy when anybody has the port on some IPv6 address.
+func family(at netip.AddrPort, six string) string {
+	if at.Addr().Unmap().Is4() {
+		return "4"
+	}
+	return six
+}
+
+// listen binds a TCP address; setting is where the configuration names it. [::] takes IPv4 as well unless network is tcp6.
+func listen(ctx context.Context, setting, network string, at netip.AddrPort) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, network, at.String())
 	if err == nil {
 		return l, nil
 	}
@@ -35,14 +44,14 @@ func listen(ctx context.Context, setting string, at netip.AddrPort) (net.Listene
 	return nil, fmt.Errorf("%s: binding %v: %w%s", setting, at, err, advice)
 }
 
-// tryDNS finds out at once whether the DNS sockets, which are bound later, can be had.
+// tryDNS finds out at once whether the DNS sockets, which are bound later and each family apart, can be had.
 func tryDNS(ctx context.Context, addresses []netip.AddrPort) error {
 	for _, at := range addresses {
-		l, err := listen(ctx, "dns.listen", at)
+		l, err := listen(ctx, "dns.listen", "tcp"+family(at, "6"), at)
 		if err != nil {
 			return err
 		}
-		p, err := new(net.ListenConfig).ListenPacket(ctx, "udp", l.Addr().String())
+		p, err := new(net.ListenConfig).ListenPacket(ctx, "udp"+family(at, "6"), l.Addr().String())
 		if err == nil {
 			err = p.Close()
 		} else if errors.Is(err, syscall.EADDRINUSE) && at.Port() != 0 {

@@ -162,7 +162,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 		return err
 	}
 	d.keeper = topology.NewKeeper(d.store, topology.KeeperOptions{
-		LastGoodPath: filepath.Join(c.Data, "topology.json"), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
+		LastGoodPath: d.lastGood(), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
 	})
 	d.editor = topology.NewEditor(d.store, topology.EditorOptions{Reserved: d.reserved(), Pending: func() []topology.Pending { return d.keeper.Status().Pending }})
 	d.states = newStateWatcher(d.store, filepath.Join(c.Data, "seeded.json"), d.log.Named("state"))
@@ -184,6 +184,9 @@ func (d *daemon) prepare(ctx context.Context) error {
 	}
 	return d.readTopologyFile(ctx)
 }
+
+// lastGood is the file of the last good topology.
+func (d *daemon) lastGood() string { return filepath.Join(d.config.Data, "topology.json") }
 
 func (d *daemon) roles() []string {
 	var roles []string
@@ -219,12 +222,13 @@ func (d *daemon) reserved() []string {
 }
 
 func (d *daemon) bind(ctx context.Context) (err error) {
-	if d.apiListener, err = listen(ctx, "api.listen", d.config.API.Listen); err != nil {
+	at := d.config.API.Listen
+	if d.apiListener, err = listen(ctx, "api.listen", "tcp"+family(at, ""), at); err != nil {
 		return err
 	}
 	d.close = append(d.close, ignoreClosed(d.apiListener.Close))
-	if d.config.Has(RoleReplicator) && d.config.Events.Listen.IsValid() {
-		if d.evListener, err = listen(ctx, "events.listen", d.config.Events.Listen); err != nil {
+	if at := d.config.Events.Listen; d.config.Has(RoleReplicator) && at.IsValid() {
+		if d.evListener, err = listen(ctx, "events.listen", "tcp"+family(at, ""), at); err != nil {
 			return err
 		}
 		d.close = append(d.close, ignoreClosed(d.evListener.Close))
@@ -393,8 +397,8 @@ func (d *daemon) repository(registry, region, repository string) (string, bool) 
 // ---- the topology file -------------------------------------------------------------------------------------------------
 
 // readTopologyFile reads the topology file and applies it if the store is empty. While Consul is away it is left to
-// applyTopologyFile. A file that cannot be used is an error where it is needed, and otherwise a warning: what is in the
-// store is what counts.
+// followTopologyFile. A file that cannot be used is an error where it is needed, and otherwise a warning: what is in the
+// store is what counts, or while that is away what is on disk.
 func (d *daemon) readTopologyFile(ctx context.Context) error {
 	if d.config.Topology == "" {
 		return nil
@@ -403,7 +407,12 @@ func (d *daemon) readTopologyFile(ctx context.Context) error {
 	if err != nil {
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
-		if stored, e := d.editor.Export(ctx); e != nil || len(stored.Registries) == 0 {
+		stored, away := d.editor.Export(ctx)
+		if away != nil {
+			if _, e := os.Stat(d.lastGood()); e != nil {
+				return err
+			}
+		} else if len(stored.Registries) == 0 {
 			return err
 		}
 		d.notice("topology", fmt.Sprintf("the topology file cannot be used; what is in the store holds: %v", err))
@@ -455,6 +464,8 @@ func (d *daemon) followTopologyFile(ctx context.Context) error {
 	for d.config.Store.Bolt == "" {
 		if err := d.applyIfEmpty(ctx); err == nil {
 			break
+		} else if ctx.Err() != nil {
+			return ctx.Err()
 		} else if !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
 			d.notice("topology", err.Error())
 			break
@@ -616,9 +627,13 @@ func (d *daemon) run(ctx context.Context, o Options) error {
 	return err
 }
 
-// answer binds the DNS sockets once it is known which replicas are healthy, and serves.
+// answer binds the DNS sockets once it is known which replicas are healthy and seeded, and serves.
 func (d *daemon) answer(ctx context.Context, o Options) error {
 	if err := d.monitor.Warm(ctx); err != nil {
+		return err
+	}
+	// Nor without knowing who is seeded: the first answers of a new server would send everybody home.
+	if err := d.states.wait(ctx, d.config.Health.Timeout); err != nil {
 		return err
 	}
 	d.front.update()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +24,7 @@ import (
 
 	"portolan/api"
 	"portolan/store/bolt"
+	"portolan/test/bed"
 	"portolan/topology"
 )
 
@@ -171,17 +173,6 @@ func (r *running) ready(registry string) error {
 		}
 	}
 	return nil
-}
-
-// freePort is a port of which nobody listens.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // What is wrong is told at once, by name, and nothing is left running.
@@ -423,12 +414,16 @@ func TestStartWithoutConsul(t *testing.T) {
 		t.Fatal(err)
 	}
 	home.Close()
+	write(t, dir, "topology.yaml", "not: [a, topology]\n") // what is on disk holds, as what is in the store would
 
-	away := strings.Replace(base, "bolt:portolan.db", "consul://"+freePort(t)+"/portolan", 1) + "roles: [dns]\ndata: .\n"
+	away := strings.Replace(base, "bolt:portolan.db", "consul://"+bed.NewAddress(t, "127.0.0.1")+"/portolan", 1) + "roles: [dns]\ndata: .\ntopology: topology.yaml\n"
 	r := startDaemon(t, away, dir, true)
 	s, err := r.client.Status(t.Context())
 	if err != nil || !s.Ready || s.Store.Error == "" || s.Topology.Registries != 1 || !strings.Contains(strings.Join(s.Warnings, "\n"), "last good topology") {
 		t.Errorf("%+v, %v", s, err)
+	}
+	if !strings.Contains(strings.Join(s.Warnings, "\n"), "topology file cannot be used") {
+		t.Errorf("no word of the topology file: %v", s.Warnings)
 	}
 	eventually(t, "clients are sent to what is seeded and healthy", func() error {
 		e, err := r.client.Explain(t.Context(), "contoso", "128.32.0.0/24", "")
@@ -442,12 +437,35 @@ func TestStartWithoutConsul(t *testing.T) {
 	}
 }
 
+// IPv4 and IPv6 are bound apart: who has the port on an IPv6 address is not in the way of 0.0.0.0.
+func TestListensOnOneFamily(t *testing.T) {
+	t.Parallel()
+	at := netip.MustParseAddrPort(bed.NewAddress(t, "0.0.0.0"))
+	six := netip.AddrPortFrom(netip.IPv6Loopback(), at.Port())
+	other, err := net.Listen("tcp6", six.String())
+	if err != nil {
+		t.Skipf("this machine has no IPv6: %v", err)
+	}
+	defer other.Close()
+	if err := tryDNS(t.Context(), []netip.AddrPort{at}); err != nil {
+		t.Errorf("dns.listen: %v", err)
+	}
+	l, err := listen(t.Context(), "api.listen", "tcp"+family(at, ""), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := tryDNS(t.Context(), []netip.AddrPort{six}); err == nil {
+		t.Error("a busy port is not found busy")
+	}
+}
+
 // Without a last good topology it waits, says for what, and still ends in order.
 func TestConsulNeverThere(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	text := strings.Replace(base, "bolt:portolan.db", "consul://"+freePort(t)+"/portolan", 1)
-	text = strings.Replace(text, `api: {listen: "127.0.0.1:0"}`, `api: {listen: "`+freePort(t)+`"}`, 1)
+	text := strings.Replace(base, "bolt:portolan.db", "consul://"+bed.NewAddress(t, "127.0.0.1")+"/portolan", 1)
+	text = strings.Replace(text, `api: {listen: "127.0.0.1:0"}`, `api: {listen: "`+bed.NewAddress(t, "127.0.0.1")+`"}`, 1)
 	r := startDaemon(t, text, dir, false)
 	eventually(t, "it says what it waits for", func() error {
 		status, answer := get(t, "http://"+r.addresses.API.String()+"/readyz")

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -35,16 +36,20 @@ type stateWatcher struct {
 	log    *zap.Logger
 	latest latest.Value[states]
 	saved  map[router.ReplicaKey]string
+	known  chan struct{} // closed once it is known which replicas are seeded, from disk or from the store
 }
 
 // newStateWatcher makes a watcher with what is on disk at path.
 func newStateWatcher(s store.Store, path string, log *zap.Logger) *stateWatcher {
-	w := &stateWatcher{store: s, path: path, log: log}
+	w := &stateWatcher{store: s, path: path, log: log, known: make(chan struct{})}
 	saved, err := readSeeded(path)
 	if err != nil {
 		log.Warn("which replicas are seeded is not known until the store can be read", zap.Error(err))
 	}
 	w.saved = saved
+	if len(saved) > 0 {
+		close(w.known)
+	}
 	w.latest.Store(&states{State: &topology.State{}, seeded: saved})
 	return w
 }
@@ -58,6 +63,11 @@ func (w *stateWatcher) run(ctx context.Context) error {
 		}
 		s := w.parse(u.Tree)
 		w.latest.Store(s)
+		select {
+		case <-w.known:
+		default:
+			close(w.known)
+		}
 		if !maps.Equal(s.seeded, w.saved) {
 			if err := writeSeeded(w.path, s.seeded); err != nil {
 				w.log.Error("a start without the store will not know which replicas are seeded", zap.Error(err))
@@ -66,6 +76,19 @@ func (w *stateWatcher) run(ctx context.Context) error {
 			w.saved = s.seeded
 		}
 	})
+}
+
+// wait returns when it is known which replicas are seeded, at the latest after limit; its error is that of ctx.
+func (w *stateWatcher) wait(ctx context.Context, limit time.Duration) error {
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	select {
+	case <-w.known:
+	case <-late.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (w *stateWatcher) parse(t store.Tree) *states {

@@ -163,7 +163,8 @@ func conditionsOf(s *topology.Snapshot, state *states, verdicts *health.Verdicts
 			k := router.ReplicaKey{Registry: r.Name, Region: p.Region}
 			c, known := conditions[k]
 			if !known {
-				c.Settled = true
+				// Either nobody here probes it, or the first probe of it is about to begin.
+				c.Settled = verdicts == nil || p.Probe.Mode == topology.ProbeNone
 			}
 			c.Seeded = state.seeded[k] == p.Endpoint.String()
 			conditions[k] = c
