@@ -106,23 +106,24 @@ func Dial(cfg Config) (*Client, error) {
 	if err := store.CheckKey(prefix); err != nil {
 		return nil, fmt.Errorf("consul: prefix: %w", err)
 	}
+	// HTTP/1.1 also over TLS: a request that ends by its deadline takes its connection with it. HTTP/2 would go on using
+	// the one connection that all share, and a link that died without a word would last until the kernel gives it up.
 	transport := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 3 * time.Second,
 		MaxIdleConnsPerHost: idleConnections,
 		IdleConnTimeout:     90 * time.Second,
-		ForceAttemptHTTP2:   true,
 	}
 	var err error
 	if c.HttpClient, err = api.NewHttpClient(transport, c.TLSConfig); err != nil {
 		return nil, fmt.Errorf("consul: TLS: %w", err)
 	}
-	c.HttpClient.Transport = limited{c.HttpClient.Transport}
 	client, err := api.NewClient(c)
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
+	c.HttpClient.Transport = limited{c.HttpClient.Transport} // NewClient replaced it for a Unix socket
 	timeout := cfg.Timeout
 	if timeout <= 0 {
 		timeout = defaultTimeout
@@ -150,7 +151,7 @@ func (c *Client) Get(ctx context.Context, key string, index uint64) (Reading, er
 // List reads all keys that begin with prefix. With an index above zero it waits until theirs is beyond it, or for some
 // seconds.
 func (c *Client) List(ctx context.Context, prefix string, index uint64) (Reading, error) {
-	return c.read(ctx, index, func(q *api.QueryOptions) ([]Pair, *api.QueryMeta, error) {
+	reading, err := c.read(ctx, index, func(q *api.QueryOptions) ([]Pair, *api.QueryMeta, error) {
 		pairs, meta, err := c.api.KV().List(prefix, q)
 		if err != nil {
 			return nil, nil, err
@@ -161,6 +162,10 @@ func (c *Client) List(ctx context.Context, prefix string, index uint64) (Reading
 		}
 		return all, meta, nil
 	})
+	if err == nil && len(reading.Pairs) == 0 {
+		err = c.mayRead(ctx, prefix)
+	}
+	return reading, err
 }
 
 // Keys reads the names, in order, of the keys that begin with prefix, each cut after the first separator that follows
@@ -173,7 +178,17 @@ func (c *Client) Keys(ctx context.Context, prefix, separator string) ([]string, 
 		names, meta, err = c.api.KV().Keys(prefix, separator, q)
 		return nil, meta, err
 	})
+	if err == nil && len(names) == 0 {
+		err = c.mayRead(ctx, prefix)
+	}
 	return names, err
+}
+
+// mayRead tells a folder without keys from one that may not be read. Consul lists only what the token may read, and to
+// a request without a token it does not even say that it left something out; but it refuses to read a single key.
+func (c *Client) mayRead(ctx context.Context, prefix string) error {
+	_, err := c.Get(ctx, prefix, 0)
+	return err
 }
 
 // GetAll reads up to MaxTxn keys at one moment, in their order. Keys that are not there have the revision zero.
@@ -219,6 +234,8 @@ func (c *Client) read(ctx context.Context, index uint64, ask func(*api.QueryOpti
 		return Reading{}, fmt.Errorf("%w: consul at %s knows no leader", store.ErrUnavailable, c.address)
 	case meta.LastIndex == 0:
 		return Reading{}, fmt.Errorf("%w: the answer of consul at %s has no index", store.ErrUnavailable, c.address)
+	case meta.ResultsFilteredByACLs:
+		return Reading{}, fmt.Errorf("consul at %s: the token has no right to read all of the keys; those that it may not read were left out", c.address)
 	}
 	return Reading{Pairs: pairs, Index: meta.LastIndex}, nil
 }

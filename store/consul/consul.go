@@ -220,6 +220,7 @@ func (w *watch) next(ctx context.Context) (update store.Update, changed bool, er
 		w.failure = err.Error()
 		return store.Update{Tree: w.last, Err: err}, changed, err
 	}
+	// Also after it went back: a tree that was read whole is as good as any, and its index the one to wait beyond.
 	w.index, w.seen = reading.Index, reading.Index
 	tree := w.tree(reading)
 	if w.some && slices.Equal(tree.Entries, w.last.Entries) {
@@ -241,10 +242,6 @@ func (w *watch) judge(ctx context.Context) (Reading, error) {
 	reading, err := w.read(ctx, w.index)
 	if err != nil {
 		return Reading{}, err
-	}
-	if reading.Index < w.index {
-		// As Consul's documentation of blocking queries says: start over. The tree itself is as good as any.
-		w.index = 0
 	}
 	if len(reading.Pairs) > 0 {
 		w.lost = false

@@ -161,6 +161,44 @@ func TestAccessControl(t *testing.T) {
 			t.Errorf("the error shows the token: %v", err)
 		}
 	}
+	// Consul lists what a token may read and leaves out the rest: never is that the tree.
+	client, err := c.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t, consul.Config{Address: c.Addr(), Token: token}).Commit(t.Context(), store.Put("open/k", "v"), store.Put("shut/k", "v")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := client.ACL().PolicyCreate(&api.ACLPolicy{Name: "half", Rules: `key_prefix "portolan/open/" { policy = "read" }`}, nil); err != nil {
+		t.Fatal(err)
+	}
+	half, _, err := client.ACL().TokenCreate(&api.ACLToken{Policies: []*api.ACLTokenPolicyLink{{Name: "half"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, consul.Config{Address: c.Addr(), Token: half.SecretID})
+	if tree, err := s.List(t.Context(), "open/"); err != nil || len(tree.Entries) != 1 {
+		t.Errorf("what the token may read: %+v, %v", tree, err)
+	}
+	if tree, err := s.List(t.Context(), "open/none/"); err != nil || len(tree.Entries) != 0 {
+		t.Errorf("an empty folder that the token may read: %+v, %v", tree, err)
+	}
+	for what, read := range map[string]struct {
+		token, prefix string
+	}{"half of the tree": {half.SecretID, ""}, "the other half": {half.SecretID, "shut/"}, "all without a token": {"", "shut/"}} {
+		s := open(t, consul.Config{Address: c.Addr(), Token: read.token})
+		if tree, err := s.List(t.Context(), read.prefix); err == nil || errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "no right") {
+			t.Errorf("listing %s: %+v, %v; want a refusal", what, tree, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		_ = s.Watch(ctx, read.prefix, func(u store.Update) {
+			if u.Err == nil || len(u.Tree.Entries) != 0 {
+				t.Errorf("watching %s: %+v; want a refusal", what, u)
+			}
+			cancel()
+		})
+		cancel()
+	}
 	if _, err := open(t, consul.Config{Address: c.Addr(), Token: token, Datacenter: "elsewhere"}).Get(t.Context(), "k"); err == nil || errors.Is(err, store.ErrNotFound) {
 		t.Errorf("a datacenter that does not exist: %v", err)
 	}
@@ -203,7 +241,7 @@ func TestSilence(t *testing.T) {
 	t.Parallel()
 	c := server(t, bed.ConsulConfig{})
 	s := open(t, consul.Config{Address: c.Addr(), Timeout: 300 * time.Millisecond})
-	if _, err := s.Commit(t.Context(), store.Put("k", "v")); err != nil {
+	if _, err := open(t, consul.Config{Address: c.Addr()}).Commit(t.Context(), store.Put("k", "v")); err != nil {
 		t.Fatal(err)
 	}
 	freeze(t, c)

@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds every wait of the suite. It is no measure of speed: what takes that long is broken.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // Run holds the stores that open returns to the contract. Each call of open returns an empty store of its own, which
 // is closed by open's own clean-up.

@@ -109,7 +109,7 @@ func TestRestart(t *testing.T) {
 
 func testSeveral(t *testing.T, c *bed.Consul, meanwhile func()) {
 	const processes, writers, each = 3, 6, 25
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	type counts map[ledger.Key]uint64
 	var mu sync.Mutex
@@ -180,7 +180,7 @@ func testSeveral(t *testing.T, c *bed.Consul, meanwhile func()) {
 			t.Errorf("%d writes of %s were acknowledged, want %d", count, key, processes*each)
 		}
 	}
-	err = bed.Until(ctx, 30*time.Second, func(context.Context) error {
+	err = bed.Until(ctx, 2*time.Minute, func(context.Context) error {
 		mu.Lock()
 		defer mu.Unlock()
 		for p := range known {

@@ -17,7 +17,7 @@ import (
 )
 
 // patience bounds every wait of the suite. It is no measure of speed: what takes that long is broken.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // Run holds the ledgers that open returns to the contract. Each call of open returns an empty ledger of its own, closed
 // by open's own clean-up, and one that remembers fewer than maxFeed changes.
