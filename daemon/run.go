@@ -552,16 +552,20 @@ func (d *daemon) end(patience time.Duration, parts ...*part) bool {
 	for _, p := range parts {
 		p.stop()
 	}
-	limit := time.NewTimer(patience)
-	defer limit.Stop()
+	limit, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	orderly := true
 	for _, p := range parts {
 		select {
 		case <-p.done:
-		case <-limit.C:
+			continue // also beyond the limit
+		default:
+		}
+		select {
+		case <-p.done:
+		case <-limit.Done():
 			d.log.Warn("not waiting any longer", zap.String("for", p.name), zap.Duration("waited", patience))
 			orderly = false
-			limit.Reset(0)
 		}
 	}
 	return orderly

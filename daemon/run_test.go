@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	containers "github.com/google/go-containerregistry/pkg/registry"
@@ -21,6 +23,7 @@ import (
 	mdns "github.com/miekg/dns"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 
 	"portolan/api"
 	"portolan/store/bolt"
@@ -457,6 +460,60 @@ func TestListensOnOneFamily(t *testing.T) {
 	l.Close()
 	if err := tryDNS(t.Context(), []netip.AddrPort{six}); err == nil {
 		t.Error("a busy port is not found busy")
+	}
+}
+
+// The end waits for each part, but not for ever, and says for which it did not.
+func TestEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		d := &daemon{log: zap.New(core)}
+		failed := make(chan error, 1)
+		held := make(chan struct{})
+		parts := []*part{d.start("held", failed, func(context.Context) error { <-held; return nil })}
+		for range 20 {
+			parts = append(parts, d.start("orderly", failed, func(ctx context.Context) error {
+				<-ctx.Done()
+				time.Sleep(time.Second)
+				return ctx.Err()
+			}))
+		}
+		begun := time.Now()
+		if d.end(time.Minute, parts...) || time.Since(begun) != time.Minute {
+			t.Errorf("with a part that is held it took %v", time.Since(begun))
+		}
+		if n := logs.FilterField(zap.String("for", "held")).Len(); n != 1 || logs.Len() != 1 {
+			t.Errorf("said of %d parts, %d times of the one", logs.Len(), n)
+		}
+		close(held)
+		if !d.end(time.Minute, parts...) {
+			t.Error("with no part left it is not orderly")
+		}
+		select {
+		case err := <-failed:
+			t.Errorf("parts that were stopped failed the daemon: %v", err)
+		default:
+		}
+	})
+}
+
+// A part that ends by itself, with an error or by a fault of the program, fails the daemon.
+func TestPartFails(t *testing.T) {
+	t.Parallel()
+	for want, run := range map[string]func(context.Context) error{
+		"x ended by itself":                  func(context.Context) error { return nil },
+		"x: closed":                          func(context.Context) error { return errors.New("closed") },
+		"x ended by a fault of the program;": func(context.Context) error { panic("oh") },
+	} {
+		failed := make(chan error, 1)
+		d := &daemon{log: zap.NewNop()}
+		p := d.start("x", failed, run)
+		if err := <-failed; !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+		p.stop()
+		<-p.done
 	}
 }
 
