@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -165,7 +166,7 @@ func (a *authenticator) fetch(ctx context.Context, ch challenge, key, want []str
 	}
 }
 
-// exchange asks the token server (Docker token authentication specification; with an identity token, its OAuth2 form).
+// exchange gets a token, with credentials that are read again if the token server refuses those at hand.
 func (a *authenticator) exchange(ctx context.Context, ch challenge, scopes []string, again bool) (token, error) {
 	realm, err := a.realm(ch.parameters["realm"])
 	if err != nil {
@@ -175,12 +176,30 @@ func (a *authenticator) exchange(ctx context.Context, ch challenge, scopes []str
 	if err != nil {
 		return token{}, err
 	}
+	t, err := a.login(ctx, *realm, ch, scopes, conf)
+	var e *Error
+	if again || !errors.As(err, &e) || e.Status != http.StatusUnauthorized {
+		return t, err
+	}
+	fresh, rerr := a.configuration(ctx, true)
+	if rerr != nil {
+		return token{}, rerr
+	}
+	if fresh == conf {
+		return t, err
+	}
+	return a.login(ctx, *realm, ch, scopes, fresh)
+}
+
+// login asks the token server (Docker token authentication specification; with an identity token, its OAuth2 form).
+func (a *authenticator) login(ctx context.Context, realm url.URL, ch challenge, scopes []string, conf authn.AuthConfig) (token, error) {
 	if conf.RegistryToken != "" {
 		return token{value: conf.RegistryToken, expires: time.Now().Add(credentialsTTL)}, nil
 	}
 	values := realm.Query()
 	values.Set("service", ch.parameters["service"])
 	var req *http.Request
+	var err error
 	if conf.IdentityToken != "" {
 		form := url.Values{
 			"grant_type": {"refresh_token"}, "refresh_token": {conf.IdentityToken}, "client_id": {agentName},
@@ -205,7 +224,7 @@ func (a *authenticator) exchange(ctx context.Context, ch challenge, scopes []str
 	}
 	req.Header.Set("User-Agent", a.client.agent)
 	transport := a.client.foreign
-	if a.client.sameOrigin(realm) {
+	if a.client.sameOrigin(&realm) {
 		transport = a.client.own
 	}
 	// RoundTrip follows no redirects, and none is wanted: it would carry the credentials elsewhere.

@@ -172,6 +172,44 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+// A secret that has changed is found when the token server refuses the old one, not a minute later.
+func TestTokenServerRefusesOldSecret(t *testing.T) {
+	t.Parallel()
+	var password atomic.Value
+	password.Store("s3cret")
+	var home *httptest.Server
+	home = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, given, _ := r.BasicAuth()
+		switch {
+		case r.URL.Path == "/token" && given == password.Load():
+			json.NewEncoder(w).Encode(map[string]any{"token": "for " + r.URL.Query().Get("scope")})
+		case r.URL.Path == "/token":
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.Header.Get("Authorization") != "Bearer for repository:"+strings.Split(r.URL.Path, "/")[2]+":pull":
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="registry"`, home.URL))
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			io.WriteString(w, `{"name":"x","tags":["1"]}`)
+		}
+	}))
+	defer home.Close()
+	file := secret(t)
+	c := dial(t, home, func(o *Options) { o.Credentials = file })
+	if _, err := collect(c.Tags(t.Context(), "one")); err != nil {
+		t.Fatal(err)
+	}
+	password.Store("n3w")
+	if _, err := collect(c.Tags(t.Context(), "two")); !errors.Is(err, ErrUnauthorized) {
+		t.Fatalf("with the old secret: %v", err)
+	}
+	if err := os.WriteFile(strings.TrimPrefix(file, "file:"), []byte("robot:n3w"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collect(c.Tags(t.Context(), "two")); err != nil {
+		t.Fatalf("with the new secret: %v", err)
+	}
+}
+
 func TestErrorsHoldNoSecrets(t *testing.T) {
 	t.Parallel()
 	home, _ := spy(t, func(w http.ResponseWriter, r *http.Request) {
