@@ -482,7 +482,7 @@ func (e *Editor) Confirm(ctx context.Context, registry string) error {
 		}
 		return failf(ErrRefused, "the replica in the home region %s is among what was taken away, and it stays as long as registry %s does: put it back, or delete the registry", home, registry)
 	}
-	if _, err := e.store.Commit(ctx, store.Put(ConfirmedKey(registry), joinList(regions))); err != nil {
+	if _, err := e.store.Commit(ctx, store.Put(ConfirmedKey(registry), confirmation(regions))); err != nil {
 		return fmt.Errorf("confirming registry %s: %w", registry, err)
 	}
 	return nil
@@ -723,7 +723,7 @@ func (e *Editor) confirmations(before, after map[string][]string) []store.Op {
 		_, was := before[registry]
 		_, is := after[registry]
 		if (was != is || !slices.Equal(before[registry], after[registry])) && !(held[registry] && is) {
-			ops = append(ops, store.Put(ConfirmedKey(registry), joinList(after[registry])))
+			ops = append(ops, store.Put(ConfirmedKey(registry), confirmation(after[registry])))
 		}
 	}
 	return ops

@@ -237,7 +237,8 @@ func TestLargeEdits(t *testing.T) {
 	watcher.Go(func() {
 		_ = k.Watch(watching, func(s *Snapshot) {
 			for _, p := range s.Problems {
-				if !strings.HasSuffix(p.Key, "/home") { // it comes last
+				// The home comes last. The guard, whose problem is of the registry itself, may be a confirmation behind for a moment.
+				if !strings.HasSuffix(p.Key, "/home") && !strings.HasSuffix(p.Key, "/") {
 					t.Errorf("on the way: %+v", p)
 				}
 			}

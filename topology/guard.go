@@ -18,7 +18,7 @@ type Pending struct {
 
 // present returns, for each registry of values, the regions that have an endpoint and addresses (or a hostname): what
 // there is of a registry, as all servers see it alike whatever their last good values are. Whether the values are good
-// does not matter: a bad one takes nothing away.
+// does not matter: a bad one takes nothing away. A registry without such regions has an empty list, one that is not there none.
 func present(values Values) map[string][]string {
 	has := map[string]map[string]int{}
 	for name := range values {
@@ -49,7 +49,7 @@ func present(values Values) map[string][]string {
 }
 
 // guard returns values with what too large a deletion took away put back from last, and what is held so. confirmed is
-// asked whether an operator confirmed those regions as all of a registry's; last must be good values.
+// asked whether an operator confirmed those regions (nil: none, it is gone) as all of a registry's; last must be good values.
 func guard(values, last Values, confirmed func(registry string, regions []string) bool) (Values, []Pending) {
 	var held []Pending
 	now, before := present(values), present(last)
@@ -76,9 +76,24 @@ func guard(values, last Values, confirmed func(registry string, regions []string
 	return values, held
 }
 
-// confirmedRegions reads the value of a ConfirmedKey.
-func confirmedRegions(value string) []string {
-	regions := splitList(strings.TrimSpace(value))
-	slices.Sort(regions)
-	return regions
+// confirmedGone stands at a ConfirmedKey when a registry is confirmed to be gone. It is no list of regions: a registry of which
+// something is left, but no replica, is another state, and a confirmation lets one state pass.
+const confirmedGone = "-"
+
+// confirmation is the value of a ConfirmedKey for the regions that present has of a registry: nil if it is gone.
+func confirmation(regions []string) string {
+	if regions == nil {
+		return confirmedGone
+	}
+	return joinList(regions)
+}
+
+// confirms is whether the value of a ConfirmedKey is for those regions.
+func confirms(value string, regions []string) bool {
+	if value = strings.TrimSpace(value); value == confirmedGone || regions == nil {
+		return value == confirmation(regions)
+	}
+	confirmed := splitList(value)
+	slices.Sort(confirmed)
+	return slices.Equal(confirmed, regions)
 }

@@ -265,7 +265,7 @@ func (k *Keeper) list(ctx context.Context, prefix string) (store.Tree, error) {
 func (k *Keeper) confirmed(stored store.Tree) func(string, []string) bool {
 	return func(registry string, regions []string) bool {
 		e, ok := stored.Get(ConfirmedKey(registry))
-		return ok && e.Revision != k.used[registry] && slices.Equal(confirmedRegions(e.Value), regions)
+		return ok && e.Revision != k.used[registry] && confirms(e.Value, regions)
 	}
 }
 
@@ -274,7 +274,7 @@ func (k *Keeper) confirmed(stored store.Tree) func(string, []string) bool {
 func (k *Keeper) use(values Values, stored store.Tree) {
 	now := present(values)
 	for _, e := range stored.Entries {
-		if registry, ok := strings.CutPrefix(e.Key, confirmedPrefix); ok && slices.Equal(confirmedRegions(e.Value), now[registry]) {
+		if registry, ok := strings.CutPrefix(e.Key, confirmedPrefix); ok && confirms(e.Value, now[registry]) {
 			k.used[registry] = e.Revision
 		}
 	}

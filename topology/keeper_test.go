@@ -351,6 +351,47 @@ func waitStatus(t *testing.T, k *Keeper, ok func(KeeperStatus) bool) {
 	}
 }
 
+// The end of a registry that has no replicas left may be confirmed before it is heard of: the confirmation waits for it.
+func TestConfirmationHeardEarly(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	put(t, s, three())
+	k := NewKeeper(s, KeeperOptions{})
+	tree := func() store.Tree {
+		tree, err := s.List(t.Context(), RegistriesPrefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tree
+	}
+	hear := func(registries store.Tree) {
+		state, err := s.List(t.Context(), topologyPrefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.registries = heard{update: store.Update{Tree: registries}, any: true, tree: true}
+		k.state = heard{update: store.Update{Tree: state}, any: true, tree: true}
+		k.evaluate(t.Context(), true)
+	}
+	hear(tree())
+	wipe(t, s, "registries/contoso/replicas/")
+	put(t, s, Values{"registries/contoso/home": "-"})
+	held := tree()
+	hear(held)
+	e := NewEditor(s, EditorOptions{Pending: func() []Pending { return k.Status().Pending }})
+	if err := e.DeleteRegistry(t.Context(), "contoso"); err != nil {
+		t.Fatal(err)
+	}
+	hear(held)
+	if r := k.Snapshot().Registry("contoso"); r == nil || len(r.Replicas) != 3 {
+		t.Errorf("what was not confirmed passed: %+v", r)
+	}
+	hear(tree())
+	if n := len(k.Snapshot().Registries); n != 0 || len(k.Status().Pending) != 0 {
+		t.Errorf("%d registries, pending %+v", n, k.Status().Pending)
+	}
+}
+
 // Two servers agree on the time of a change, also when nobody noted it, and it never goes backwards.
 func TestServersAgreeOnTheTime(t *testing.T) {
 	t.Parallel()

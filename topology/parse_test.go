@@ -519,6 +519,30 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// A confirmation is of one state: a registry without replicas is not one that is gone.
+func TestConfirmations(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		value   string
+		regions []string
+		want    bool
+	}{
+		{"-", nil, true}, {" -\n", nil, true}, {"", nil, false}, {"westus", nil, false},
+		{"-", []string{}, false}, {"", []string{}, true},
+		{"eastus,westus", []string{"eastus", "westus"}, true}, {" westus, eastus\n", []string{"eastus", "westus"}, true},
+		{"eastus", []string{"eastus", "westus"}, false}, {"-", []string{"eastus"}, false},
+	} {
+		if got := confirms(c.value, c.regions); got != c.want {
+			t.Errorf("confirms(%q, %v) = %v", c.value, c.regions, got)
+		}
+	}
+	for _, regions := range [][]string{nil, {}, {"eastus", "westus"}} {
+		if !confirms(confirmation(regions), regions) {
+			t.Errorf("%v is not what it confirms", regions)
+		}
+	}
+}
+
 func FuzzTree(f *testing.F) {
 	for k, v := range three() {
 		f.Add(k, v, "registries/contoso/home", "westus")

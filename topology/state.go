@@ -126,8 +126,8 @@ func LeaseKey(registry, region string) string {
 	return ReplicaStatesPrefix + registry + "/replicas/" + region + "/lease"
 }
 
-// ConfirmedKey holds the regions, comma-separated and sorted, that an operator confirmed as all of a registry's: the
-// guard against huge raw deletions lets that set pass once.
+// ConfirmedKey holds the regions, comma-separated and sorted, that an operator confirmed as all of a registry's, or "-" if it
+// is gone: the guard against huge raw deletions lets that set pass once.
 func ConfirmedKey(registry string) string { return confirmedPrefix + registry }
 
 // What the topology itself keeps in the store's state has a room of its own, for it must be watched, and the replicas'
