@@ -38,16 +38,6 @@ func ReferrersTag(subject string) string {
 	return clip(algorithm, 32) + "-" + clip(encoded, 64)
 }
 
-// ReferrersSubject is the inverse of ReferrersTag for sha256; false for any other tag.
-func ReferrersSubject(tag string) (string, bool) {
-	encoded, found := strings.CutPrefix(tag, "sha256-")
-	subject := "sha256:" + encoded
-	if _, err := NewHash(subject); !found || err != nil {
-		return "", false
-	}
-	return subject, true
-}
-
 func clip(s string, n int) string {
 	if len(s) > n {
 		return s[:n]

@@ -195,28 +195,6 @@ func (t *Target) Copy(ctx context.Context, req Request) (Stats, error) {
 	return c.snapshot(), nil
 }
 
-// Referrers lists what refers to a subject at any of the sources, each digest once. The error joins those of the sources that could not be asked; the
-// list holds what the others have.
-func Referrers(ctx context.Context, repository, subject string, sources []Source) ([]distribution.Descriptor, error) {
-	var out []distribution.Descriptor
-	var errs []error
-	seen := map[string]bool{}
-	for _, s := range sources {
-		r, err := s.Client.Referrers(ctx, repository, subject)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", s.Name, err))
-			continue
-		}
-		for _, d := range r.Descriptors {
-			if !seen[d.Digest] {
-				seen[d.Digest] = true
-				out = append(out, d)
-			}
-		}
-	}
-	return out, errors.Join(errs...)
-}
-
 // copying is one Copy.
 type copying struct {
 	target *Target

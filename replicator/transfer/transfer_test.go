@@ -733,33 +733,6 @@ func TestCancelledCopyCancelsItsUpload(t *testing.T) {
 	}
 }
 
-func TestReferrersOfAllSources(t *testing.T) {
-	t.Parallel()
-	a, b := newReplica(t), newReplica(t)
-	img := pushImage(t, a.client, "r", random(1, 10))
-	pushImage(t, b.client, "r", random(1, 10))
-	var want []string
-	for i, r := range []*replica{a, b} {
-		config := pushBlob(t, r.client, "r", fmt.Appendf(nil, "{%d}", i))
-		want = append(want, push(t, r.client, "r", imageType, map[string]any{"config": config, "layers": []any{config}, "subject": img}).Digest)
-	}
-	got, err := Referrers(t.Context(), "r", img.Digest, from(a, b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var digests []string
-	for _, d := range got {
-		digests = append(digests, d.Digest)
-	}
-	if !slices.Equal(digests, want) {
-		t.Fatalf("got %v, want %v", digests, want)
-	}
-	b.Close()
-	if got, err := Referrers(t.Context(), "r", img.Digest, from(a, b)); err == nil || len(got) != 1 {
-		t.Fatalf("with a source away: %v, %v", got, err)
-	}
-}
-
 func TestHints(t *testing.T) {
 	t.Parallel()
 	h := newHints(2)
