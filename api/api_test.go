@@ -70,6 +70,9 @@ func newRig(t *testing.T, change func(*Options)) *rig {
 	if _, err := r.editor.Apply(t.Context(), *d, false, false); err != nil {
 		t.Fatal(err)
 	}
+	for _, p := range d.Registries[0].Replicas {
+		r.report(t, p.Region, topology.Replication{Status: topology.Ready, Endpoint: p.Endpoint})
+	}
 	o := Options{
 		View: func() *View { return r.view(t) }, Status: func() Status { return Status{Version: "1", Ready: true} },
 		Editor: r.editor, Reserved: []string{"whoami", "ns1"}, Store: s, Replicator: r.replicator,
@@ -89,6 +92,18 @@ func newRig(t *testing.T, change func(*Options)) *rig {
 	return r
 }
 
+// report writes what a replicator says of a replica of contoso.
+func (r *rig) report(t *testing.T, region string, says topology.Replication) {
+	t.Helper()
+	text, err := json.Marshal(says)
+	if err == nil {
+		_, err = r.store.Commit(t.Context(), store.Put(topology.ReplicationKey("contoso", region), string(text)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (r *rig) view(t *testing.T) *View {
 	tree, err := r.store.List(context.Background(), "")
 	if err != nil {
@@ -96,18 +111,12 @@ func (r *rig) view(t *testing.T) *View {
 		return &View{}
 	}
 	s, _ := topology.Parse(topology.ValuesOf(tree), nil, nil)
-	v := &View{Snapshot: s, Held: r.held, Conditions: router.Conditions{}, Requests: map[router.ReplicaKey][]string{},
-		Replication: map[router.ReplicaKey]topology.Replication{}}
+	state := topology.ParseState(tree)
+	v := &View{Snapshot: s, Held: r.held, Conditions: router.Conditions{}, Requests: state.Requests, Replication: state.Replications}
 	for _, registry := range s.Registries {
 		for _, p := range registry.Replicas {
 			k := router.ReplicaKey{Registry: registry.Name, Region: p.Region}
 			v.Conditions[k] = router.ReplicaCondition{Health: router.Healthy, Settled: true, Seeded: true}
-			v.Replication[k] = topology.Replication{Status: topology.Ready, Endpoint: p.Endpoint.String()}
-			for _, verb := range []string{topology.RequestAccept, topology.RequestDelete, topology.RequestResync} {
-				if _, ok := tree.Get(topology.RequestKey(k.Registry, k.Region, verb)); ok {
-					v.Requests[k] = append(v.Requests[k], verb)
-				}
-			}
 		}
 	}
 	v.Router = router.New(s, geo.Builtin(), nil).With(v.Conditions)
@@ -179,6 +188,7 @@ func TestGuards(t *testing.T) {
 		"no such path":            {open, "GET", "/v1/nothing", "", nil, 404, CodeNotFound},
 		"misspelt field":          {open, "PATCH", "/v1/registries/contoso/replicas/westus", `{"wieght": 3}`, nil, 400, CodeInvalid},
 		"not JSON":                {open, "PATCH", "/v1/registries/contoso/replicas/westus", `{`, nil, 400, CodeInvalid},
+		"garbage after the body":  {open, "PATCH", "/v1/registries/contoso/replicas/westus", `{} }`, nil, 400, CodeInvalid},
 		"two bodies":              {open, "PATCH", "/v1/registries/contoso/replicas/westus", `{} {}`, nil, 400, CodeInvalid},
 		"too large":               {open, "POST", "/v1/diff", `{"registries": [{"name": "` + strings.Repeat("x", maxBody) + `"}]}`, nil, 413, CodeTooLarge},
 	} {
@@ -194,9 +204,10 @@ func TestGuards(t *testing.T) {
 
 func TestErrorsHaveTheirCode(t *testing.T) {
 	t.Parallel()
-	for code, err := range map[Code]error{
-		CodeNotFound: topology.ErrNotFound, CodeExists: topology.ErrExists, CodeRefused: topology.ErrRefused, CodeConflict: store.ErrConflict,
-		CodeUnavailable: store.ErrUnavailable, CodeInvalid: &topology.InvalidError{Faults: []topology.Fault{{Path: "a"}}}, CodeInternal: errors.New("x"),
+	for err, code := range map[error]Code{
+		topology.ErrNotFound: CodeNotFound, topology.ErrExists: CodeExists, topology.ErrRefused: CodeRefused, store.ErrConflict: CodeConflict,
+		store.ErrUnavailable: CodeUnavailable, context.DeadlineExceeded: CodeUnavailable, errors.New("x"): CodeInternal,
+		&topology.InvalidError{Faults: []topology.Fault{{Path: "a"}}}: CodeInvalid,
 	} {
 		if e := errorOf(fmt.Errorf("doing: %w", err)); e.Code != code || statusOf[e.Code] == 0 {
 			t.Errorf("%v became %v", err, e.Code)
@@ -282,6 +293,83 @@ func TestReplicas(t *testing.T) {
 	status, _ := r.ask(t, "GET", "/v1/registries/contoso/replicas/westus/pending?limit=x", "", nil)
 	if status != 400 {
 		t.Errorf("limit=x: %d", status)
+	}
+}
+
+// What somebody asked for is in the answer, and in the next one, also while the view does not have it yet.
+func TestAnswersHaveWhatWasAsked(t *testing.T) {
+	t.Parallel()
+	var old *View
+	r := newRig(t, func(o *Options) {
+		old = o.View()
+		o.View = func() *View { return old }
+	})
+	ctx := t.Context()
+	if p, err := r.client.Replica(ctx, "contoso", "westeurope"); err != nil || p.Status != topology.Ready || p.Reason != "" {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	for _, ask := range []func() (Replica, error){
+		func() (Replica, error) { return r.client.Resync(ctx, "contoso", "westeurope") },
+		func() (Replica, error) { return r.client.Replica(ctx, "contoso", "westeurope") },
+	} {
+		if p, err := ask(); err != nil || p.Status != topology.Creating || !slices.Equal(p.Requests, []string{topology.RequestResync}) {
+			t.Errorf("a resync was asked for: %+v, %v", p, err)
+		}
+	}
+	r.report(t, "westeurope", topology.Replication{Status: topology.Syncing, Endpoint: "http://127.0.2.1:5000"})
+	if list, err := r.client.Replicas(ctx, "contoso"); err != nil || list[0].Status != topology.Syncing {
+		t.Errorf("a replicator took it up: %+v, %v", list, err)
+	}
+	gone, err := r.client.DeleteReplica(ctx, "contoso", "westeurope", false)
+	if err != nil || gone.Status != topology.Deleting || gone.Routing != RoutingDisabled || !strings.Contains(gone.Reason, "draining") {
+		t.Errorf("a deletion was asked for: %+v, %v", gone, err)
+	}
+	made, err := r.client.CreateReplica(ctx, "contoso", topology.ReplicaDocument{Region: "eastus", Endpoint: "http://127.0.3.1:5000", Addresses: []string{"127.0.3.1"}})
+	if err != nil || made.Status != topology.Creating || !strings.Contains(made.Reason, "not in force yet") {
+		t.Errorf("a replica was created: %+v, %v", made, err)
+	}
+}
+
+// quick removes a replica while its deletion is being asked for, as a replicator does whose drain was over already.
+type quick struct{ *topology.Editor }
+
+func (q quick) DeleteReplica(ctx context.Context, registry, region string, r topology.Request) error {
+	return errors.Join(q.Editor.DeleteReplica(ctx, registry, region, r), q.RemoveReplica(ctx, registry, region))
+}
+
+func TestDeletionThatIsDoneAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { o.Editor = quick{o.Editor.(*topology.Editor)} })
+	if p, err := r.client.DeleteReplica(t.Context(), "contoso", "westeurope", true); err != nil || p.Status != topology.Deleting {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if _, err := r.client.Replica(t.Context(), "contoso", "westeurope"); !IsCode(err, CodeNotFound) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
+// What is no registry is refused when a replica is created there, and when one is moved there.
+func TestKnock(t *testing.T) {
+	t.Parallel()
+	const website = "http://127.0.3.1:80"
+	r := newRig(t, func(o *Options) {
+		o.Knock = func(_ context.Context, d topology.ReplicaDocument) error {
+			if d.Endpoint == website && len(d.Addresses) == 1 {
+				return errors.New("it is not a registry")
+			}
+			return nil
+		}
+	})
+	_, create := r.client.CreateReplica(t.Context(), "contoso", topology.ReplicaDocument{Region: "eastus", Endpoint: website, Addresses: []string{"127.0.3.1"}})
+	endpoint := website
+	_, update := r.client.UpdateReplica(t.Context(), "contoso", "westus", ReplicaPatch{Endpoint: &endpoint})
+	for what, err := range map[string]error{"created": create, "changed": update} {
+		if !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "is not "+what+": it is not a registry") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if d, err := r.client.Export(t.Context()); err != nil || len(d.Registries[0].Replicas) != 2 || d.Registries[0].Replicas[1].Endpoint == website {
+		t.Errorf("%+v, %v", d, err)
 	}
 }
 

@@ -58,18 +58,30 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	}
 	var reasons []string
 	if served == nil || served.Replica(d.Region) == nil {
-		reasons = append(reasons, "not served: "+problemOf(v, topology.RegistriesPrefix+declared.Name+"/replicas/"+d.Region+"/"))
+		why := problemOf(v, topology.RegistriesPrefix+declared.Name+"/replicas/"+d.Region+"/")
+		if why == "" && served == nil {
+			why = problemOf(v, topology.RegistriesPrefix+declared.Name+"/")
+		}
+		if why == "" {
+			why = "the topology that names it is not in force yet"
+		}
+		reasons = append(reasons, "not served: "+why)
 	} else {
 		p := served.Replica(d.Region)
-		// What is in force: a bad value in the store keeps the last good one.
-		r.Weight, r.Probe = p.Weight, p.Probe.String()
-		r.Routing = RoutingDisabled
-		if p.Routing {
-			r.Routing = RoutingEnabled
+		r.Probe = p.Probe.String()
+		// A bad value in the store is not in the document, and keeps the last good one in force. A good one is in force in a moment.
+		if d.Weight == nil {
+			r.Weight = p.Weight
+		}
+		if d.Routing == "" && !p.Routing {
+			r.Routing = RoutingDisabled
 		}
 		reasons = append(reasons, r.replication(v, key, served, p)...)
 	}
 	if slices.Contains(r.Requests, topology.RequestDelete) {
+		if r.Status != topology.Deleting {
+			reasons = append(reasons, "draining: no more clients are sent there, and a replicator is to take it out")
+		}
 		r.Status = topology.Deleting
 	} else if r.Status == topology.Ready && slices.Contains(r.Requests, topology.RequestResync) {
 		// Whoever asks for a new baseline and waits for Ready means the one after it.

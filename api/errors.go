@@ -1,9 +1,11 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 
@@ -80,7 +82,7 @@ func errorOf(err error) *Error {
 		return &Error{Code: CodeRefused, Message: err.Error()}
 	case errors.Is(err, topology.ErrConflict), errors.Is(err, store.ErrConflict):
 		return &Error{Code: CodeConflict, Message: err.Error()}
-	case errors.Is(err, store.ErrUnavailable):
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return &Error{Code: CodeUnavailable, Message: err.Error()}
 	}
 	return &Error{Code: CodeInternal, Message: err.Error()}
@@ -102,7 +104,7 @@ func decodeStrict(r *http.Request, into any) error {
 		}
 		return failf(CodeInvalid, "the request's body is not what it should be: %s", strings.TrimPrefix(err.Error(), "json: "))
 	}
-	if d.More() {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return failf(CodeInvalid, "the request's body goes on after its end")
 	}
 	return nil

@@ -298,12 +298,31 @@ func (s *server) declared(r *http.Request) (topology.Document, error) {
 	return v.Snapshot.Document(), nil
 }
 
+// now is the newest view, with what was reported and asked of replicas read from the store itself: who asked for something finds
+// it when he looks next, at whichever server.
+func (s *server) now(ctx context.Context) (*View, error) {
+	v := *s.View()
+	if v.StoreDown && v.Snapshot != nil {
+		return &v, nil
+	}
+	tree, err := s.Store.List(ctx, topology.ReplicaStatesPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("reading the state of replicas: %w", err)
+	}
+	state := topology.ParseState(tree)
+	v.Replication, v.Requests = state.Replications, state.Requests
+	return &v, nil
+}
+
 func (s *server) registries(r *http.Request) (any, error) {
 	d, err := s.declared(r)
 	if err != nil {
 		return nil, err
 	}
-	v := s.View()
+	v, err := s.now(r.Context())
+	if err != nil {
+		return nil, err
+	}
 	list := make([]Registry, 0, len(d.Registries))
 	for _, declared := range d.Registries {
 		list = append(list, s.describe(v, declared))
@@ -311,12 +330,19 @@ func (s *server) registries(r *http.Request) (any, error) {
 	return list, nil
 }
 
-func (s *server) registry(r *http.Request) (any, error) {
+func (s *server) registry(r *http.Request) (any, error) { return s.described(r) }
+
+// described is the registry that the path names, with what is known of it.
+func (s *server) described(r *http.Request) (Registry, error) {
 	declared, err := s.find(r)
 	if err != nil {
-		return nil, err
+		return Registry{}, err
 	}
-	return s.describe(s.View(), declared), nil
+	v, err := s.now(r.Context())
+	if err != nil {
+		return Registry{}, err
+	}
+	return s.describe(v, declared), nil
 }
 
 // find returns the registry that the path names, as it is declared.
@@ -340,11 +366,8 @@ func (s *server) find(r *http.Request) (topology.RegistryDocument, error) {
 }
 
 func (s *server) replicas(r *http.Request) (any, error) {
-	declared, err := s.find(r)
-	if err != nil {
-		return nil, err
-	}
-	return s.describe(s.View(), declared).Replicas, nil
+	registry, err := s.described(r)
+	return registry.Replicas, err
 }
 
 func (s *server) replica(r *http.Request) (any, error) {
@@ -353,11 +376,10 @@ func (s *server) replica(r *http.Request) (any, error) {
 }
 
 func (s *server) findReplica(r *http.Request) (Registry, Replica, error) {
-	declared, err := s.find(r)
+	registry, err := s.described(r)
 	if err != nil {
 		return Registry{}, Replica{}, err
 	}
-	registry := s.describe(s.View(), declared)
 	region := r.PathValue("region")
 	var regions []string
 	for _, p := range registry.Replicas {
@@ -430,7 +452,11 @@ func (s *server) explain(r *http.Request) (any, error) {
 	}
 	decides, ok := v.Router.Registry(registry.Name)
 	if !ok {
-		return nil, failf(CodeRefused, "registry %s is not served: %s", registry.Name, problemOf(v, topology.RegistriesPrefix+registry.Name+"/"))
+		why := problemOf(v, topology.RegistriesPrefix+registry.Name+"/")
+		if why == "" {
+			why = "it has no complete replica"
+		}
+		return nil, failf(CodeRefused, "registry %s is not served: %s", registry.Name, why)
 	}
 	e := Explanation{Explanation: decides.Explain(client), TTL: s.TTLMin, Topology: v.Snapshot.Digest}
 	if e.Settled {
@@ -470,6 +496,7 @@ func clientOf(ecs, resolver string) (router.Client, error) {
 	return c, nil
 }
 
+// problemOf is the first problem of the topology below prefix, in words; empty without one.
 func problemOf(v *View, prefix string) string {
 	if v.Snapshot != nil {
 		for _, p := range v.Snapshot.Problems {
@@ -478,7 +505,7 @@ func problemOf(v *View, prefix string) string {
 			}
 		}
 	}
-	return "it has no complete replica"
+	return ""
 }
 
 func (s *server) shares(r *http.Request) (any, error) {
@@ -602,7 +629,7 @@ func (s *server) createRegistry(r *http.Request) (any, error) {
 		return nil, err
 	}
 	for _, p := range d.Replicas {
-		if err := s.knock(r.Context(), p); err != nil {
+		if err := s.knock(r.Context(), p, "created"); err != nil {
 			return nil, err
 		}
 	}
@@ -639,18 +666,18 @@ func (s *server) confirm(r *http.Request) (any, error) {
 	return struct{}{}, nil
 }
 
-// knockTime is how long a create waits for the answer of an endpoint. One that does not answer may be created: it may come later.
+// knockTime is how long an edit waits for the answer of an endpoint. One that does not answer is taken: it may come later.
 const knockTime = 3 * time.Second
 
-// knock refuses a replica at whose endpoint something answers that is no registry.
-func (s *server) knock(ctx context.Context, d topology.ReplicaDocument) error {
+// knock refuses a replica at whose endpoint something answers that is no registry; done says what is not done then.
+func (s *server) knock(ctx context.Context, d topology.ReplicaDocument, done string) error {
 	if s.Knock == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, knockTime)
 	defer cancel()
 	if err := s.Knock(ctx, d); err != nil {
-		return failf(CodeRefused, "replica %s is not created: %v", d.Region, err)
+		return failf(CodeRefused, "replica %s is not %s: %v", d.Region, done, err)
 	}
 	return nil
 }
@@ -664,7 +691,7 @@ func (s *server) createReplica(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.knock(r.Context(), d); err != nil {
+	if err := s.knock(r.Context(), d, "created"); err != nil {
 		return nil, err
 	}
 	if err := s.Editor.CreateReplica(r.Context(), declared.Name, d); err != nil {
@@ -683,8 +710,16 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if slices.Contains(replica.Requests, topology.RequestDelete) && p.Routing != nil && *p.Routing == RoutingEnabled {
-		return nil, failf(CodeRefused, "replica %s/%s is being deleted: no clients are sent there any more", registry.Name, replica.Region)
+	if p.Endpoint != nil {
+		for _, d := range registry.Document.Replicas {
+			if d.Region != replica.Region {
+				continue
+			}
+			p.patch(&d)
+			if err := s.knock(r.Context(), d, "changed"); err != nil {
+				return nil, err
+			}
+		}
 	}
 	before, err := s.declared(r)
 	if err != nil {
@@ -736,7 +771,12 @@ func (s *server) deleteReplica(r *http.Request) (any, error) {
 	if err := s.Editor.DeleteReplica(r.Context(), registry.Name, replica.Region, asked); err != nil {
 		return nil, err
 	}
-	return s.replica(r)
+	_, after, err := s.findReplica(r)
+	if IsCode(err, CodeNotFound) { // asked again when it was about to leave, and it has left
+		replica.Status, replica.Routing = topology.Deleting, RoutingDisabled
+		return replica, nil
+	}
+	return after, err
 }
 
 // ask leaves a request that needs nothing more.
