@@ -186,8 +186,21 @@ func (b *replicaBuckets) keep(e Event) error {
 	if rec == nil {
 		rec = &record{}
 	}
-	rec.fold(e, sequence, b.limits.Evidence)
-	return b.write(key, rec, sequence)
+	dropped := rec.fold(e, sequence, b.limits.Evidence)
+	if err := b.write(key, rec, sequence); err != nil {
+		return err
+	}
+	for _, d := range dropped {
+		if d.Action != Push || e.Tag == "" {
+			continue
+		}
+		// A mark of the tag does not lead to a manifest that the tag has left.
+		d.Event.Repository, d.Event.Tag = e.Repository, ""
+		if err := b.keep(d.Event); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mark keeps that the repository is to be scanned, or the whole replica when there are too many of these or repository is

@@ -37,7 +37,8 @@ type Limits struct {
 	// Repositories is how many marked repositories may wait; beyond it the replica is marked instead. Default 1,000.
 	Repositories int
 	// Evidence is how many different things may be known of one reference; beyond it the oldest are dropped and the
-	// reference is marked. Default 16: a tag pushed more often than that between two looks is a moving target.
+	// reference is marked. Default 16: a tag pushed more often than that between two looks is a moving target. What was
+	// pushed is not dropped with its push: it waits under its digest.
 	Evidence int
 	// Remembered is how many events are recognised when they come again after they were dealt with. Default 4,096: a
 	// registry repeats what it got no answer for, which is the newest few.
@@ -590,8 +591,8 @@ func (e Event) when() time.Time {
 	return e.Time
 }
 
-// fold adds an event, and marks the record when there are more than limit different ones.
-func (r *record) fold(e Event, sequence uint64, limit int) {
+// fold adds an event, and marks the record when there are more than limit different ones. It returns those that it then drops.
+func (r *record) fold(e Event, sequence uint64, limit int) (dropped []evidence) {
 	e.Received = e.Received.UTC().Round(0)
 	if r.Since.IsZero() || e.Received.Before(r.Since) {
 		r.Since = e.Received
@@ -604,14 +605,16 @@ func (r *record) fold(e Event, sequence uint64, limit int) {
 				e = o.Event
 			}
 			r.Events = append(slices.Delete(r.Events, i, i+1), evidence{sequence, e})
-			return
+			return nil
 		}
 	}
 	r.Events = append(r.Events, evidence{sequence, e})
-	if len(r.Events) > limit {
-		r.Events = slices.Delete(r.Events, 0, len(r.Events)-limit)
+	if n := len(r.Events) - limit; n > 0 {
+		dropped = slices.Clone(r.Events[:n])
+		r.Events = slices.Delete(r.Events, 0, n)
 		r.Marked, r.MarkedAt = sequence, e.Received
 	}
+	return dropped
 }
 
 // without returns what came after version; nil if nothing did.
