@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,6 +209,10 @@ func TestCommands(t *testing.T) {
 	w.must(t, 0, "diff", "-f", file)
 	w.must(t, 0, "apply", "-f", changed)
 	w.must(t, 0, "diff", "-f", changed)
+	asJSON, _ := w.must(t, 0, "export", "-o", "json")
+	w.must(t, 0, "diff", "-f", w.write(t, "changed.json", asJSON))
+	_, errout = w.must(t, 1, "diff", "-f", w.write(t, "two.json", asJSON+asJSON))
+	contains(t, "diff of two documents", errout, "two.json:")
 	_, errout = w.must(t, 1, "apply", "-f", w.write(t, "bad.yaml", "registries:\n  - nmae: x\n"))
 	contains(t, "apply of a bad file", errout, "bad.yaml:2:5:", `did you mean "name"?`, "   2 |   - nmae: x")
 
@@ -266,6 +272,8 @@ func TestWrongUse(t *testing.T) {
 		args string
 		want string
 	}{
+		{"help repilca", `"repilca" is no command of portolan; did you mean "replica"?`},
+		{"completion nonsense", `"nonsense" is no command of portolan completion`},
 		{"repilca", `"repilca" is no command of portolan; did you mean "replica"?`},
 		{"registry lst", `"lst" is no command of portolan registry; did you mean "list"?`},
 		{"replica list --bogus", "unknown flag: --bogus"},
@@ -320,6 +328,71 @@ type panicker struct{}
 
 func (panicker) Write([]byte) (int, error) { panic("on purpose") }
 
+// What replica wait cannot wait for, because it needs an operator.
+func TestStuck(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		replication *topology.Replication
+		requests    []string
+		want        string // part of the error; empty: none
+	}{
+		"new":           {nil, nil, ""},
+		"being seeded":  {&topology.Replication{Phase: topology.PhaseUnknown}, nil, ""},
+		"planned":       {&topology.Replication{Phase: topology.PhasePlanned, Plan: &topology.Plan{Conflicts: 1}}, nil, "portolan replica accept contoso/westus"},
+		"accepted":      {&topology.Replication{Phase: topology.PhasePlanned, Plan: &topology.Plan{Conflicts: 1}}, []string{topology.RequestAccept}, ""},
+		"held":          {&topology.Replication{Phase: topology.PhaseBaselined, Held: "30 of 40 tags are gone"}, nil, "until an operator decides: 30 of 40 tags are gone"},
+		"held, decided": {&topology.Replication{Phase: topology.PhaseBaselined, Held: "30 of 40 tags are gone"}, []string{topology.RequestResync}, ""},
+		"leaving":       {&topology.Replication{Phase: topology.PhaseBaselined}, []string{topology.RequestDelete}, "is being deleted"},
+	} {
+		err := (&app{stderr: io.Discard}).stuck(api.Replica{Registry: "contoso", Region: "westus", Replication: c.replication, Requests: c.requests})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// A command that waits goes on while the server is away, once it was there; and it ends when its time is over, whatever a server
+// takes to answer.
+func TestWaitsOutliveAServerAndAreBounded(t *testing.T) {
+	t.Parallel()
+	const ready, syncing = `{"registry":"contoso","region":"westus","status":"Ready"}`, `{"registry":"contoso","region":"westus","status":"Syncing"}`
+	const here, nowhere = `{"digest":"sha256:a","replicas":[{"region":"x","digest":"sha256:a","applied":true}]}`, `{"digest":"","replicas":[{"region":"x"}]}`
+	away := func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		io.WriteString(w, `{"error":{"code":"unavailable","message":"the store is away"}}`)
+	}
+	says := func(text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) }
+	}
+	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	for name, c := range map[string]struct {
+		args    string
+		answers []http.HandlerFunc // the last one again and again
+		code    int
+		stderr  string
+	}{
+		"replica, away for a moment":   {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{says(syncing), away, says(ready)}, exitDone, "the store is away"},
+		"replica, away from the start": {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{away}, exitFailed, "portolan: the store is away"},
+		"replica, silent":              {"replica wait contoso/westus --timeout 1s", []http.HandlerFunc{says(syncing), silent}, exitFailed, "contoso/westus is not Ready after 1s: Syncing, 0 pending"},
+		"image, away for a moment":     {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{says(nowhere), away, says(here)}, exitDone, "the store is away"},
+		"image, away from the start":   {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{away}, exitFailed, "portolan: the store is away"},
+		"image, silent":                {"wait contoso/app:1 --timeout 1s", []http.HandlerFunc{says(nowhere), silent}, exitFailed, "not in every replica after 1s: app:1 exists nowhere yet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int64
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				c.answers[min(int(asked.Add(1)), len(c.answers))-1](w, r)
+			}))
+			t.Cleanup(s.Close)
+			code, _, stderr := (&world{api: s.URL}).portolan(strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(stderr, c.stderr) {
+				t.Errorf("%d, want %d with %q:\n%s", code, c.code, c.stderr, stderr)
+			}
+		})
+	}
+}
+
 // What wait makes of each state, and when it gives up.
 func TestJudge(t *testing.T) {
 	t.Parallel()
@@ -340,6 +413,7 @@ func TestJudge(t *testing.T) {
 	}{
 		"arrives":   {"", []look{{all(""), "exists nowhere yet"}, {all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
 		"moves on":  {"", []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(b, in("x", b, true), in("y", "", false)), "error: superseded: app:1 is sha256:b"}}},
+		"behind":    {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(b, in("x", a, false), in("y", b, true)), "error: superseded: app:1 is sha256:b"}}},
 		"deleted":   {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all("", in("x", "", false), in("y", "", false)), "error: it was deleted"}}},
 		"too late":  {a, []look{{all(b, in("x", b, true), in("y", b, true)), "not noticed"}, {all(b, in("x", b, true), in("y", b, true)), "error: superseded"}}},
 		"too early": {a, []look{{all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},

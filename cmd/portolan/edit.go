@@ -1,11 +1,9 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,10 +12,10 @@ import (
 	"portolan/topology"
 )
 
-// maxFile bounds what is read of a topology file.
+// maxFile bounds what is read of a topology file: as much as topology.ParseYAML takes.
 const maxFile = 4 << 20
 
-// readDocument reads a topology file, in YAML or (by its name) JSON; "-" is standard input.
+// readDocument reads a topology file, in YAML or JSON, which is YAML too; "-" is standard input.
 func readDocument(cmd *cobra.Command, file string) (topology.Document, error) {
 	var d topology.Document
 	if file == "" {
@@ -34,17 +32,9 @@ func readDocument(cmd *cobra.Command, file string) (topology.Document, error) {
 		defer f.Close()
 		in = f
 	}
-	text, err := io.ReadAll(io.LimitReader(in, maxFile+1))
+	text, err := io.ReadAll(io.LimitReader(in, maxFile+1)) // one byte more, so that what is too large is noticed
 	if err != nil {
 		return d, fmt.Errorf("reading the topology from %s: %w", name, err)
-	}
-	if filepath.Ext(file) == ".json" {
-		decoder := json.NewDecoder(strings.NewReader(string(text)))
-		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(&d); err != nil {
-			return d, fmt.Errorf("%s: %w", name, err)
-		}
-		return d, nil
 	}
 	parsed, err := topology.ParseYAML(name, text)
 	if err != nil {

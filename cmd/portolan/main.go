@@ -141,6 +141,23 @@ Exit codes: 0 done, 1 failed, 2 wrong use.`,
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table, json or yaml")
 	root.AddCommand(a.serve(), a.registry(), a.replica(), a.apply(), a.export(), a.diff(), a.explain(), a.check(), a.status(),
 		a.topology(), a.wait(), a.events(), a.version())
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() { // those of cobra end well whatever they are given
+		switch cmd.Name() {
+		case "completion":
+			cmd.Args, cmd.SuggestionsMinimumDistance = noSuchCommand, root.SuggestionsMinimumDistance
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				named, rest, err := root.Find(args)
+				if err == nil && len(rest) > 0 {
+					err = noSuchCommand(named, rest)
+				}
+				return err
+			}
+		}
+	}
 	for _, cmd := range all(root) {
 		cmd.DisableFlagsInUseLine = true
 		if args := cmd.Args; args != nil {

@@ -128,7 +128,7 @@ func printShares(w io.Writer, shares []api.RegistryShares) {
 	}
 }
 
-// bytes writes a size for people.
+// bytesOf writes a size for people.
 func bytesOf(n int64) string {
 	const unit = 1000
 	if n < unit {

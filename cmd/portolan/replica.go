@@ -451,7 +451,7 @@ func (a *app) awaitGone(ctx context.Context, c *api.Client, r api.Replica) error
 			a.progress("%s: the deletion goes on by itself; portolan replica list shows it", name)
 			return ctx.Err()
 		case err != nil:
-			return err
+			return fmt.Errorf("%w; the deletion of %s goes on by itself: portolan replica list shows it", err, name)
 		}
 	}
 }
@@ -463,7 +463,8 @@ func (a *app) replicaWait() *cobra.Command {
 		Short: "Wait until a replica is Ready",
 		Long: `Wait until a replica is Ready: everything that was decided before is applied there, or
 listed as not replicable. It fails at once where only an operator can go on: a plan
-with conflicts that waits for portolan replica accept.`,
+with conflicts that waits for portolan replica accept, or a replica that the guard holds
+because much of it vanished or went back.`,
 		Example: `  portolan replica wait contoso/westeurope --timeout 30m`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -490,40 +491,67 @@ with conflicts that waits for portolan replica accept.`,
 }
 
 func (a *app) awaitReady(ctx context.Context, c *api.Client, registry, region string, timeout time.Duration) (api.Replica, error) {
-	deadline := time.Now().Add(timeout)
-	last := ""
-	for {
-		r, err := c.Replica(ctx, registry, region)
-		if err != nil {
-			return r, err
-		}
-		if r.Status == topology.Ready {
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	last, state := "", ""
+	for asking := ctx; ; asking = bounded { // the first look is had, whatever time it takes
+		r, err := c.Replica(asking, registry, region)
+		switch {
+		case err == nil && r.Status == topology.Ready:
 			return r, nil
-		}
-		state := fmt.Sprintf("%s, %d pending", r.Status, r.Pending)
-		if r.Reason != "" {
-			state += ": " + r.Reason
+		case err == nil:
+			state = fmt.Sprintf("%s, %d pending", r.Status, r.Pending)
+			if r.Reason != "" {
+				state += ": " + r.Reason
+			}
+		case ctx.Err() != nil:
+			return r, ctx.Err()
+		case asking == ctx || bounded.Err() == nil && !passing(err):
+			return r, err
+		case bounded.Err() == nil:
+			state = err.Error()
 		}
 		if state != last {
 			a.progress("%s/%s: %s", registry, region, state)
 			last = state
 		}
-		if r.Replication != nil && r.Replication.Phase == topology.PhasePlanned && !slices.Contains(r.Requests, topology.RequestAccept) {
-			if r.Replication.Plan != nil {
-				printPlan(a.stderr, r.Replication.Plan)
+		if err == nil {
+			if err := a.stuck(r); err != nil {
+				return r, err
 			}
-			return r, fmt.Errorf("the plan of %s/%s has conflicts and waits for: portolan replica accept %s/%s", registry, region, registry, region)
 		}
-		if slices.Contains(r.Requests, topology.RequestDelete) {
-			return r, fmt.Errorf("%s/%s is being deleted", registry, region)
-		}
-		if !time.Now().Before(deadline) {
+		if bounded.Err() != nil {
 			return r, fmt.Errorf("%s/%s is not Ready after %v: %s", registry, region, timeout, state)
 		}
 		if err := sleep(ctx, poll); err != nil {
 			return r, err
 		}
 	}
+}
+
+// stuck says what only an operator can do before a replica is Ready; nil if it goes on by itself.
+func (a *app) stuck(r api.Replica) error {
+	name, asked := r.Registry+"/"+r.Region, func(verb string) bool { return slices.Contains(r.Requests, verb) }
+	switch s := r.Replication; {
+	case asked(topology.RequestDelete):
+		return fmt.Errorf("%s is being deleted", name)
+	case s == nil || asked(topology.RequestAccept) || asked(topology.RequestResync):
+		return nil
+	case s.Held != "":
+		return fmt.Errorf("%s is held until an operator decides: %s", name, s.Held)
+	case s.Phase == topology.PhasePlanned:
+		if s.Plan != nil {
+			printPlan(a.stderr, s.Plan)
+		}
+		return fmt.Errorf("the plan of %s has conflicts and waits for: portolan replica accept %s", name, name)
+	}
+	return nil
+}
+
+// passing reports whether an error may be gone at the next look: that of a server that starts again, or of its store.
+func passing(err error) bool {
+	var answered *api.Error
+	return !errors.As(err, &answered) || answered.Code == api.CodeUnavailable || answered.Code == api.CodeInternal
 }
 
 // replicaRequest is a command that leaves a request for the replicator; done tells what that means, for the replica as it was.
@@ -561,6 +589,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	case <-ctx.Done():
-		return errors.Join(ctx.Err())
+		return ctx.Err()
 	}
 }

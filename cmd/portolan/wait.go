@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -90,18 +89,18 @@ func parseWait(s string) (*waiting, error) {
 
 // await looks until the image is everywhere, or never will be.
 func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api.Inspection, error) {
-	deadline := time.Now().Add(timeout)
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	if w.digest != "" && a.output == "table" {
 		fmt.Fprintln(a.stdout, w.digest)
 	}
 	last, state := "", "not looked at yet"
 	var found api.Inspection
-	for looked := false; ; {
-		now, err := w.client.Inspect(ctx, w.registry, w.repository, w.reference)
-		var answered *api.Error
+	for asking := ctx; ; asking = bounded { // the first look is had, whatever time it takes
+		now, err := w.client.Inspect(asking, w.registry, w.repository, w.reference)
 		switch {
 		case err == nil:
-			found, looked = now, true
+			found = now
 			had := w.digest
 			var done bool
 			if done, state, err = w.judge(found); err != nil {
@@ -115,16 +114,16 @@ func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api
 			}
 		case ctx.Err() != nil:
 			return found, ctx.Err()
-		case !looked, errors.As(err, &answered) && answered.Code != api.CodeUnavailable && answered.Code != api.CodeInternal:
+		case asking == ctx || bounded.Err() == nil && !passing(err):
 			return found, err
-		default: // a server that restarts is back in a moment
+		case bounded.Err() == nil:
 			state = err.Error()
 		}
 		if state != last {
 			a.progress("%s", state)
 			last = state
 		}
-		if !time.Now().Before(deadline) {
+		if bounded.Err() != nil {
 			return found, fmt.Errorf("not in every replica after %v: %s", timeout, state)
 		}
 		if err := sleep(ctx, poll); err != nil {
@@ -162,13 +161,13 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		}
 		return false, "waiting for " + strings.Join(waiting, ", "), nil
 	}
-	// The tag has another digest. If this one was never its version, its push may not have been noticed yet: then it is under
-	// the tag in some region, unless that region cannot be asked.
+	// The tag has another digest. Unless this one was its version a moment ago, its push may not have been noticed yet: then it is
+	// under the tag in some region, unless that region cannot be asked.
 	w.missed++
 	if shown || unsure {
 		w.missed = 0
 	}
-	if w.seen && !shown || w.missed >= 2 {
+	if w.seen || w.missed >= 2 {
 		other := i.Digest
 		if other == "" {
 			other = "nothing: it was deleted"
