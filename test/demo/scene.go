@@ -172,7 +172,6 @@ events:
   key: %[1]s/events.key
 health:
   interval: 500ms
-  timeout: 400ms
 topology: topology.yaml
 `, s.dir, listen, api, notify)
 	var err error
@@ -447,6 +446,9 @@ func (s *scene) weight(ctx context.Context) error {
 		return !slices.Equal(before, after), err
 	})
 	if err != nil {
+		return err
+	}
+	if after, err = s.survey(); err != nil { // again: the edit may have come amid the last survey
 		return err
 	}
 	moved, from := make(map[string]int), 0

@@ -94,7 +94,7 @@ func TestKillsOfTheProcessWhileSeeding(t *testing.T) {
 	random := seed(t)
 	s := newScene(t, westus, westeurope.with(debian))
 	want := s.fill()
-	link := s.thin("westeurope", 400<<10)
+	link := s.thin("westeurope", 200<<10)
 	config := s.config("topology: " + s.write("topology.yaml", s.topology("westus", "westeurope")))
 	dir := s.path("portolan")
 

@@ -155,7 +155,7 @@ dns:
   ttl: {min: 1s, max: 2s}
 api: {listen: "%s"}
 events: {listen: "%s", key: %s}
-health: {interval: 300ms, timeout: 250ms}
+health: {interval: 300ms}
 `, s.dns, s.api, s.events, s.path("events.key")) + strings.Join(more, "\n")
 }
 

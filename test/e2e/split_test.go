@@ -37,7 +37,7 @@ dns:
   nameservers: {ns1: [127.0.0.1]}
   ttl: {min: 1s, max: 2s}
 api: {listen: "%s"}
-health: {interval: 300ms, timeout: 250ms}
+health: {interval: 300ms}
 `, s.consul.Addr(), s.dns, s.api)})
 	return s
 }
