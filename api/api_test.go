@@ -119,7 +119,11 @@ func (r *rig) view(t *testing.T) *View {
 			v.Conditions[k] = router.ReplicaCondition{Health: router.Healthy, Settled: true, Seeded: true}
 		}
 	}
-	v.Router = router.New(s, geo.Builtin(), nil).With(v.Conditions)
+	charts, err := router.Chart(context.Background(), s, geo.Builtin(), nil, nil)
+	if err != nil {
+		panic(err) // the built-in table is in memory
+	}
+	v.Router = router.New(s, charts).With(v.Conditions)
 	return v
 }
 

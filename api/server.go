@@ -521,10 +521,10 @@ func (s *server) shares(r *http.Request) (any, error) {
 }
 
 // sharesOf tells where clients go, for the registries named, if s were the topology. Locations of clients play no part in
-// shares, so no database is needed.
+// shares, so no chart is needed.
 func sharesOf(s *topology.Snapshot, conditions router.Conditions, registries map[string]bool) []RegistryShares {
 	all := []RegistryShares{}
-	decides := router.New(s, nil, nil).With(conditions)
+	decides := router.New(s, nil).With(conditions)
 	for i, r := range s.Registries {
 		if registries[r.Name] {
 			all = append(all, RegistryShares{Registry: r.Name, Splits: decides.At(i).Shares()})

@@ -160,12 +160,12 @@ func (w *Whoami) UnmarshalText(text []byte) error { return word(w, text, "seen",
 
 // Geo says where clients are looked up.
 type Geo struct {
-	// Database is a file in the MaxMind DB format: GeoLite2, GeoIP2, DB-IP, or an ip-location-db file. Default: the built-in
-	// table of countries.
-	Database string `yaml:"database"`
-	// ASN is a database of autonomous systems. Default: none; clients without a subnet are then told apart by their
-	// resolver's network.
-	ASN string `yaml:"asn"`
+	// Database is a file in the MaxMind DB format: GeoLite2, GeoIP2, DB-IP, or an ip-location-db file; or a list of two, one
+	// with IPv4 and one with IPv6, as ip-location-db has them. Default: the built-in table of countries.
+	Database []string `yaml:"database,single"`
+	// ASN is a database of autonomous systems, a file or two as well. Default: none; clients without a subnet are then told
+	// apart by their resolver's network.
+	ASN []string `yaml:"asn,single"`
 }
 
 // API is the HTTP API of operators, with /healthz, /readyz and /metrics.
@@ -361,8 +361,14 @@ func Parse(path string, text []byte, roles ...Role) (Config, error) {
 
 // settle makes paths absolute or relative to the working folder, and fills in what depends on other settings.
 func (c *Config) settle(folder string) {
-	for _, p := range []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static, &c.Geo.Database,
-		&c.Geo.ASN, &c.API.TokenFile, &c.API.TLS.Cert, &c.API.TLS.Key, &c.Events.TLS.Cert, &c.Events.TLS.Key, &c.Events.Key} {
+	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static,
+		&c.API.TokenFile, &c.API.TLS.Cert, &c.API.TLS.Key, &c.Events.TLS.Cert, &c.Events.TLS.Key, &c.Events.Key}
+	for _, list := range [][]string{c.Geo.Database, c.Geo.ASN} {
+		for i := range list {
+			paths = append(paths, &list[i])
+		}
+	}
+	for _, p := range paths {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(folder, *p)
 		}

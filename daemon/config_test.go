@@ -196,7 +196,8 @@ func TestDocs(t *testing.T) {
 	look = func(of reflect.Type, prefix string) {
 		for i := range of.NumField() {
 			f := of.Field(i)
-			name := prefix + f.Tag.Get("yaml")
+			tag, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			name := prefix + tag
 			if f.Type.Kind() == reflect.Struct && f.Type.PkgPath() == of.PkgPath() && f.Type != reflect.TypeFor[Store]() {
 				look(f.Type, name+".")
 			} else if !strings.Contains(string(text), "`"+name+"`") {

@@ -176,7 +176,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 			StatePath: filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
 		})
 	}
-	d.front = newFrontdoor(d.keeper, d.states, d.monitor, d.server, databases)
+	d.front = newFrontdoor(d.keeper, d.states, d.monitor, d.server, databases, func(text string) { d.notice("charts", text) }, d.log.Named("geo"))
 	if c.Has(RoleReplicator) {
 		if err := d.prepareReplicator(); err != nil {
 			return err
@@ -640,6 +640,9 @@ func (d *daemon) answer(ctx context.Context, o Options) error {
 	if err := d.states.wait(ctx, d.config.Health.Timeout); err != nil {
 		return err
 	}
+	if err := d.front.ready(ctx); err != nil {
+		return err
+	}
 	d.front.update()
 	if err := d.server.Listen(); err != nil {
 		return err
@@ -688,7 +691,7 @@ func (d *daemon) reload() {
 	databases, err := openDatabases(d.config.Geo)
 	report("geo", err)
 	if err == nil {
-		d.front.geo.Store(databases)
+		d.front.offered.Store(databases)
 	}
 	if d.server != nil {
 		report("static", d.server.Reload())

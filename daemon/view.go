@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"runtime/debug"
 	"sync"
+	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"portolan/api"
@@ -27,22 +30,22 @@ type databases struct {
 // openDatabases opens what g names; an error names the setting and the file.
 func openDatabases(g Geo) (*databases, error) {
 	d := &databases{}
-	if g.Database == "" {
+	if len(g.Database) == 0 {
 		table := geo.Builtin()
 		d.places, d.infos = table, append(d.infos, table.Info())
 	} else {
-		database, err := geo.Open(g.Database)
+		database, err := geo.Open(g.Database...)
 		if err != nil {
 			return nil, fmt.Errorf("geo.database: %w", err)
 		}
-		d.places, d.infos = database, append(d.infos, database.Info())
+		d.places, d.infos = database, append(d.infos, database.Infos()...)
 	}
-	if g.ASN != "" {
-		asns, err := geo.OpenASN(g.ASN)
+	if len(g.ASN) > 0 {
+		asns, err := geo.OpenASN(g.ASN...)
 		if err != nil {
 			return nil, fmt.Errorf("geo.asn: %w", err)
 		}
-		d.networks, d.infos = asns, append(d.infos, asns.Info())
+		d.networks, d.infos = asns, append(d.infos, asns.Infos()...)
 	}
 	return d, nil
 }
@@ -54,62 +57,139 @@ type frontdoor struct {
 	states  *stateWatcher
 	monitor *health.Monitor // nil without the role dns
 	server  *dns.Server     // nil without the role dns
-	geo     latest.Value[databases]
-	wake    chan struct{} // holds one token while something changed
+	// notice tells the operator what became of databases that were offered; an empty text that all is well.
+	notice func(text string)
+	log    *zap.Logger
+	// offered are the databases that should be used, geography those that are, with what was charted of them.
+	offered   latest.Value[databases]
+	geography latest.Value[geography]
+	wake      chan struct{} // holds one token while something changed
 
 	mu   sync.Mutex
 	view *api.View
 	from inputs // what view was made of
 }
 
+// geography is what was charted, and of which databases. Immutable.
+type geography struct {
+	*databases
+	charts *router.Charts
+}
+
 // inputs are what a router is made of.
 type inputs struct {
 	snapshot   *topology.Snapshot
-	databases  *databases
-	charted    *router.Router // of snapshot and databases
+	geography  *geography
+	charted    *router.Router // of snapshot and geography
 	conditions router.Conditions
 }
 
-func newFrontdoor(keeper *topology.Keeper, states *stateWatcher, monitor *health.Monitor, server *dns.Server, d *databases) *frontdoor {
-	f := &frontdoor{keeper: keeper, states: states, monitor: monitor, server: server, wake: make(chan struct{}, 1), view: &api.View{}}
-	f.geo.Store(d)
+func newFrontdoor(keeper *topology.Keeper, states *stateWatcher, monitor *health.Monitor, server *dns.Server, d *databases, notice func(string), log *zap.Logger) *frontdoor {
+	f := &frontdoor{keeper: keeper, states: states, monitor: monitor, server: server, notice: notice, log: log, wake: make(chan struct{}, 1), view: &api.View{}}
+	f.offered.Store(d)
 	return f
 }
 
 // run follows what the view is made of until ctx is done, and returns its error.
 func (f *frontdoor) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	wake := func() {
+	knock := func(door chan struct{}) {
 		select {
-		case f.wake <- struct{}{}:
+		case door <- struct{}{}:
 		default:
 		}
 	}
-	g.Go(func() error { return f.keeper.Watch(ctx, func(*topology.Snapshot) { wake() }) })
+	wake := func() { knock(f.wake) }
+	chart := make(chan struct{}, 1)
+	g.Go(func() error {
+		return f.keeper.Watch(ctx, func(*topology.Snapshot) { wake(); knock(chart) })
+	})
 	g.Go(func() error { return f.states.latest.Watch(ctx, func(*states) { wake() }) })
-	g.Go(func() error { return f.geo.Watch(ctx, func(*databases) { wake() }) })
+	g.Go(func() error { return f.offered.Watch(ctx, func(*databases) { knock(chart) }) })
+	g.Go(func() error { return f.geography.Watch(ctx, func(*geography) { wake() }) })
 	if f.monitor != nil {
 		g.Go(func() error { return f.monitor.Watch(ctx, func(*health.Verdicts) { wake() }) })
 	}
-	g.Go(func() error {
-		for {
-			select {
-			case <-f.wake:
-				f.update()
-			case <-ctx.Done():
-				return ctx.Err()
+	// What takes a second or two is done beside what must not wait for it.
+	for _, work := range []struct {
+		door chan struct{}
+		do   func() error
+	}{{f.wake, func() error { f.update(); return nil }}, {chart, func() error { return f.chart(ctx) }}} {
+		g.Go(func() error {
+			for {
+				select {
+				case <-work.door:
+					if err := work.do(); err != nil {
+						return err
+					}
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 			}
-		}
-	})
+		})
+	}
 	return g.Wait()
 }
 
-// update makes the view anew of what is newest, and the DNS server answer from it.
+// databases are those in use; before anything was charted those that will be.
+func (f *frontdoor) databases() *databases {
+	if used := f.geography.Load(); used != nil {
+		return used.databases
+	}
+	return f.offered.Load()
+}
+
+// chart compiles the geography of the newest topology, if that is not what there is already. Databases that cannot be read
+// are given up for those that are in use; where none are, at the start, it fails.
+func (f *frontdoor) chart(ctx context.Context) error {
+	snapshot, offered, used := f.keeper.Snapshot(), f.offered.Load(), f.geography.Load()
+	if snapshot == nil {
+		return nil
+	}
+	var former *router.Charts
+	if used != nil {
+		former = used.charts
+	}
+	if former.Current(snapshot, offered.places, offered.networks) {
+		return nil
+	}
+	began := time.Now()
+	charts, err := router.Chart(ctx, snapshot, offered.places, offered.networks, former)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil && used == nil:
+		return fmt.Errorf("geo: %w", err)
+	case err != nil && used.databases != offered:
+		f.notice(fmt.Sprintf("the new databases cannot be used, and the former ones are kept: %v", err))
+		f.offered.Store(used.databases)
+	case err != nil:
+		f.notice(fmt.Sprintf("the databases cannot be read, and what was charted before is kept: %v", err))
+	default:
+		f.notice("")
+		f.geography.Store(&geography{offered, charts})
+		f.log.Info("charted where clients are", zap.Duration("took", time.Since(began)), zap.Int("registries", len(snapshot.Registries)))
+		// Charting takes ten times the memory of the chart, and is done again in weeks.
+		debug.FreeOSMemory()
+	}
+	return nil
+}
+
+// ready waits until there is a chart of the topology, if there is a topology.
+func (f *frontdoor) ready(ctx context.Context) error {
+	if f.keeper.Snapshot() == nil {
+		return nil
+	}
+	_, err := f.geography.Wait(ctx, nil)
+	return err
+}
+
+// update makes the view anew of what is newest, and the DNS server answer from it. While the chart of a new topology is
+// still being made, its registries keep to their former ones.
 func (f *frontdoor) update() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := inputs{snapshot: f.keeper.Snapshot(), databases: f.geo.Load()}
-	if now.snapshot == nil {
+	now := inputs{snapshot: f.keeper.Snapshot(), geography: f.geography.Load()}
+	if now.snapshot == nil || now.geography == nil {
 		return
 	}
 	state := f.states.latest.Load()
@@ -119,9 +199,9 @@ func (f *frontdoor) update() {
 	}
 	now.conditions = conditionsOf(now.snapshot, state, verdicts)
 	now.charted = f.from.charted
-	charted := now.snapshot == f.from.snapshot && now.databases == f.from.databases
+	charted := now.snapshot == f.from.snapshot && now.geography == f.from.geography
 	if !charted {
-		now.charted = router.New(now.snapshot, now.databases.places, now.databases.networks)
+		now.charted = router.New(now.snapshot, now.geography.charts)
 	}
 	view := &api.View{Snapshot: now.snapshot, Verdicts: verdicts, Replication: state.Replications, Requests: state.Requests}
 	if charted && reflect.DeepEqual(now.conditions, f.from.conditions) {

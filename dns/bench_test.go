@@ -12,7 +12,6 @@ import (
 
 	mdns "github.com/miekg/dns"
 
-	"portolan/router"
 	"portolan/topology"
 )
 
@@ -55,7 +54,7 @@ func BenchmarkUpdate(b *testing.B) {
 		}
 		snapshot.Registries = append(snapshot.Registries, r)
 	}
-	compiled := router.New(snapshot, places{}, nil)
+	compiled := routerOf(snapshot)
 	b.ReportAllocs()
 	for b.Loop() {
 		s.Update(snapshot, compiled, nil)

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"portolan/router"
+	"portolan/router/ranges"
 	"portolan/topology"
 )
 
@@ -25,6 +26,33 @@ func (places) Locate(a netip.Addr) router.Place {
 		}
 	}
 	return router.Place{Network: netip.PrefixFrom(a, a.BitLen())}
+}
+
+func (places) Borders(is6 bool, visit func(netip.Addr, int, *router.Place) bool) error {
+	from, number := netip.IPv4Unspecified(), 0
+	if is6 {
+		from = netip.IPv6Unspecified()
+	}
+	visit(from, router.NoPlace, nil)
+	for _, p := range world {
+		if p.Network.Addr().Is6() != is6 {
+			continue
+		}
+		place := p
+		visit(p.Network.Addr(), number, &place)
+		visit(ranges.Last(p.Network).Next(), router.NoPlace, nil)
+		number++
+	}
+	return nil
+}
+
+// routerOf is the router of a snapshot in that world.
+func routerOf(s *topology.Snapshot) *router.Router {
+	charts, err := router.Chart(context.Background(), s, places{}, nil, nil)
+	if err != nil {
+		panic(err) // the world is in memory
+	}
+	return router.New(s, charts)
 }
 
 var world = []router.Place{
@@ -130,7 +158,7 @@ func newServer(t testing.TB, change func(*Options)) *Server {
 		t.Fatal(err)
 	}
 	snapshot, conditions := testSnapshot(), testConditions()
-	s.Update(snapshot, router.New(snapshot, places{}, nil).With(conditions), conditions)
+	s.Update(snapshot, routerOf(snapshot).With(conditions), conditions)
 	return s
 }
 

@@ -589,7 +589,7 @@ func TestUpdate(t *testing.T) {
 		{router.Healthy, "A 192.0.2.1 ttl=60; A 192.0.2.2 ttl=60; A 192.0.2.3 ttl=60"},
 	} {
 		conditions := router.Conditions{key("contoso", "westus"): {Health: c.health, Settled: true}}
-		s.Update(snapshot, router.New(snapshot, places{}, nil).With(conditions), conditions)
+		s.Update(snapshot, routerOf(snapshot).With(conditions), conditions)
 		if got := brief(ask(t, "udp", at, m).Answer); got != c.want {
 			t.Errorf("%v: got %q, want %q", c.health, got, c.want)
 		}

@@ -426,7 +426,7 @@ func TestSwapUnderLoad(t *testing.T) {
 	snapshot := testSnapshot()
 	swap := func(health router.Health) {
 		conditions := router.Conditions{key("contoso", "westus"): {Health: health, Settled: true}}
-		s.Update(snapshot, router.New(snapshot, places{}, nil).With(conditions), conditions)
+		s.Update(snapshot, routerOf(snapshot).With(conditions), conditions)
 	}
 	swap(router.Healthy)
 	var stop atomic.Bool
@@ -473,7 +473,7 @@ func TestMetrics(t *testing.T) {
 	until(t, "it is dropped", func() bool { return s.responder.metrics.dropped[udp][dropShort].sum() == 1 })
 	// A counter does not go back when a zone is compiled anew.
 	snapshot := testSnapshot()
-	s.Update(snapshot, router.New(snapshot, places{}, nil), nil)
+	s.Update(snapshot, routerOf(snapshot), nil)
 	want := `
 # HELP portolan_dns_decisions_total Answers at registries' names by the region they lead to; an empty region is an answer without one.
 # TYPE portolan_dns_decisions_total counter

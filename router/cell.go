@@ -1,6 +1,7 @@
 package router
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
@@ -26,7 +27,7 @@ type Cell struct {
 	Prefix netip.Prefix
 	// ASN and Country are those of the resolver, where its autonomous system is known.
 	ASN     uint32
-	Country string
+	Country [2]byte // ISO 3166-1 alpha-2; zero: unknown
 }
 
 // String is the prefix, or "AS64500/NL".
@@ -35,7 +36,7 @@ func (c Cell) String() string {
 	case c.Prefix.IsValid():
 		return c.Prefix.String()
 	case c.ASN != 0:
-		return fmt.Sprintf("AS%d/%s", c.ASN, c.Country)
+		return fmt.Sprintf("AS%d/%s", c.ASN, bytes.TrimRight(c.Country[:], "\x00"))
 	}
 	return ""
 }
@@ -60,10 +61,8 @@ func (c Cell) append(b []byte) []byte {
 		b = append(append(b, 0x06), a[:]...)
 		return append(b, byte(c.Prefix.Bits()))
 	case c.ASN != 0:
-		var country [2]byte
-		copy(country[:], c.Country)
 		b = binary.BigEndian.AppendUint32(append(b, 0x0a), c.ASN)
-		return append(b, country[:]...)
+		return append(b, c.Country[:]...)
 	}
 	return append(b, 0x00)
 }

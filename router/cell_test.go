@@ -20,7 +20,7 @@ func TestBucketGolden(t *testing.T) {
 		{Cell{Prefix: subnet("8.8.0.0/16")}, "040808000010", [3]int{57, 99, 8}},
 		{Cell{Prefix: subnet("2001:db8::/48")}, "0620010db800000000000000000000000030", [3]int{1, 22, 7}},
 		{Cell{Prefix: subnet("2a00:1450::/32")}, "062a00145000000000000000000000000020", [3]int{0, 61, 52}},
-		{Cell{ASN: 64500, Country: "NL"}, "0a0000fbf44e4c", [3]int{93, 75, 75}},
+		{Cell{ASN: 64500, Country: [2]byte{'N', 'L'}}, "0a0000fbf44e4c", [3]int{93, 75, 75}},
 		{Cell{ASN: 4200000000}, "0afa56ea000000", [3]int{96, 72, 0}},
 		{Cell{}, "00", [3]int{3, 2, 37}},
 	}
@@ -65,9 +65,9 @@ func TestCells(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			registry, places, networks := world()
-			router := New(snapshot(registry), places, networks)
+			router := routerOf(snapshot(registry), places, networks)
 			if tt.noNetworks {
-				router = New(snapshot(registry), places, nil)
+				router = routerOf(snapshot(registry), places, nil)
 			}
 			r := router.At(0)
 			if got := r.Explain(Client{addr(tt.resolver), subnet(tt.subnet)}).Cell; got != tt.want {

@@ -8,7 +8,7 @@ import (
 	"portolan/topology"
 )
 
-// Router is a compiled snapshot under the conditions of one moment. It is immutable and safe for concurrent use.
+// Router is a snapshot on its charts under the conditions of one moment. It is immutable and safe for concurrent use.
 type Router struct {
 	registries []Registry // as in the snapshot
 	byName     map[string]int
@@ -17,101 +17,126 @@ type Router struct {
 // Registry decides for the clients of one registry. It is immutable and safe for concurrent use; With makes new ones,
 // so that a handle must be taken anew from every new Router.
 type Registry struct {
-	*chart
-	// conditions are those of the chart's replicas, by index.
+	*berth
+	// conditions are those of the replicas, by index.
 	conditions []condition
+	// verdicts are what the routes of the chart come to under these conditions, by index.
+	verdicts []verdict
+	// unplaced is what clients come to of whom nothing at all is known.
+	unplaced verdict
 }
 
-// condition is what Decide needs of a ReplicaCondition.
+// condition is what a decision needs of a ReplicaCondition.
 type condition struct {
 	health          Health
 	settled, seeded bool
 }
 
-// chart is what of a registry does not change with conditions.
-type chart struct {
+// berth is a registry on its chart: what does not change with conditions.
+type berth struct {
 	topology *topology.Registry
-	places   Locator
-	networks ASNLocator // nil: none loaded
+	chart    *chart
+	systems  *ranges.Table[system] // nil: no database of autonomous systems is loaded
+	places   Locator               // for explanations
 
 	replicas []harbour
-	home     int // index; -1 while the home's replica is incomplete
-	// weighted is whether any replica has a weight between 0 and 100: only then cells matter.
-	weighted bool
-
-	rules []rule
-	// operator maps addresses to the rules of the longest of the operator's prefixes that hold them.
-	operator *ranges.Table[choice]
-	// The other matches, for which a missing key means no rule.
-	asns       map[uint32]choice
-	countries  map[string]choice
-	continents map[string]choice
-	// asnOrders and asnFences are whether any order or fence is by ASN: only then the ASN is consulted.
-	asnOrders, asnFences bool
+	// harbours are the replicas of the chart's regions, as indexes into replicas; -1 for a region that the registry has no
+	// longer.
+	harbours []int
+	// home is the home's index in chart.regions; -1 while its replica is incomplete.
+	home int
+	// orders are the orders of the chart's routes, those of clients without a place filled in; lost is that of clients of
+	// whom nothing is known.
+	orders [][]uint16
+	lost   []uint16
 }
 
 // harbour is a replica as the decision sees it.
 type harbour struct {
 	region  string
-	at      vector
 	weight  int
 	routing bool
-	// rank is the place of the region's name among the registry's, by which ties are broken.
-	rank int
 	// tail is what follows the cell in the text that is hashed into the bucket.
 	tail string
 }
 
-// rule is an order or a fence: per replica its place in the list, or absent.
-type rule struct {
-	topology topology.Rule
-	place    []uint16
-}
-
-// absent is the place of a replica that a rule does not name: behind all that it names.
-const absent = 1<<16 - 1
-
-// choice is the order and the fence for some clients: indexes into rules, plus one; 0 for none.
-type choice struct{ order, fence uint32 }
-
-// or fills in from o what c has not.
-func (c choice) or(o choice) choice {
-	if c.order == 0 {
-		c.order = o.order
-	}
-	if c.fence == 0 {
-		c.fence = o.fence
-	}
-	return c
-}
-
-// New compiles a snapshot. Nobody's condition is known yet: all replicas are Unknown, settled and not seeded; With says
-// more. networks may be nil if no database of autonomous systems is loaded.
-func New(s *topology.Snapshot, places Locator, networks ASNLocator) *Router {
+// New puts a snapshot on charts that were made of it, or of one before it: a registry whose chart is not there yet keeps
+// to its former one, without the regions that are not on it; one that has none takes all clients for such without a place.
+// Nil charts are none. Nobody's condition is known yet: all replicas are Unknown, settled and not seeded; With says more.
+func New(s *topology.Snapshot, charts *Charts) *Router {
 	r := &Router{registries: make([]Registry, len(s.Registries)), byName: make(map[string]int, len(s.Registries))}
+	if charts == nil {
+		charts = &Charts{}
+	}
 	for i, t := range s.Registries {
-		r.registries[i].chart = newChart(t, places, networks)
+		c := charts.charts[chartKey(t)]
+		if c == nil {
+			c = charts.latest[t.Name]
+		}
+		r.registries[i].berth = newBerth(t, c, charts)
 		r.byName[t.Name] = i
 	}
 	return r.With(nil)
 }
 
-// With returns the router of the same geography under the conditions c. It costs one look into c per replica; c is not
-// kept.
+func newBerth(t *topology.Registry, c *chart, charts *Charts) *berth {
+	if c == nil {
+		d := newDraft(t)
+		c = &chart{regions: d.regions, rules: d.rules, table: new(ranges.Table[uint32]), routes: []route{{}}}
+	}
+	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.places, home: -1}
+	for _, p := range t.Replicas {
+		b.replicas = append(b.replicas, harbour{region: p.Region, weight: p.Weight, routing: p.Routing, tail: bucketTail(t.Name, p.Region)})
+	}
+	for i, r := range c.regions {
+		b.harbours = append(b.harbours, slices.IndexFunc(b.replicas, func(h harbour) bool { return h.region == r.name }))
+		if r.name == t.Home && b.harbours[i] >= 0 {
+			b.home = i
+		}
+	}
+	b.orders = make([][]uint16, len(c.routes))
+	for i, r := range c.routes {
+		b.orders[i] = r.order
+		if !r.placed {
+			b.orders[i] = b.homeward(r.choice)
+		}
+	}
+	b.lost = b.homeward(choice{})
+	return b
+}
+
+// homeward is the order of clients without a place.
+func (b *berth) homeward(ch choice) []uint16 {
+	var from *vector
+	if b.home >= 0 {
+		from = &b.chart.regions[b.home].at
+	}
+	return order(b.chart.regions, b.chart.rules, ch, from, b.home)
+}
+
+// With returns the router of the same geography under the conditions c. It costs a look at every order of regions that
+// there is; c is not kept.
 func (r *Router) With(c Conditions) *Router {
 	with := &Router{registries: make([]Registry, len(r.registries)), byName: r.byName}
 	for i := range r.registries {
-		chart := r.registries[i].chart
-		conditions := make([]condition, len(chart.replicas))
-		for j := range conditions {
-			conditions[j] = condition{settled: true}
-			if known, ok := c[ReplicaKey{Registry: chart.topology.Name, Region: chart.replicas[j].region}]; ok {
-				conditions[j] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded}
-			}
-		}
-		with.registries[i] = Registry{chart, conditions}
+		with.registries[i] = r.registries[i].berth.with(c)
 	}
 	return with
+}
+
+func (b *berth) with(c Conditions) Registry {
+	r := Registry{berth: b, conditions: make([]condition, len(b.replicas)), verdicts: make([]verdict, len(b.orders))}
+	for i := range r.conditions {
+		r.conditions[i] = condition{settled: true}
+		if known, ok := c[ReplicaKey{Registry: b.topology.Name, Region: b.replicas[i].region}]; ok {
+			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded}
+		}
+	}
+	for i, order := range b.orders {
+		r.verdicts[i] = r.verdict(order)
+	}
+	r.unplaced = r.verdict(b.lost)
+	return r
 }
 
 // Registry returns the registry of that name, and whether there is one.
@@ -128,91 +153,6 @@ func (r *Router) At(i int) *Registry { return &r.registries[i] }
 
 // Topology returns the registry as it was compiled: Decision.Replica is an index into its Replicas.
 func (r *Registry) Topology() *topology.Registry { return r.topology }
-
-func newChart(t *topology.Registry, places Locator, networks ASNLocator) *chart {
-	c := &chart{topology: t, places: places, networks: networks, home: -1}
-	names := make([]string, len(t.Replicas))
-	for i, p := range t.Replicas {
-		names[i] = p.Region
-	}
-	slices.Sort(names)
-	for i, p := range t.Replicas {
-		rank, _ := slices.BinarySearch(names, p.Region)
-		c.replicas = append(c.replicas, harbour{
-			region: p.Region, at: unit(p.Location), weight: p.Weight, routing: p.Routing,
-			rank: rank, tail: bucketTail(t.Name, p.Region),
-		})
-		if p.Region == t.Home {
-			c.home = i
-		}
-		c.weighted = c.weighted || p.Weight > 0 && p.Weight < 100
-	}
-
-	prefixes := make(map[netip.Prefix]choice)
-	c.asns, c.countries, c.continents = make(map[uint32]choice), make(map[string]choice), make(map[string]choice)
-	compile := func(rules []topology.Rule, set func(choice, uint32) choice) {
-		for _, rl := range rules {
-			c.rules = append(c.rules, rule{rl, c.listed(rl)})
-			n := uint32(len(c.rules))
-			switch m := rl.Match; {
-			case m.Prefix.IsValid():
-				p := operatorPrefix(m.Prefix)
-				prefixes[p] = set(prefixes[p], n)
-			case m.ASN != 0:
-				c.asns[m.ASN] = set(c.asns[m.ASN], n)
-			case m.Country != "":
-				c.countries[m.Country] = set(c.countries[m.Country], n)
-			case m.Continent != "":
-				c.continents[m.Continent] = set(c.continents[m.Continent], n)
-			}
-		}
-	}
-	compile(t.Orders, func(c choice, n uint32) choice { c.order = n; return c })
-	compile(t.Fences, func(c choice, n uint32) choice { c.fence = n; return c })
-	for _, ch := range c.asns {
-		c.asnOrders = c.asnOrders || ch.order != 0
-		c.asnFences = c.asnFences || ch.fence != 0
-	}
-	c.operator = operatorTable(prefixes)
-	return c
-}
-
-// listed is the place of every replica in rl's list.
-func (c *chart) listed(rl topology.Rule) []uint16 {
-	place := make([]uint16, len(c.replicas))
-	for i, h := range c.replicas {
-		place[i] = absent
-		if n := slices.Index(rl.Regions, h.region); n >= 0 {
-			place[i] = uint16(n)
-		}
-	}
-	return place
-}
-
-// operatorPrefix is p as clients are looked up: a part of the IPv4-mapped, NAT64 or 6to4 addresses is a prefix of IPv4. All
-// of them together are not all of IPv4: a rule for 2002::/16 is meant for the few who use 6to4, and must not take in the
-// rest of the world. As nobody is looked up there, it holds for nobody.
-func operatorPrefix(p netip.Prefix) netip.Prefix {
-	p = p.Masked()
-	if inner, offset := unembed(p.Addr()); offset > 0 && p.Bits() > offset {
-		return netip.PrefixFrom(inner, min(p.Bits()-offset, 32)).Masked()
-	}
-	return p
-}
-
-// operatorTable compiles prefixes such that the longest with an order and the longest with a fence count, each for
-// itself: a prefix inherits from those around it what it does not say.
-func operatorTable(prefixes map[netip.Prefix]choice) *ranges.Table[choice] {
-	entries := make([]ranges.Entry[choice], 0, len(prefixes))
-	for p, ch := range prefixes {
-		for n := p.Bits() - 1; n >= 0 && (ch.order == 0 || ch.fence == 0); n-- {
-			around, _ := p.Addr().Prefix(n)
-			ch = ch.or(prefixes[around])
-		}
-		entries = append(entries, ranges.Entry[choice]{Prefix: p, Value: ch})
-	}
-	return ranges.New(entries)
-}
 
 // Outcome says how a decision came to its replica.
 type Outcome uint8
@@ -267,216 +207,8 @@ type Decision struct {
 	Settled bool
 }
 
-// maxOnStack is how many replicas a decision takes without allocating.
+// maxOnStack is how many regions are sorted without allocating.
 const maxOnStack = 64
-
-// Decide says where c is sent. It does not allocate for registries of up to 64 replicas, apart from what the locators do.
-//
-// A subnet is usable if it lies in one of the operator's prefixes, or is no private or bogus one; the client is then
-// looked up by it, otherwise by its resolver. The place of a usable subnet is that of the first address of its cell,
-// so that a cell is never torn apart by a database that knows more than /24 or /48; only an operator's prefix can do
-// that. A subnet shorter than a cell counts as the first cell in it, and the scope says that more bits were needed. A
-// private subnet in one of the operator's prefixes has no place: after what the operator's order names come the home
-// and what is near to it, whatever the resolver, so that caches may share the answer.
-//
-// Of orders and of fences, the one with the most precise match holds, each kind for itself; an order never leads out of
-// a fence.
-func (r *Registry) Decide(c Client) Decision { return r.decide(c, nil) }
-
-// view is what a decision knows of its client.
-type view struct {
-	// addr is the address that stands for the client, unembedded; invalid if there is none.
-	addr netip.Addr
-	// subnet is whether addr is the client's subnet's, else the resolver's.
-	subnet bool
-	place  Place
-	asn    uint32
-	cell   Cell
-	choice choice
-}
-
-func (r *Registry) decide(c Client, t *trace) Decision {
-	v, scope, cellBits := r.look(c, t)
-
-	var stack [maxOnStack]uint64
-	order := r.order(&v, stack[:0], t)
-
-	d := Decision{Replica: -1, Settled: true}
-	fallback, weighed := -1, false
-	for _, k := range order {
-		i := int(k & 0xffff)
-		h, condition := &r.replicas[i], r.conditions[i]
-		d.Settled = d.Settled && condition.settled
-		if condition.health == Unhealthy {
-			continue
-		}
-		if fallback < 0 || h.weight > r.replicas[fallback].weight {
-			fallback = i
-		}
-		keeps := h.weight >= 100
-		if !keeps {
-			weighed = true
-			keeps = bucket(v.cell, h.tail) < h.weight
-		}
-		if keeps {
-			d.Replica, d.Outcome = i, Kept
-			break
-		}
-	}
-	switch {
-	case d.Replica >= 0 || len(order) == 0:
-	case fallback >= 0:
-		d.Replica, d.Outcome = fallback, Fallback
-	default:
-		switch r.topology.Policy.AllDown.Mode {
-		case topology.AllDownNone:
-			d.Outcome = AllDownNone
-		case topology.AllDownCNAME:
-			d.Outcome = AllDownCNAME
-		default:
-			d.Replica, d.Outcome = int(order[0]&0xffff), AllDownNearest
-		}
-	}
-	if c.Subnet.IsValid() && c.Subnet.Bits() > 0 {
-		if v.subnet && weighed {
-			scope = max(scope, cellBits)
-		}
-		d.Scope = scope
-	}
-	t.decided(r, &v, order, d)
-	return d
-}
-
-// look finds out what is known of c. scope and cellBits are the lengths, in bits of the subnet's own family, of the part
-// of the address space around the subnet in which view is the same, the cell left aside, and of its cell.
-func (r *Registry) look(c Client, t *trace) (v view, scope, cellBits int) {
-	var offset, prefixLen, operatorLen int
-	var b *block
-	if c.Subnet.IsValid() && c.Subnet.Bits() > 0 {
-		v.addr, offset = unembed(c.Subnet.Masked().Addr())
-		b, prefixLen = blockOf(v.addr)
-		v.choice, operatorLen = r.operator.Lookup(v.addr)
-		scope = offset + max(prefixLen, operatorLen)
-		v.subnet = b.clients() || v.choice != choice{}
-		t.subnet(c.Subnet, b, v.subnet)
-	}
-	if !v.subnet {
-		v.addr, _ = unembed(c.Resolver)
-		if !v.addr.IsValid() {
-			return v, scope, 0
-		}
-		b, _ = blockOf(v.addr)
-		v.choice, _ = r.operator.Lookup(v.addr)
-	}
-
-	at, bits := v.addr, 0
-	if v.subnet {
-		bits = subnetCell4
-		if at.Is6() {
-			bits = subnetCell6
-		}
-		v.cell.Prefix, _ = at.Prefix(bits)
-		at = v.cell.Prefix.Addr()
-		cellBits = offset + bits
-	}
-	if b.clients() {
-		v.place = r.places.Locate(at)
-		if v.subnet {
-			scope = max(scope, offset+within(v.place.Network, at, bits))
-		}
-	}
-
-	// The ASN is looked up where it may matter: for a rule of a kind that no operator's prefix has settled, and for the
-	// cell of a resolver.
-	ruled := r.asnOrders && v.choice.order == 0 || r.asnFences && v.choice.fence == 0
-	if r.networks != nil && b.clients() && (ruled || !v.subnet && (r.weighted || t != nil)) {
-		var network netip.Prefix
-		v.asn, network = r.networks.ASN(at)
-		if v.subnet {
-			scope = max(scope, offset+within(network, at, bits))
-		}
-		if v.asn != 0 {
-			v.choice = v.choice.or(r.asns[v.asn])
-		}
-	}
-	if v.place.Country != "" && len(r.countries) > 0 {
-		v.choice = v.choice.or(r.countries[v.place.Country])
-	}
-	if v.place.Continent != "" && len(r.continents) > 0 {
-		v.choice = v.choice.or(r.continents[v.place.Continent])
-	}
-
-	if !v.subnet {
-		if v.asn != 0 {
-			v.cell = Cell{ASN: v.asn, Country: v.place.Country}
-		} else {
-			bits := resolverCell4
-			if v.addr.Is6() {
-				bits = resolverCell6
-			}
-			v.cell.Prefix, _ = v.addr.Prefix(bits)
-		}
-	}
-	return v, scope, cellBits
-}
-
-// within is the length of network, which holds a, but not more than bits: what lies deeper is in one cell anyway. A
-// network that does not hold a tells nothing, and then the cell stands alone.
-func within(network netip.Prefix, a netip.Addr, bits int) int {
-	if !network.Contains(a) {
-		return bits
-	}
-	return min(network.Bits(), bits)
-}
-
-// order appends the candidates to keys, the first choice first. A key is, from its highest bits: the place in the order
-// that the operator gave, the distance in kilometres, the rank of the region's name; and the index of the replica.
-func (r *Registry) order(v *view, keys []uint64, t *trace) []uint64 {
-	if len(r.replicas) > cap(keys) {
-		keys = make([]uint64, 0, len(r.replicas))
-	}
-	var from vector
-	homeward := !v.place.Located
-	switch {
-	case !homeward:
-		from = unit(v.place.Coordinates)
-	case r.home >= 0:
-		from = r.replicas[r.home].at
-	}
-	for i := range r.replicas {
-		h := &r.replicas[i]
-		distance := 0
-		if !homeward || r.home >= 0 {
-			distance = from.kilometres(h.at)
-		}
-		var why exclusion
-		switch {
-		case !h.routing:
-			why = routingDisabled
-		case h.weight <= 0:
-			why = weightZero
-		case r.topology.Policy.Replication && !r.conditions[i].seeded && i != r.home:
-			why = notSeeded
-		case v.choice.fence != 0 && r.rules[v.choice.fence-1].place[i] == absent:
-			why = fencedOff
-		}
-		t.candidate(i, distance, why)
-		if why != included {
-			continue
-		}
-		place := uint64(absent)
-		if v.choice.order != 0 {
-			place = uint64(r.rules[v.choice.order-1].place[i])
-		}
-		// The home of a client without a place comes first, also before a region that stands on the same spot.
-		if homeward && i != r.home {
-			distance++
-		}
-		keys = append(keys, place<<48|uint64(distance)<<32|uint64(h.rank)<<16|uint64(i))
-	}
-	slices.Sort(keys)
-	return keys
-}
 
 // exclusion says why a replica is no candidate.
 type exclusion uint8
@@ -487,4 +219,189 @@ const (
 	weightZero
 	notSeeded
 	fencedOff
+	notCharted
 )
+
+// excluded says why replica i is no candidate, the fences left aside.
+func (r *Registry) excluded(i int) exclusion {
+	h := &r.replicas[i]
+	switch {
+	case !h.routing:
+		return routingDisabled
+	case h.weight <= 0:
+		return weightZero
+	case r.topology.Policy.Replication && !r.conditions[i].seeded && h.region != r.topology.Home:
+		return notSeeded
+	}
+	return included
+}
+
+// candidates yields the replicas of an order that clients may be sent to, by their index.
+func (r *Registry) candidates(order []uint16) func(yield func(int) bool) {
+	return func(yield func(int) bool) {
+		for _, region := range order {
+			if i := r.harbours[region]; i >= 0 && r.excluded(i) == included && !yield(i) {
+				return
+			}
+		}
+	}
+}
+
+// verdict is what an order comes to under the conditions of the moment: what is left of it to be asked of a cell.
+type verdict struct {
+	// steps are the healthy candidates with a weight below 100, up to the first that keeps everything: each is asked in turn
+	// whether it keeps the cell.
+	steps []step
+	// end is what holds for a cell that none of the steps keeps. Without steps it holds for all.
+	end Decision
+}
+
+// step is a candidate that keeps some cells only.
+type step struct {
+	replica, weight int
+	settled         bool
+}
+
+func (r *Registry) verdict(order []uint16) verdict {
+	v := verdict{end: Decision{Replica: -1, Settled: true}}
+	nearest, highest := -1, -1
+	for i := range r.candidates(order) {
+		if nearest < 0 {
+			nearest = i
+		}
+		v.end.Settled = v.end.Settled && r.conditions[i].settled
+		if r.conditions[i].health == Unhealthy {
+			continue
+		}
+		weight := r.replicas[i].weight
+		if weight >= 100 {
+			v.end.Replica, v.end.Outcome = i, Kept
+			return v
+		}
+		v.steps = append(v.steps, step{i, weight, v.end.Settled})
+		if highest < 0 || weight > r.replicas[highest].weight {
+			highest = i
+		}
+	}
+	switch {
+	case highest >= 0:
+		v.end.Replica, v.end.Outcome = highest, Fallback
+	case nearest < 0:
+		v.end.Outcome = NoCandidate
+	case r.topology.Policy.AllDown.Mode == topology.AllDownNone:
+		v.end.Outcome = AllDownNone
+	case r.topology.Policy.AllDown.Mode == topology.AllDownCNAME:
+		v.end.Outcome = AllDownCNAME
+	default:
+		v.end.Replica, v.end.Outcome = nearest, AllDownNearest
+	}
+	return v
+}
+
+// of is the decision for one cell.
+func (v *verdict) of(r *Registry, c Cell) Decision {
+	for i := range v.steps {
+		s := &v.steps[i]
+		if bucket(c, r.replicas[s.replica].tail) < s.weight {
+			return Decision{Replica: s.replica, Outcome: Kept, Settled: s.settled}
+		}
+	}
+	return v.end
+}
+
+// Decide says where c is sent. It does not allocate.
+//
+// A subnet is usable if it lies in one of the operator's prefixes, or is no private or bogus one; the client is then
+// looked up by it, otherwise by its resolver. The place of a client is that of the first address of the /24 or /48 around
+// it, so that a cell is never torn apart by a database that knows more; only an operator's prefix can do that. A subnet
+// shorter than a cell counts as the first cell in it, and the scope says that more bits were needed. A private subnet in
+// one of the operator's prefixes has no place: after what the operator's order names come the home and what is near to it,
+// whatever the resolver, so that caches may share the answer.
+//
+// Of orders and of fences, the one with the most precise match holds, each kind for itself; an order never leads out of
+// a fence.
+func (r *Registry) Decide(c Client) Decision {
+	v := r.look(c)
+	return r.decide(&v)
+}
+
+// view is what a decision knows of its client.
+type view struct {
+	// addr is the address that stands for the client, unembedded; invalid if there is none.
+	addr netip.Addr
+	// ecs is whether there is a subnet, of a length other than 0; subnet is whether addr is of it, else the resolver's.
+	ecs, subnet bool
+	// route is an index into chart.routes; -1 if there is no address.
+	route int
+	// scope is the length, in bits of the subnet's own family, of the part of the address space around the subnet in which
+	// the route is the same; offset is where an embedded IPv4 address starts in it.
+	scope, offset int
+}
+
+// look finds the client on the chart.
+func (r *Registry) look(c Client) (v view) {
+	if c.Subnet.IsValid() && c.Subnet.Bits() > 0 {
+		v.ecs = true
+		v.addr, v.offset = unembed(c.Subnet.Masked().Addr())
+		n, length := r.chart.table.Lookup(v.addr)
+		v.scope = v.offset + length
+		if r.chart.routes[n].subnets() {
+			v.subnet, v.route = true, int(n)
+			return v
+		}
+	}
+	v.addr, _ = unembed(c.Resolver)
+	v.route = -1
+	if v.addr.IsValid() {
+		n, _ := r.chart.table.Lookup(v.addr)
+		v.route = int(n)
+	}
+	return v
+}
+
+func (r *Registry) decide(v *view) Decision {
+	d := &r.unplaced
+	if v.route >= 0 {
+		d = &r.verdicts[v.route]
+	}
+	decision := d.end
+	if len(d.steps) > 0 {
+		decision = d.of(r, r.cell(v))
+	}
+	if v.ecs {
+		decision.Scope = v.scope
+		if v.subnet && len(d.steps) > 0 {
+			decision.Scope = max(v.scope, v.offset+cellBits(v.addr))
+		}
+	}
+	return decision
+}
+
+// cellBits is the length of the cell of a subnet's address.
+func cellBits(a netip.Addr) int {
+	if a.Is6() {
+		return subnetCell6
+	}
+	return subnetCell4
+}
+
+// cell is the unit of clients that v is of.
+func (r *Registry) cell(v *view) (c Cell) {
+	switch {
+	case v.subnet:
+		c.Prefix, _ = v.addr.Prefix(cellBits(v.addr))
+	case !v.addr.IsValid():
+	default:
+		if r.systems != nil {
+			if s, _ := r.systems.Lookup(v.addr); s.asn != 0 && r.chart.routes[v.route].block == 0 {
+				return Cell{ASN: s.asn, Country: s.country}
+			}
+		}
+		bits := resolverCell4
+		if v.addr.Is6() {
+			bits = resolverCell6
+		}
+		c.Prefix, _ = v.addr.Prefix(bits)
+	}
+	return c
+}

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"testing"
@@ -34,6 +35,45 @@ func (a *atlas) Locate(addr netip.Addr) Place {
 	return place
 }
 
+// Borders implements Locator.
+func (a *atlas) Borders(is6 bool, visit func(netip.Addr, int, *Place) bool) error {
+	seen := map[int]int{}
+	for from, i := range borders(a.table, is6) {
+		number, place := NoPlace, (*Place)(nil)
+		if i != 0 {
+			var known bool
+			if number, known = seen[i]; !known {
+				number, place = len(seen), &a.places[i]
+				seen[i] = number
+			}
+		}
+		if !visit(from, number, place) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// borders yields the ranges of one family.
+func borders[V comparable](t *ranges.Table[V], is6 bool) func(func(netip.Addr, V) bool) {
+	return func(yield func(netip.Addr, V) bool) {
+		for from, v := range t.Ranges() {
+			if from.Is6() == is6 && !yield(from, v) {
+				return
+			}
+		}
+	}
+}
+
+// routerOf charts a snapshot and puts it on its charts.
+func routerOf(s *topology.Snapshot, places Locator, networks ASNLocator) *Router {
+	charts, err := Chart(context.Background(), s, places, networks, nil)
+	if err != nil {
+		panic(err) // the databases of these tests are in memory
+	}
+	return New(s, charts)
+}
+
 // systems is an ASNLocator over a table of ranges.
 type systems struct{ table *ranges.Table[uint32] }
 
@@ -45,10 +85,14 @@ func newSystems(of map[string]uint32) *systems {
 	return &systems{ranges.New(entries)}
 }
 
-func (s *systems) ASN(addr netip.Addr) (uint32, netip.Prefix) {
-	asn, n := s.table.Lookup(addr)
-	network, _ := addr.Prefix(n)
-	return asn, network
+// Borders implements ASNLocator.
+func (s *systems) Borders(is6 bool, visit func(netip.Addr, uint32) bool) error {
+	for from, asn := range borders(s.table, is6) {
+		if !visit(from, asn) {
+			return nil
+		}
+	}
+	return nil
 }
 
 var (
@@ -150,16 +194,16 @@ func TestDecide(t *testing.T) {
 		{name: "6to4", resolver: "20.0.0.1", subnet: "2002:1e01:0200::/40", region: "westeurope", outcome: Kept, scope: 24},
 		{name: "NAT64", resolver: "20.0.0.1", subnet: "64:ff9b::1e01:200/120", region: "westeurope", outcome: Kept, scope: 104},
 		{name: "mapped resolver", resolver: "::ffff:30.0.0.1", region: "westeurope", outcome: Kept},
-		{name: "subnet in no entry: home", resolver: "40.0.0.1", subnet: "60.1.2.0/24", region: "westus", outcome: Kept, scope: 5},
+		{name: "subnet in no entry: home", resolver: "40.0.0.1", subnet: "60.1.2.0/24", region: "westus", outcome: Kept, scope: 4},
 		{name: "private resolver: home", resolver: "192.168.1.1", region: "westus", outcome: Kept},
 		{name: "no resolver: home", region: "westus", outcome: Kept},
 		{name: "home is down: what is near to it", resolver: "192.168.1.1", conditions: unhealthy("westus"), region: "westeurope", outcome: Kept},
 		{name: "unlocated: home first, though another stands there", resolver: "192.168.1.1", edit: func(r *topology.Registry) {
 			r.Replicas[0].Location = sf
 		}, region: "westus", outcome: Kept},
-		{name: "entries longer than the cell do not tear it apart", resolver: "40.0.0.1", subnet: "50.1.2.192/26", region: "westus", outcome: Kept, scope: 24},
-		{name: "nor in IPv6", resolver: "40.0.0.1", subnet: "2a00:1:2:8000::/56", region: "westeurope", outcome: Kept, scope: 48},
-		{name: "a source shorter than the entry", resolver: "40.0.0.1", subnet: "20.16.0.0/10", region: "westus", outcome: Kept, scope: 12},
+		{name: "entries longer than the cell do not tear it apart", resolver: "40.0.0.1", subnet: "50.1.2.192/26", region: "westus", outcome: Kept, scope: 4},
+		{name: "nor in IPv6", resolver: "40.0.0.1", subnet: "2a00:1:2:8000::/56", region: "westeurope", outcome: Kept, scope: 16},
+		{name: "a source shorter than the entry", resolver: "40.0.0.1", subnet: "20.16.0.0/10", region: "westus", outcome: Kept, scope: 8},
 
 		{name: "next nearest", conditions: unhealthy("westeurope"), subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
 		{name: "all down: nearest", conditions: unhealthy("westeurope", "westus", "southeastasia"), subnet: "30.1.2.0/24", region: "westeurope", outcome: AllDownNearest, scope: 8},
@@ -278,7 +322,7 @@ func TestDecide(t *testing.T) {
 			if tt.edit != nil {
 				tt.edit(registry)
 			}
-			r, ok := New(snapshot(registry), places, networks).With(tt.conditions).Registry("contoso")
+			r, ok := routerOf(snapshot(registry), places, networks).With(tt.conditions).Registry("contoso")
 			if !ok {
 				t.Fatal("no registry contoso")
 			}
@@ -304,7 +348,7 @@ func TestManyRules(t *testing.T) {
 		registry.Orders = append(registry.Orders, topology.Rule{Match: topology.Match{ASN: uint32(100_000 + i)}, Regions: []string{"westus"}})
 	}
 	registry.Orders = append(registry.Orders, topology.Rule{Match: topology.Match{Country: "DE"}, Regions: []string{"southeastasia"}})
-	r := New(snapshot(registry), places, networks).At(0)
+	r := routerOf(snapshot(registry), places, networks).At(0)
 	if d := r.Decide(Client{Subnet: subnet("30.1.2.0/24")}); region(r, d) != "southeastasia" {
 		t.Errorf("got %q %+v, want southeastasia, which the last rule names", region(r, d), d)
 	}

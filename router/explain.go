@@ -3,6 +3,7 @@ package router
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,68 +73,129 @@ type Candidate struct {
 
 // Explain decides for c as Decide does and tells why.
 func (r *Registry) Explain(c Client) Explanation {
-	t := trace{all: make([]Candidate, len(r.replicas))}
-	t.Registry, t.Resolver, t.Subnet = r.topology.Name, c.Resolver, c.Subnet
-	r.decide(c, &t)
-	return t.Explanation
+	v := r.look(c)
+	e := Explanation{Registry: r.topology.Name, Resolver: c.Resolver, Subnet: c.Subnet, Decision: r.decide(&v)}
+	e.Outcome, e.Scope, e.Settled = e.Decision.Outcome.String(), e.Decision.Scope, e.Decision.Settled
+	e.whence(c, &v)
+	rt := r.routeOf(&v)
+	place := r.place(&v)
+	e.where(r, &v, rt, place)
+	order := r.lost
+	if v.route >= 0 {
+		order = r.orders[v.route]
+	}
+	e.candidates(r, order, rt.choice, r.cell(&v), r.from(place))
+	if e.Decision.Replica >= 0 {
+		e.Region = r.replicas[e.Decision.Replica].region
+	}
+	e.Sentence = e.sentence(r)
+	return e
 }
 
-// trace takes notes of a decision. The methods of a nil one do nothing.
-type trace struct {
-	Explanation
-	all []Candidate // by replica
+// routeOf is the route of v; that of clients of whom nothing is known if there is none.
+func (r *Registry) routeOf(v *view) route {
+	if v.route < 0 {
+		return route{}
+	}
+	return r.chart.routes[v.route]
 }
 
-// subnet notes whether the client's subnet is usable.
-func (t *trace) subnet(p netip.Prefix, b *block, usable bool) {
-	if t != nil && !usable {
-		t.Why = fmt.Sprintf("the subnet %v lies in %v, %s: the resolver stands for the client", p, b.prefix, b.name)
+// place asks the database about v, as it was asked when the chart was made: for the first address of the cell around it.
+func (r *Registry) place(v *view) Place {
+	if v.route < 0 || r.chart.routes[v.route].block != 0 || r.places == nil {
+		return Place{}
+	}
+	at, _ := v.addr.Prefix(cellBits(v.addr))
+	return r.places.Locate(at.Addr())
+}
+
+// from is where distances are measured from; nil for nowhere.
+func (r *Registry) from(place Place) *vector {
+	switch {
+	case place.Located:
+		at := unit(place.Coordinates)
+		return &at
+	case r.home >= 0:
+		return &r.chart.regions[r.home].at
+	}
+	return nil
+}
+
+// whence notes what stood for the client.
+func (e *Explanation) whence(c Client, v *view) {
+	switch {
+	case v.subnet:
+		e.Source = "ecs"
+	case v.addr.IsValid():
+		e.Source = "resolver"
+	default:
+		e.Source = "none"
+	}
+	switch {
+	case v.ecs && !v.subnet:
+		a, _ := unembed(c.Subnet.Masked().Addr())
+		b, _ := blockOf(a)
+		e.Why = fmt.Sprintf("the subnet %v lies in %v, %s: the resolver stands for the client", c.Subnet, b.prefix, b.name)
+	case !v.ecs && c.Subnet.IsValid():
+		e.Why = "the subnet has length 0, which asks to be told nothing of the client: the resolver stands for it"
 	}
 }
 
-// candidate notes what order found of replica i.
-func (t *trace) candidate(i, distance int, why exclusion) {
-	if t == nil {
-		return
+// where notes the client's place.
+func (e *Explanation) where(r *Registry, v *view, rt route, place Place) {
+	e.Address = v.addr
+	e.Database, e.Located, e.Network = place.Source, place.Located, place.Network
+	e.Country, e.Continent = place.Country, place.Continent
+	if place.Located {
+		latitude, longitude := place.Coordinates.Latitude, place.Coordinates.Longitude
+		e.Latitude, e.Longitude = &latitude, &longitude
 	}
-	t.all[i].Distance = distance
-	switch why {
-	case routingDisabled:
-		t.all[i].Reason = "excluded: routing is disabled"
-	case weightZero:
-		t.all[i].Reason = "excluded: its weight is 0"
-	case notSeeded:
-		t.all[i].Reason = "excluded: not seeded yet"
-	case fencedOff:
-		t.all[i].Reason = "excluded: outside of the fence"
+	if v.route >= 0 && rt.block == 0 && r.systems != nil {
+		s, _ := r.systems.Lookup(v.addr)
+		e.ASN = s.asn
+	}
+	e.Cell = r.cell(v).String()
+	if rt.choice.order != 0 {
+		e.Order = describe(r.chart.rules[rt.choice.order-1].topology)
+	}
+	if rt.choice.fence != 0 {
+		e.Fence = describe(r.chart.rules[rt.choice.fence-1].topology)
 	}
 }
 
-// decided completes the explanation.
-func (t *trace) decided(r *Registry, v *view, order []uint64, d Decision) {
-	if t == nil {
-		return
-	}
-	t.Decision = d
-	t.Outcome, t.Scope, t.Settled = d.Outcome.String(), d.Scope, d.Settled
-	t.where(r, v)
-
-	for i := range t.all {
+// candidates notes all replicas: those of the order that may be chosen, and the others with why not.
+func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Cell, from *vector) {
+	d := e.Decision
+	all := make([]Candidate, len(r.replicas))
+	why := make([]exclusion, len(r.replicas))
+	for i := range all {
 		h, condition := &r.replicas[i], r.conditions[i]
-		c := &t.all[i]
-		if !v.place.Located && r.home < 0 {
-			c.Distance = -1
+		all[i] = Candidate{
+			Region: h.region, Distance: -1, Routing: h.routing, Weight: h.weight, Health: condition.health.String(), Healthy: condition.health != Unhealthy,
+			Seeded: condition.seeded || h.region == r.topology.Home, Settled: condition.settled, Bucket: bucket(cell, h.tail),
 		}
-		c.Region, c.Routing, c.Weight = h.region, h.routing, h.weight
-		c.Health, c.Healthy = condition.health.String(), condition.health != Unhealthy
-		c.Seeded, c.Settled = condition.seeded || i == r.home, condition.settled
-		c.Bucket = bucket(v.cell, h.tail)
+		if why[i] = r.excluded(i); why[i] == included {
+			why[i] = notCharted
+		}
+	}
+	for n, i := range r.harbours {
+		if i < 0 {
+			continue
+		}
+		if from != nil {
+			all[i].Distance = from.kilometres(r.chart.regions[n].at)
+		}
+		if why[i] == notCharted {
+			why[i] = included
+		}
+		if why[i] == included && ch.fence != 0 && r.chart.rules[ch.fence-1].place[n] == absent {
+			why[i] = fencedOff
+		}
 	}
 	asked := true
-	for n, k := range order {
-		i := int(k & 0xffff)
-		c := &t.all[i]
-		c.Position, c.Chosen = n+1, i == d.Replica
+	for i := range r.candidates(order) {
+		c := &all[i]
+		c.Position, c.Chosen = len(e.Candidates)+1, i == d.Replica
 		switch {
 		case c.Chosen && d.Outcome == Kept && c.Weight >= 100:
 			c.Reason = "chosen: the first healthy one that keeps this cell"
@@ -151,52 +213,33 @@ func (t *trace) decided(r *Registry, v *view, order []uint64, d Decision) {
 			c.Reason = fmt.Sprintf("passed over: bucket %d is not below its weight %d", c.Bucket, c.Weight)
 		}
 		asked = asked && !(c.Chosen && d.Outcome == Kept)
-		t.Candidates = append(t.Candidates, *c)
+		e.Candidates = append(e.Candidates, *c)
 	}
-	excluded := make([]Candidate, 0, len(t.all)-len(order))
-	for rank := range t.all {
-		for i := range t.all {
-			if r.replicas[i].rank == rank && t.all[i].Position == 0 {
-				excluded = append(excluded, t.all[i])
-			}
+	candidates := len(e.Candidates)
+	for i := range all {
+		if all[i].Position == 0 {
+			all[i].Reason = why[i].String()
+			e.Candidates = append(e.Candidates, all[i])
 		}
 	}
-	t.Candidates = append(t.Candidates, excluded...)
-	if d.Replica >= 0 {
-		t.Region = r.replicas[d.Replica].region
-	}
-	t.Sentence = r.sentence(v, t.Candidates, len(order), d)
+	slices.SortFunc(e.Candidates[candidates:], func(a, b Candidate) int { return strings.Compare(a.Region, b.Region) })
 }
 
-// where notes the client's place.
-func (t *trace) where(r *Registry, v *view) {
-	switch {
-	case v.subnet:
-		t.Source = "ecs"
-	case v.addr.IsValid():
-		t.Source = "resolver"
-	default:
-		t.Source = "none"
+// String is the exclusion in words.
+func (x exclusion) String() string {
+	switch x {
+	case routingDisabled:
+		return "excluded: routing is disabled"
+	case weightZero:
+		return "excluded: its weight is 0"
+	case notSeeded:
+		return "excluded: not seeded yet"
+	case fencedOff:
+		return "excluded: outside of the fence"
+	case notCharted:
+		return "excluded: the table of its distances is still being made"
 	}
-	if v.subnet || t.Why != "" {
-		// said already
-	} else if t.Subnet.IsValid() && t.Subnet.Bits() == 0 {
-		t.Why = "the subnet has length 0, which asks to be told nothing of the client: the resolver stands for it"
-	}
-	t.Address = v.addr
-	t.Database, t.Located, t.Network = v.place.Source, v.place.Located, v.place.Network
-	t.Country, t.Continent, t.ASN = v.place.Country, v.place.Continent, v.asn
-	if v.place.Located {
-		latitude, longitude := v.place.Coordinates.Latitude, v.place.Coordinates.Longitude
-		t.Latitude, t.Longitude = &latitude, &longitude
-	}
-	t.Cell = v.cell.String()
-	if v.choice.order != 0 {
-		t.Order = describe(r.rules[v.choice.order-1].topology)
-	}
-	if v.choice.fence != 0 {
-		t.Fence = describe(r.rules[v.choice.fence-1].topology)
-	}
+	return ""
 }
 
 // describe is rl as the store's keys say it: "country DE: westeurope,northeurope".
@@ -215,11 +258,11 @@ func describe(rl topology.Rule) string {
 	return match + ": " + strings.Join(rl.Regions, ",")
 }
 
-// sentence says d in words. candidates come first among all, the first choice first.
-func (r *Registry) sentence(v *view, all []Candidate, candidates int, d Decision) string {
+// sentence says the outcome in words.
+func (e *Explanation) sentence(r *Registry) string {
 	distance := func(c Candidate) string {
 		switch {
-		case v.place.Located:
+		case e.Located:
 			return fmt.Sprintf("%d km away", c.Distance)
 		case c.Region == r.topology.Home:
 			return "the home region, since the client's place is not known"
@@ -229,12 +272,16 @@ func (r *Registry) sentence(v *view, all []Candidate, candidates int, d Decision
 		return fmt.Sprintf("%d km from the home region, since the client's place is not known", c.Distance)
 	}
 	var chosen Candidate
-	for _, c := range all {
+	candidates := 0
+	for _, c := range e.Candidates {
+		if c.Position > 0 {
+			candidates++
+		}
 		if c.Chosen {
 			chosen = c
 		}
 	}
-	switch d.Outcome {
+	switch e.Decision.Outcome {
 	case Kept:
 		if chosen.Position == 1 {
 			return fmt.Sprintf("%s: first choice, %s", chosen.Region, distance(chosen))

@@ -48,7 +48,7 @@ func TestExplain(t *testing.T) {
 			if tt.edit != nil {
 				tt.edit(registry)
 			}
-			e := New(snapshot(registry), places, networks).With(tt.conditions).At(0).Explain(tt.client)
+			e := routerOf(snapshot(registry), places, networks).With(tt.conditions).At(0).Explain(tt.client)
 			text, err := json.Marshal(e)
 			if err != nil {
 				t.Fatal(err)
@@ -85,7 +85,7 @@ func TestDistance(t *testing.T) {
 func TestRegistries(t *testing.T) {
 	t.Parallel()
 	registry, places, networks := world()
-	r := New(snapshot(registry), places, networks)
+	r := routerOf(snapshot(registry), places, networks)
 	if got, ok := r.Registry("contoso"); !ok || got != r.At(0) || got.Topology() != registry {
 		t.Errorf("Registry(contoso) = %v, %v", got, ok)
 	}

@@ -166,7 +166,7 @@ func nth(base netip.Prefix, n, i int) netip.Prefix {
 }
 
 func (w *trial) router() *Registry {
-	return New(snapshot(w.registry), w.places, w.networks).With(w.conditions).At(0)
+	return routerOf(snapshot(w.registry), w.places, w.networks).With(w.conditions).At(0)
 }
 
 func (w *trial) String() string {
@@ -332,9 +332,11 @@ func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool
 		return 1
 	})
 	var cell Cell
-	if _, err := fmt.Sscanf(e.Cell, "AS%d/%s", &cell.ASN, &cell.Country); err != nil && cell.ASN == 0 && e.Cell != "" {
+	var country string
+	if _, err := fmt.Sscanf(e.Cell, "AS%d/%s", &cell.ASN, &country); err != nil && cell.ASN == 0 && e.Cell != "" {
 		cell.Prefix = netip.MustParsePrefix(e.Cell)
 	}
+	copy(cell.Country[:], country)
 	settled = true
 	var highest *candidate
 	for i, c := range all {
@@ -408,7 +410,7 @@ func TestConstructionOrder(t *testing.T) {
 		})
 		slices.Reverse(other.Orders)
 		slices.Reverse(other.Fences)
-		s := New(snapshot(&other), w.places, w.networks).With(w.conditions).At(0)
+		s := routerOf(snapshot(&other), w.places, w.networks).With(w.conditions).At(0)
 		for range 30 {
 			c := Client{w.resolver, w.subnets[random.IntN(len(w.subnets))]}
 			a, b := r.Decide(c), s.Decide(c)
@@ -497,7 +499,7 @@ func TestSharesExact(t *testing.T) {
 	t.Parallel()
 	registry, places, networks := world()
 	registry.Replica("westeurope").Weight = 90
-	split := New(snapshot(registry), places, networks).At(0).Shares()[1]
+	split := routerOf(snapshot(registry), places, networks).At(0).Shares()[1]
 	want := []Share{{"westeurope", 90}, {"westus", 10}}
 	if split.Nearest != "westeurope" || len(split.Shares) != 2 || split.Shares[0] != want[0] || math.Abs(split.Shares[1].Percent-10) > 1e-9 || split.Shares[1].Region != "westus" {
 		t.Errorf("%+v, want %+v", split, want)
@@ -511,7 +513,7 @@ func TestSharesTie(t *testing.T) {
 	for _, p := range registry.Replicas {
 		p.Weight = 50
 	}
-	split := New(snapshot(registry), places, networks).At(0).Shares()[1]
+	split := routerOf(snapshot(registry), places, networks).At(0).Shares()[1]
 	want := []Share{{"westeurope", 62.5}, {"westus", 25}, {"southeastasia", 12.5}}
 	if split.Nearest != "westeurope" || !slices.Equal(split.Shares, want) {
 		t.Errorf("%+v, want %+v", split, want)

@@ -72,14 +72,23 @@ type Place struct {
 	Source string
 }
 
-// Locator finds the place of an address. Implementations are immutable and safe for concurrent use; they do not
-// allocate where they can help it. An address that is in no entry has a Place that is not Located, whose Network is the
-// largest one around it that is not in the database (or the address itself).
+// Locator is a location database. Implementations are immutable and safe for concurrent use.
 type Locator interface {
+	// Borders visits the addresses of one family from which on the place may be another, in ascending order, from the
+	// family's first address on. number is the place's, from 0 in the order in which they are first met; NoPlace for what is in no
+	// entry. place is given at the first visit of a number only, and is not kept beyond it. visit returns false to end; an
+	// error says that the database could not be read to its end.
+	Borders(is6 bool, visit func(from netip.Addr, number int, place *Place) bool) error
+	// Locate finds the place of one address, for explanations. An address that is in no entry has a Place that is not
+	// Located, whose Network is the largest one around it that is not in the database (or the address itself).
 	Locate(netip.Addr) Place
 }
 
-// ASNLocator finds the autonomous system of an address: 0 if unknown, with the network of that entry.
+// NoPlace is the number of what is in no entry of a Locator.
+const NoPlace = -1
+
+// ASNLocator is a database of autonomous systems. Implementations are immutable and safe for concurrent use.
 type ASNLocator interface {
-	ASN(netip.Addr) (asn uint32, network netip.Prefix)
+	// Borders visits where autonomous systems begin, as Locator's does, with their numbers, 0 if unknown.
+	Borders(is6 bool, visit func(from netip.Addr, asn uint32) bool) error
 }

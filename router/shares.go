@@ -3,8 +3,6 @@ package router
 import (
 	"cmp"
 	"slices"
-
-	"portolan/topology"
 )
 
 // Split tells what becomes of the clients that a region is the nearest to.
@@ -30,36 +28,27 @@ type Share struct {
 // The order behind the first choice is that of a client who stands in the region itself; and of the finite number of
 // cells that really ask, some ask more. Clients whom an order or a fence names are not considered.
 func (r *Registry) Shares() []Split {
-	splits := make([]Split, len(r.replicas))
-	for from := range r.replicas {
-		h := &r.replicas[from]
-		v := view{place: Place{Located: true, Coordinates: r.topology.Replicas[from].Location}}
-		splits[h.rank] = Split{Nearest: h.region, Shares: r.split(r.order(&v, nil, nil))}
+	splits := make([]Split, 0, len(r.replicas))
+	for n, i := range r.harbours {
+		if i >= 0 {
+			order := order(r.chart.regions, r.chart.rules, choice{}, &r.chart.regions[n].at, -1)
+			splits = append(splits, Split{Nearest: r.replicas[i].region, Shares: r.split(order)})
+		}
 	}
 	return splits
 }
 
 // split divides all cells among the candidates of order.
-func (r *Registry) split(order []uint64) []Share {
+func (r *Registry) split(order []uint16) []Share {
+	v := r.verdict(order)
 	percent := make([]float64, len(r.replicas))
-	rest, fallback := 1.0, -1
-	for _, k := range order {
-		i := int(k & 0xffff)
-		if r.conditions[i].health == Unhealthy {
-			continue
-		}
-		weight := min(r.replicas[i].weight, 100)
-		percent[i] += rest * float64(weight)
-		rest -= rest * float64(weight) / 100
-		if fallback < 0 || weight > r.replicas[fallback].weight {
-			fallback = i
-		}
+	rest := 1.0
+	for _, s := range v.steps {
+		percent[s.replica] += rest * float64(s.weight)
+		rest -= rest * float64(s.weight) / 100
 	}
-	switch {
-	case fallback >= 0:
-		percent[fallback] += rest * 100
-	case len(order) > 0 && r.topology.Policy.AllDown.Mode == topology.AllDownNearest:
-		percent[order[0]&0xffff] = 100
+	if v.end.Replica >= 0 {
+		percent[v.end.Replica] += rest * 100
 	}
 	shares := []Share{}
 	for i, p := range percent {

@@ -53,7 +53,8 @@ type File struct {
 }
 
 // Decode fills the struct that into points to; name names the file in errors. Fields are found by the names in their yaml
-// tags, and those that the text does not have stay as they are. They may be structs, slices, maps from strings, pointers,
+// tags, and those that the text does not have stay as they are. A slice whose tag has the option "single" may be written as
+// its only value. Fields may be structs, slices, maps from strings, pointers,
 // strings, bools, ints, floats, durations, addresses and whatever reads text. After a fault into holds what could be read.
 func Decode(name string, text []byte, into any, o Options) *File {
 	text = bytes.TrimPrefix(text, []byte("\ufeff")) // YAML 1.2 section 5.2 lets a text begin with it; some editors write it
@@ -254,7 +255,7 @@ func (f *File) value(n ast.Node, path string, into reflect.Value) {
 		f.value(n, path, v.Elem())
 		into.Set(v)
 	case reflect.Slice:
-		f.list(n, path, into)
+		f.list(n, path, into, false)
 	case reflect.Map:
 		f.mapping(n, path, into)
 	case reflect.Struct:
@@ -300,8 +301,15 @@ func (f *File) scalar(n ast.Node, path string, read func(text string) error) {
 	}
 }
 
-func (f *File) list(n ast.Node, path string, into reflect.Value) {
+// list reads a list; of one that may be single, the only value may stand alone.
+func (f *File) list(n ast.Node, path string, into reflect.Value, single bool) {
 	s, ok := n.(*ast.SequenceNode)
+	if _, alone := word(n); !ok && single && alone {
+		values := reflect.MakeSlice(into.Type(), 1, 1)
+		f.value(n, path, values.Index(0))
+		into.Set(values)
+		return
+	}
 	if !ok {
 		form := ", such as [a, b]"
 		if e := into.Type().Elem(); e.Kind() == reflect.Struct && !reflect.PointerTo(e).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
@@ -329,15 +337,19 @@ func (f *File) mapping(n ast.Node, path string, into reflect.Value) {
 
 // section reads a struct by the names in its fields' tags.
 func (f *File) section(n ast.Node, path string, into reflect.Value) {
-	fields := map[string]reflect.Value{}
+	fields, singles := map[string]reflect.Value{}, map[string]bool{}
 	var names []string
 	for i := range into.NumField() {
-		name, _, _ := strings.Cut(into.Type().Field(i).Tag.Get("yaml"), ",")
-		fields[name] = into.Field(i)
+		name, option, _ := strings.Cut(into.Type().Field(i).Tag.Get("yaml"), ",")
+		fields[name], singles[name] = into.Field(i), option == "single"
 		names = append(names, name)
 	}
 	f.pairs(n, path, func(name string, key, value ast.Node) {
-		if field, ok := fields[name]; ok {
+		switch field, ok := fields[name]; {
+		case ok && singles[name]:
+			f.list(value, join(path, name), field, true)
+			return
+		case ok:
 			f.value(value, join(path, name), field)
 			return
 		}

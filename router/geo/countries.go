@@ -157,6 +157,29 @@ func (c *Countries) Locate(a netip.Addr) router.Place {
 	return place
 }
 
+// Borders implements router.Locator.
+func (c *Countries) Borders(is6 bool, visit func(netip.Addr, int, *router.Place) bool) error {
+	numbers := make([]int, len(c.codes)) // plus one; 0 for those not met yet
+	met := 0
+	for from, n := range c.table.Ranges() {
+		if from.Is6() != is6 {
+			continue
+		}
+		number, place := router.NoPlace, (*router.Place)(nil)
+		if c.places[n].Located {
+			if numbers[n] == 0 {
+				met++
+				numbers[n], place = met, &c.places[n]
+			}
+			number = numbers[n] - 1
+		}
+		if !visit(from, number, place) {
+			return nil
+		}
+	}
+	return nil
+}
+
 // Country returns the code of a's country, or "".
 func (c *Countries) Country(a netip.Addr) string {
 	n, _ := c.table.Lookup(a)

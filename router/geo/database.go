@@ -5,9 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -15,26 +14,28 @@ import (
 	"github.com/oschwald/maxminddb-golang/v2/mmdbdata"
 
 	"portolan/router"
+	"portolan/router/ranges"
 	"portolan/topology"
 )
 
-// Database is a location database in the MaxMind DB format. It is immutable and safe for concurrent use.
+// Database is a location database in the MaxMind DB format: one file, or one for each family. It is immutable and safe for
+// concurrent use.
 //
-// The file is read into memory rather than mapped: a mapped file that someone overwrites in place changes under its
-// readers, and one that is cut short kills the process (SIGBUS). So there is nothing to close: readers keep what they
-// hold, and a database that was replaced by a newly opened one is collected once nobody uses it.
+// The files are kept open, but are mapped only while they are read: what answers clients is compiled (router.Chart), and a
+// hundred megabytes of map would be resident for the sake of a few explanations. There is nothing to close: a database
+// that was replaced by a newly opened one, and its files, are collected once nobody uses them.
 type Database struct {
-	reader *maxminddb.Reader
-	info   Info
+	files families
+	infos []Info
 	// kind is "city" or "country".
 	kind string
 }
 
 // ASNs is a database of autonomous systems in the MaxMind DB format. It is immutable and safe for concurrent use, and held
-// in memory like Database.
+// like Database.
 type ASNs struct {
-	reader *maxminddb.Reader
-	info   Info
+	files families
+	infos []Info
 }
 
 var (
@@ -42,145 +43,257 @@ var (
 	_ router.ASNLocator = (*ASNs)(nil)
 )
 
-// maxDatabase bounds the size of a database file: the largest sold today have some hundred megabytes.
-const maxDatabase = 2 << 30
-
 // sampled is how many entries Open reads to see which fields a database has.
 const sampled = 10_000
 
-// Open reads the location database at path: GeoLite2, GeoIP2 and DB-IP City and Country, and the flat form of the
-// ip-location-db files (country_code, latitude, longitude; or country_code alone). What it is, is told by its fields,
-// not by its name. It fails if the entries have neither coordinates nor countries.
+// Open reads the location database at paths: GeoLite2, GeoIP2 and DB-IP City and Country, and the flat form of the
+// ip-location-db files (country_code, latitude, longitude; or country_code alone), of which IPv4 and IPv6 come in a file
+// each. What a file is, is told by its fields, not by its name. It fails if the entries have neither coordinates nor
+// countries, or if two files are of the same family.
 //
 // An entry without coordinates has those of its country, if that is known.
-func Open(path string) (*Database, error) {
-	reader, info, found, err := open(path)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case found.coordinates:
-		return &Database{reader, info, "city"}, nil
-	case found.country:
-		return &Database{reader, info, "country"}, nil
-	}
-	what := "entries with the fields " + strings.Join(found.names, ", ")
-	if found.asn {
-		what = "autonomous systems; that is a database for geo.asn"
-	}
-	return nil, fmt.Errorf("database %q of type %q has %s: want places, as GeoLite2-City, GeoLite2-Country, dbip-city-lite, "+
-		"or files with country_code, latitude and longitude have", path, info.Type, what)
-}
-
-// OpenASN reads the database of autonomous systems at path: GeoLite2-ASN, GeoIP2-ISP, DB-IP ASN and those of
-// ip-location-db (autonomous_system_number).
-func OpenASN(path string) (*ASNs, error) {
-	reader, info, found, err := open(path)
-	if err != nil {
-		return nil, err
-	}
-	if !found.asn {
-		what := "entries with the fields " + strings.Join(found.names, ", ")
-		if found.coordinates || found.country {
-			what = "places; that is a database for geo.database"
+func Open(paths ...string) (*Database, error) {
+	d := &Database{kind: "city"}
+	for _, path := range paths {
+		f, info, found, err := openFile(path)
+		if err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("database %q of type %q has %s: want autonomous_system_number, as GeoLite2-ASN has", path, info.Type, what)
+		switch {
+		case found.coordinates:
+		case found.country:
+			d.kind = "country"
+		default:
+			what := "entries with the fields " + strings.Join(found.names, ", ")
+			if found.asn {
+				what = "autonomous systems; that is a database for geo.asn"
+			}
+			return nil, fmt.Errorf("database %q of type %q has %s: want places, as GeoLite2-City, GeoLite2-Country, dbip-city-lite, "+
+				"or files with country_code, latitude and longitude have", path, info.Type, what)
+		}
+		if err := d.files.add(f, found); err != nil {
+			return nil, err
+		}
+		d.infos = append(d.infos, info)
 	}
-	return &ASNs{reader, info}, nil
+	return d, nil
 }
 
-// fields are those that a sample of entries has.
+// OpenASN reads the database of autonomous systems at paths: GeoLite2-ASN, GeoIP2-ISP, DB-IP ASN and those of
+// ip-location-db (autonomous_system_number).
+func OpenASN(paths ...string) (*ASNs, error) {
+	s := &ASNs{}
+	for _, path := range paths {
+		f, info, found, err := openFile(path)
+		if err != nil {
+			return nil, err
+		}
+		if !found.asn {
+			what := "entries with the fields " + strings.Join(found.names, ", ")
+			if found.coordinates || found.country {
+				what = "places; that is a database for geo.database"
+			}
+			return nil, fmt.Errorf("database %q of type %q has %s: want autonomous_system_number, as GeoLite2-ASN has", path, info.Type, what)
+		}
+		if err := s.files.add(f, found); err != nil {
+			return nil, err
+		}
+		s.infos = append(s.infos, info)
+	}
+	return s, nil
+}
+
+// families are the files that know IPv4 and IPv6, which may be the same; nil for a family that nobody knows.
+type families struct{ v4, v6 *file }
+
+func (f *families) of(is6 bool) *file {
+	if is6 {
+		return f.v6
+	}
+	return f.v4
+}
+
+func (f *families) add(one *file, found fields) error {
+	for _, family := range []struct {
+		name string
+		has  bool
+		file **file
+	}{{"IPv4", found.v4, &f.v4}, {"IPv6", found.v6, &f.v6}} {
+		if !family.has {
+			continue
+		}
+		if *family.file != nil {
+			return fmt.Errorf("databases %q and %q both have %s: want one, or a file for each family", (*family.file).path, one.path, family.name)
+		}
+		*family.file = one
+	}
+	return nil
+}
+
+// fields are those that a sample of entries has, and the families that it has them of.
 type fields struct {
 	country, coordinates, asn bool
+	v4, v6                    bool
 	names                     []string
 }
 
-func open(path string) (*maxminddb.Reader, Info, fields, error) {
-	fail := func(err error) (*maxminddb.Reader, Info, fields, error) { return nil, Info{}, fields{}, err }
-	buffer, err := read(path)
+// The whole of a family, as far as databases know it: IPv6 addresses outside of the global unicast space (RFC 4291,
+// section 2.4) are nobody's. In files of IPv6, IPv4 lies in that part.
+var (
+	all4 = netip.MustParsePrefix("0.0.0.0/0")
+	all6 = netip.MustParsePrefix("2000::/3")
+)
+
+func openFile(path string) (*file, Info, fields, error) {
+	f, err := openRegular(path)
 	if err != nil {
-		return fail(err)
+		return nil, Info{}, fields{}, err
 	}
-	reader, err := maxminddb.OpenBytes(buffer)
-	if err != nil {
-		return fail(fmt.Errorf("database %q is no file in the MaxMind DB format (.mmdb), or a damaged one: %w", path, err))
-	}
-	sum := sha256.Sum256(buffer)
-	info := Info{
-		Path: path, Type: reader.Metadata.DatabaseType,
-		Built: reader.Metadata.BuildTime().UTC(), Digest: hex.EncodeToString(sum[:]),
-	}
-	var found fields
-	n := 0
-	for entry := range reader.Networks() {
-		var e record
-		if err := entry.Decode(&e); err != nil {
-			return fail(fmt.Errorf("database %q of type %q: reading the entry of %v: %w", path, info.Type, entry.Prefix(), err))
+	info, found := Info{Path: path}, fields{}
+	err = f.read(func(reader *maxminddb.Reader, text []byte) error {
+		sum := sha256.Sum256(text)
+		info.Type, info.Built, info.Digest = reader.Metadata.DatabaseType, reader.Metadata.BuildTime().UTC(), hex.EncodeToString(sum[:])
+		if err := found.sample(reader, all4, &found.v4); err != nil {
+			return err
 		}
-		found.country = found.country || country(e.country[:]) != nil
-		found.coordinates = found.coordinates || e.coordinates()
-		found.asn = found.asn || e.asn != 0
-		if n == 0 {
-			var all map[string]any
-			if err := entry.Decode(&all); err == nil {
-				for name := range all {
-					found.names = append(found.names, name)
-				}
-				slices.Sort(found.names)
+		if reader.Metadata.IPVersion == 6 {
+			if err := found.sample(reader, all6, &found.v6); err != nil {
+				return err
 			}
 		}
-		if n++; n == sampled || found.coordinates {
+		if !found.v4 && !found.v6 {
+			return errors.New("it is empty")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, Info{}, fields{}, err
+	}
+	return f, info, found, nil
+}
+
+// sample looks at the first entries within a prefix.
+func (f *fields) sample(reader *maxminddb.Reader, within netip.Prefix, has *bool) error {
+	n := 0
+	for entry := range reader.NetworksWithin(within) {
+		var e record
+		if err := entry.Decode(&e); err != nil {
+			return fmt.Errorf("reading the entry of %v: %w", entry.Prefix(), err)
+		}
+		*has = true
+		f.country = f.country || country(e.country[:]) != nil
+		f.coordinates = f.coordinates || e.coordinates()
+		f.asn = f.asn || e.asn != 0
+		if f.names == nil {
+			var all map[string]any
+			if err := entry.Decode(&all); err == nil {
+				f.names = slices.Sorted(maps.Keys(all))
+			}
+		}
+		if n++; n == sampled || f.coordinates {
 			break
 		}
 	}
-	if n == 0 {
-		return fail(fmt.Errorf("database %q of type %q is empty", path, info.Type))
-	}
-	return reader, info, found, nil
+	return nil
 }
 
-// read reads a file of a bounded size.
-func read(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the database: %w", err)
-	}
-	defer f.Close()
-	stat, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("opening the database: %w", err)
-	}
-	if !stat.Mode().IsRegular() {
-		return nil, fmt.Errorf("database %q is not a file", path)
-	}
-	if stat.Size() > maxDatabase {
-		return nil, fmt.Errorf("database %q has %d bytes, more than %d", path, stat.Size(), maxDatabase)
-	}
-	buffer := make([]byte, stat.Size())
-	if _, err := io.ReadFull(f, buffer); err != nil {
-		return nil, fmt.Errorf("reading the database %q: %w", path, err)
-	}
-	return buffer, nil
-}
+// Infos describe the files.
+func (d *Database) Infos() []Info { return d.infos }
 
-// Info describes the database.
-func (d *Database) Info() Info { return d.info }
-
-// Kind is "city" if the database knows coordinates, "country" if it knows countries only.
+// Kind is "city" if the database knows coordinates, "country" if a file of it knows countries only.
 func (d *Database) Kind() string { return d.kind }
 
-// Locate implements router.Locator. An entry that cannot be read is as one without a place.
-func (d *Database) Locate(a netip.Addr) router.Place {
-	result, found, network := lookup(d.reader, a)
-	place := router.Place{Network: network}
-	if !found {
-		return place
+// Borders implements router.Locator.
+func (d *Database) Borders(is6 bool, visit func(netip.Addr, int, *router.Place) bool) error {
+	// Networks of one place share the place in the file where it is described.
+	numbers := make(map[uintptr]int)
+	return d.files.borders(is6, func(from netip.Addr, entry maxminddb.Result, found bool) (bool, error) {
+		if !found {
+			return visit(from, router.NoPlace, nil), nil
+		}
+		number, met := numbers[entry.Offset()]
+		if met {
+			return visit(from, number, nil), nil
+		}
+		place, err := placeOf(entry)
+		if err != nil {
+			return false, err
+		}
+		number = len(numbers)
+		numbers[entry.Offset()] = number
+		return visit(from, number, &place), nil
+	})
+}
+
+// Borders implements router.ASNLocator.
+func (s *ASNs) Borders(is6 bool, visit func(netip.Addr, uint32) bool) error {
+	return s.files.borders(is6, func(from netip.Addr, entry maxminddb.Result, found bool) (bool, error) {
+		var e record
+		if found {
+			if err := entry.Decode(&e); err != nil {
+				return false, err
+			}
+		}
+		return visit(from, e.asn), nil
+	})
+}
+
+// borders visits the first addresses of all networks of a family, and of the gaps between them, which are not found.
+func (f *families) borders(is6 bool, visit func(from netip.Addr, entry maxminddb.Result, found bool) (bool, error)) error {
+	var none maxminddb.Result
+	known := all4
+	if is6 {
+		known = all6
+		if more, err := visit(netip.IPv6Unspecified(), none, false); !more || err != nil {
+			return err
+		}
 	}
+	// gap is where what was visited ends: the readers leave out what is an alias of IPv4.
+	gap, more := known.Addr(), true
+	end := ranges.Last(known).Next()
+	if file := f.of(is6); file != nil {
+		err := file.read(func(reader *maxminddb.Reader, _ []byte) (err error) {
+			for entry := range reader.NetworksWithin(known) {
+				if err := entry.Err(); err != nil {
+					return err
+				}
+				network := entry.Prefix()
+				if network.Bits() < known.Bits() || network.Addr().Is6() != is6 {
+					network = known // one entry around all of it
+				}
+				if network.Addr() != gap {
+					if more, err = visit(gap, none, false); !more || err != nil {
+						return err
+					}
+				}
+				gap = ranges.Last(network).Next()
+				if more, err = visit(network.Addr(), entry, true); err != nil {
+					return fmt.Errorf("reading the entry of %v: %w", network, err)
+				}
+				if !more {
+					return nil
+				}
+			}
+			return nil
+		})
+		if !more || err != nil {
+			return err
+		}
+	}
+	if gap != end || is6 {
+		_, err := visit(gap, none, false)
+		return err
+	}
+	return nil
+}
+
+// placeOf reads the place of an entry.
+func placeOf(entry maxminddb.Result) (router.Place, error) {
 	var e record
-	if err := result.Decode(&e); err != nil {
-		return place
+	if err := entry.Decode(&e); err != nil {
+		return router.Place{}, err
 	}
-	place.Source = d.info.Type
+	var place router.Place
 	known := country(e.country[:])
 	if known != nil {
 		place.Country, place.Continent = known.Code, known.Continent
@@ -195,42 +308,49 @@ func (d *Database) Locate(a netip.Addr) router.Place {
 	case known != nil:
 		place.Located, place.Coordinates = true, known.Point
 	}
+	return place, nil
+}
+
+// Locate implements router.Locator. Where the file cannot be read any more, the place is not known, and its source says so.
+func (d *Database) Locate(a netip.Addr) router.Place {
+	place := router.Place{}
+	if !a.IsValid() {
+		return place
+	}
+	a = a.WithZone("")
+	file := d.files.of(a.Is6())
+	if file == nil {
+		place.Network, _ = a.Prefix(0)
+		return place
+	}
+	err := file.read(func(reader *maxminddb.Reader, _ []byte) error {
+		entry := reader.Lookup(a)
+		if err := entry.Err(); err != nil {
+			return err
+		}
+		network := entry.Prefix()
+		if entry.Found() {
+			var err error
+			if place, err = placeOf(entry); err != nil {
+				return err
+			}
+			place.Source = reader.Metadata.DatabaseType
+		}
+		if a.Is4() && network.Addr().Is6() {
+			network = all4
+		}
+		place.Network = network
+		return nil
+	})
+	if err != nil {
+		place = router.Place{Source: err.Error()}
+		place.Network, _ = a.Prefix(a.BitLen())
+	}
 	return place
 }
 
-// Info describes the database.
-func (s *ASNs) Info() Info { return s.info }
-
-// ASN implements router.ASNLocator. An entry that cannot be read is as one without a number.
-func (s *ASNs) ASN(a netip.Addr) (uint32, netip.Prefix) {
-	result, found, network := lookup(s.reader, a)
-	var e record
-	if found && result.Decode(&e) != nil {
-		e = record{}
-	}
-	return e.asn, network
-}
-
-// lookup finds the entry that holds a, and the network of that entry or of the hole in the tree. In a tree of IPv6 all of
-// IPv4 may lie in one entry that is shorter than where IPv4 starts. A tree of IPv4 has one hole for all of IPv6: it is not
-// asked, since its answer to each address would be an error that tells no network.
-func lookup(r *maxminddb.Reader, a netip.Addr) (entry maxminddb.Result, found bool, network netip.Prefix) {
-	if !a.IsValid() {
-		return entry, false, netip.Prefix{}
-	}
-	if a.Is6() && r.Metadata.IPVersion == 4 {
-		return entry, false, netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	entry = r.Lookup(a)
-	if entry.Err() != nil {
-		return entry, false, netip.PrefixFrom(a.WithZone(""), a.BitLen())
-	}
-	network = entry.Prefix()
-	if a.Is4() && network.Addr().Is6() {
-		network = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	}
-	return entry, entry.Found(), network
-}
+// Infos describe the files.
+func (s *ASNs) Infos() []Info { return s.infos }
 
 // record is what is taken from an entry, whatever the schema. It is decoded without reflection and without allocating.
 type record struct {

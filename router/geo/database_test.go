@@ -2,10 +2,14 @@ package geo
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +20,7 @@ import (
 	"go4.org/netipx"
 
 	"portolan/router"
+	"portolan/router/ranges"
 	"portolan/topology"
 )
 
@@ -107,10 +112,10 @@ func TestSchemas(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d.Kind() != tt.kind || d.Info().Type != tt.name || !d.Info().Built.Equal(time.Unix(1_700_000_000, 0)) || len(d.Info().Digest) != 64 {
-				t.Errorf("kind %q, %+v", d.Kind(), d.Info())
+			if d.Kind() != tt.kind || d.Infos()[0].Type != tt.name || !d.Infos()[0].Built.Equal(time.Unix(1_700_000_000, 0)) || len(d.Infos()[0].Digest) != 64 {
+				t.Errorf("kind %q, %+v", d.Kind(), d.Infos()[0])
 			}
-			if age := d.Info().Age(time.Unix(1_700_000_060, 0)); age != time.Minute {
+			if age := d.Infos()[0].Age(time.Unix(1_700_000_060, 0)); age != time.Minute {
 				t.Errorf("age %v, want 1m", age)
 			}
 			for a, network := range map[string]string{"20.1.2.3": "20.0.0.0/8", "2a00::1": "2a00::/16"} {
@@ -153,11 +158,18 @@ func TestOpenASN(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if asn, network := s.ASN(netip.MustParseAddr("20.1.2.3")); asn != 64500 || network.String() != "20.1.0.0/16" {
-			t.Errorf("AS%d in %v", asn, network)
+		var got []string
+		for _, is6 := range []bool{false, true} {
+			err := s.Borders(is6, func(from netip.Addr, asn uint32) bool {
+				got = append(got, fmt.Sprintf("%v AS%d", from, asn))
+				return true
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
-		if asn, network := s.ASN(netip.MustParseAddr("20.0.2.3")); asn != 0 || network.String() != "20.0.0.0/16" {
-			t.Errorf("AS%d in %v", asn, network)
+		if want := []string{"0.0.0.0 AS0", "20.1.0.0 AS64500", "20.2.0.0 AS0", ":: AS0", "2000:: AS0"}; !slices.Equal(got, want) {
+			t.Errorf("borders %q, want %q", got, want)
 		}
 	}
 	path := write(t, mmdbwriter.Options{DatabaseType: "GeoLite2-City"}, map[string]mmdbtype.DataType{"20.0.0.0/8": city("EU", "BG", 1, 2)})
@@ -180,7 +192,7 @@ func TestOpenErrors(t *testing.T) {
 	for path, want := range map[string]string{
 		filepath.Join(dir, "missing"): "no such file",
 		text:                          "MaxMind DB format",
-		empty:                         "MaxMind DB format",
+		empty:                         "is empty",
 		dir:                           "not a file",
 		write(t, mmdbwriter.Options{DatabaseType: "None"}, nil): "empty",
 	} {
@@ -299,19 +311,125 @@ func TestWideEntry(t *testing.T) {
 	}
 }
 
-// TestReplacedFile: an opened database does not notice what becomes of its file.
+// TestReplacedFile: a file that another one is renamed over is still read; one that is written to, or cut short, even while it
+// is being read, is an error and not the end of the process.
 func TestReplacedFile(t *testing.T) {
 	t.Parallel()
-	path := write(t, mmdbwriter.Options{DatabaseType: "x"}, map[string]mmdbtype.DataType{"20.0.0.0/8": city("EU", "BG", 1, 2)})
-	d, err := Open(path)
-	if err != nil {
+	entries := map[string]mmdbtype.DataType{}
+	for i := range 1 << 14 {
+		entries[netip.PrefixFrom(netip.AddrFrom4([4]byte{20, byte(i >> 8), byte(i), 0}), 24).String()] = city("EU", "BG", 1, float64(i)/100)
+	}
+	open := func() (*Database, string) {
+		path := write(t, mmdbwriter.Options{DatabaseType: "x"}, entries)
+		d, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d, path
+	}
+	a := netip.MustParseAddr("20.1.2.3")
+
+	d, path := open()
+	if err := os.Rename(write(t, mmdbwriter.Options{DatabaseType: "y"}, map[string]mmdbtype.DataType{"20.0.0.0/8": city("EU", "DE", 1, 2)}), path); err != nil {
 		t.Fatal(err)
 	}
+	if p := d.Locate(a); p.Country != "BG" {
+		t.Errorf("after a new file was renamed over it: %+v", p)
+	}
+
+	d, path = open()
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
 	}
-	if p := d.Locate(netip.MustParseAddr("20.1.2.3")); p.Country != "BG" {
-		t.Errorf("%+v", p)
+	if p := d.Locate(a); p.Located || !strings.Contains(p.Source, "renaming") {
+		t.Errorf("after the file was emptied: %+v", p)
+	}
+
+	d, path = open()
+	visited := 0
+	err := d.Borders(false, func(netip.Addr, int, *router.Place) bool {
+		if visited++; visited == 100 {
+			if err := os.Truncate(path, 1<<12); err != nil {
+				t.Error(err)
+			}
+		}
+		return true
+	})
+	if !errors.Is(err, errOverwritten) {
+		t.Errorf("the file was cut short while it was read: %v", err)
+	}
+}
+
+// TestBorders: what is visited is what Locate finds, all of it, whatever the file has.
+func TestBorders(t *testing.T) {
+	t.Parallel()
+	known := mmdbtype.Map{"country_code": mmdbtype.String("DE")}
+	for name, tt := range map[string]struct {
+		options mmdbwriter.Options
+		entries []map[string]mmdbtype.DataType
+	}{
+		"both":        {entries: []map[string]mmdbtype.DataType{{"20.0.0.0/8": known, "20.1.2.128/25": city("EU", "BG", 1, 2), "2a00::/16": known, "2a00::1:0/112": city("EU", "BG", 1, 2)}}},
+		"IPv4":        {options: mmdbwriter.Options{IPVersion: 4}, entries: []map[string]mmdbtype.DataType{{"0.0.0.0/1": known}}},
+		"IPv6":        {entries: []map[string]mmdbtype.DataType{{"2a00::/16": known, "2c00::/16": city("AF", "ZA", 1, 2)}}},
+		"a file each": {entries: []map[string]mmdbtype.DataType{{"2a00::/16": known}, {"20.0.0.0/8": city("EU", "BG", 1, 2)}}},
+		"wide":        {options: mmdbwriter.Options{DisableIPv4Aliasing: true}, entries: []map[string]mmdbtype.DataType{{"::/8": known}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var paths []string
+			for _, entries := range tt.entries {
+				tt.options.DatabaseType = "x"
+				paths = append(paths, write(t, tt.options, entries))
+			}
+			d, err := Open(paths...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, is6 := range []bool{false, true} {
+				borders := map[netip.Addr]netip.Prefix{}
+				var last netip.Addr
+				var places []router.Place
+				err := d.Borders(is6, func(from netip.Addr, number int, place *router.Place) bool {
+					if !last.IsValid() && from != netip.IPv4Unspecified() && from != netip.IPv6Unspecified() || last.IsValid() && !last.Less(from) {
+						t.Fatalf("%v comes after %v", from, last)
+					}
+					last = from
+					if place != nil {
+						if number != len(places) {
+							t.Fatalf("place %d after %d others", number, len(places))
+						}
+						places = append(places, *place)
+					}
+					var visited router.Place
+					if number != router.NoPlace {
+						visited = places[number]
+					}
+					if is6 && !all6.Contains(from) {
+						return true // nobody's
+					}
+					located := d.Locate(from)
+					if visited.Located != located.Located || visited.Country != located.Country || visited.Coordinates != located.Coordinates {
+						t.Errorf("%v: visited %+v, located %+v", from, visited, located)
+					}
+					// Behind the network as the file has it, another place may begin, and no sooner.
+					borders[from] = located.Network
+					return true
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for from, network := range borders {
+					next := ranges.Last(network).Next()
+					if _, visited := borders[next]; next.IsValid() && !visited && from.Is6() == is6 && (!is6 || all6.Contains(next)) && d.Locate(next).Located {
+						t.Errorf("%v, the end of %v, was not visited", next, network)
+					}
+				}
+			}
+		})
+	}
+	one := write(t, mmdbwriter.Options{DatabaseType: "x"}, map[string]mmdbtype.DataType{"20.0.0.0/8": known})
+	if _, err := Open(one, one); err == nil || !strings.Contains(err.Error(), "IPv4") {
+		t.Errorf("two files of one family: %v", err)
 	}
 }
 
@@ -336,7 +454,12 @@ func BenchmarkDecideCity(b *testing.B) {
 		{Region: "a", Weight: 90, Routing: true, Location: topology.Coordinates{Latitude: 50, Longitude: 8}},
 		{Region: "b", Weight: 100, Routing: true, Location: topology.Coordinates{Latitude: 37, Longitude: -122}},
 	}}
-	r := router.New(&topology.Snapshot{Registries: []*topology.Registry{registry}}, d, nil).At(0)
+	s := &topology.Snapshot{Registries: []*topology.Registry{registry}}
+	charts, err := router.Chart(context.Background(), s, d, nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := router.New(s, charts).At(0)
 	b.ReportAllocs()
 	for i := uint32(0); b.Loop(); i++ {
 		a := netip.AddrFrom4([4]byte{20, byte(i >> 8), byte(i), 0})

@@ -1,4 +1,5 @@
-// Package ranges keeps one value for every IP address, as sorted disjoint ranges searched by halving.
+// Package ranges keeps one value for every IP address, as sorted disjoint ranges: a table by the first bits of the address
+// leads to the few ranges that are then searched by halving.
 //
 // It answers two questions at once: which value an address has, and how wide the largest aligned prefix around it is
 // whose addresses all have that value. The second is what the scope of an EDNS Client Subnet answer is made of
@@ -31,7 +32,20 @@ type Table[V comparable] struct {
 	value4 []V
 	low6   []key
 	value6 []V
+	// index4[i] counts the ranges that start at or before the first address whose leading index4Bits bits are i, index6 the
+	// same; nil for small tables, in which halving alone is as fast.
+	index4, index6 []uint32
 }
+
+// The leading bits by which large tables are entered. A City database cut down to orders of regions has about a million
+// ranges in each family. Of IPv4, /16s hold some 20 of them each. In IPv6 the allocations of the registries are /20s and
+// longer, and the space is mostly empty: 20 bits cost 4 MB and leave some hundred ranges to the fullest blocks.
+const (
+	index4Bits = 16
+	index6Bits = 20
+	// indexFrom is how many ranges are worth an index.
+	indexFrom = 1 << 14
+)
 
 // key is an IPv6 address as a number.
 type key struct{ hi, lo uint64 }
@@ -91,17 +105,17 @@ func New[V comparable](entries []Entry[V]) *Table[V] {
 		}
 		return cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits())
 	})
-	var b builder[V]
+	var b Builder[V]
 	for _, is6 := range []bool{false, true} {
 		b.flatten(sorted, is6)
 	}
-	return &b.Table
+	return b.Table()
 }
 
 // FromRanges makes a table of ranges as Ranges yields them: the first address of each and its value, IPv4 before IPv6,
 // ascending, starting with each family's first address. It fails if they are not.
 func FromRanges[V comparable](all iter.Seq2[netip.Addr, V]) (*Table[V], error) {
-	var b builder[V]
+	var b Builder[V]
 	var last netip.Addr
 	for a, v := range all {
 		switch {
@@ -115,9 +129,83 @@ func FromRanges[V comparable](all iter.Seq2[netip.Addr, V]) (*Table[V], error) {
 			return nil, fmt.Errorf("range that starts with %v comes after the one that starts with %v", a, last)
 		}
 		last = a
-		b.add(a, v)
+		b.Add(a, v)
 	}
-	return &b.Table, nil
+	return b.Table(), nil
+}
+
+// Join makes a table that has the IPv4 ranges of v4 and the IPv6 ranges of v6.
+func Join[V comparable](v4, v6 *Table[V]) *Table[V] {
+	return &Table[V]{
+		low4: v4.low4, value4: v4.value4, index4: v4.index4,
+		low6: v6.low6, value6: v6.value6, index6: v6.index6,
+	}
+}
+
+// Combine makes a table whose value at every address is f of the values of a and b there. f is called once for each pair
+// of ranges that overlap.
+func Combine[A, B, V comparable](a *Table[A], b *Table[B], f func(A, B) V) *Table[V] {
+	var c Builder[V]
+	for _, is6 := range []bool{false, true} {
+		as, bs := a.family(is6), b.family(is6)
+		var valueA A
+		var valueB B
+		i, j := 0, 0
+		for i < as.len() || j < bs.len() || i+j == 0 {
+			// The next address at which a value changes. A table without ranges of this family has the zero value in all of it.
+			var at netip.Addr
+			switch {
+			case i+j == 0 && as.len()+bs.len() == 0:
+				at = first(is6)
+			case i < as.len() && (j >= bs.len() || as.low(i).Compare(bs.low(j)) <= 0):
+				at = as.low(i)
+			default:
+				at = bs.low(j)
+			}
+			if i < as.len() && as.low(i) == at {
+				valueA = as.value(i)
+				i++
+			}
+			if j < bs.len() && bs.low(j) == at {
+				valueB = bs.value(j)
+				j++
+			}
+			c.Add(at, f(valueA, valueB))
+			if as.len()+bs.len() == 0 {
+				break
+			}
+		}
+	}
+	return c.Table()
+}
+
+// family is one line of a table.
+type family[V comparable] struct {
+	*Table[V]
+	is6 bool
+}
+
+func (t *Table[V]) family(is6 bool) family[V] { return family[V]{t, is6} }
+
+func (f family[V]) len() int {
+	if f.is6 {
+		return len(f.low6)
+	}
+	return len(f.low4)
+}
+
+func (f family[V]) low(i int) netip.Addr {
+	if f.is6 {
+		return f.low6[i].addr()
+	}
+	return addr4(f.low4[i])
+}
+
+func (f family[V]) value(i int) V {
+	if f.is6 {
+		return f.value6[i]
+	}
+	return f.value4[i]
 }
 
 // Ranges yields the first address of every range and its value, IPv4 before IPv6, ascending.
@@ -149,6 +237,10 @@ func (t *Table[V]) Lookup(a netip.Addr) (value V, prefixLen int) {
 		k := key4(a)
 		// The first range that starts beyond k; the one before it holds k, and there is one because low4[0] is 0.
 		lo, hi := 1, len(t.low4)
+		if t.index4 != nil {
+			i := k >> (32 - index4Bits)
+			lo, hi = int(t.index4[i]), int(t.index4[i+1])
+		}
 		for lo < hi {
 			if m := int(uint(lo+hi) >> 1); t.low4[m] <= k {
 				lo = m + 1
@@ -170,6 +262,10 @@ func (t *Table[V]) Lookup(a netip.Addr) (value V, prefixLen int) {
 	}
 	k := key6(a)
 	lo, hi := 1, len(t.low6)
+	if t.index6 != nil {
+		i := k.hi >> (64 - index6Bits)
+		lo, hi = int(t.index6[i]), int(t.index6[i+1])
+	}
 	for lo < hi {
 		if m := int(uint(lo+hi) >> 1); t.low6[m].compare(k) <= 0 {
 			lo = m + 1
@@ -188,8 +284,37 @@ func (t *Table[V]) Lookup(a netip.Addr) (value V, prefixLen int) {
 	return t.value6[lo-1], prefixLen
 }
 
-// builder appends ranges in ascending order and merges neighbours of one value.
-type builder[V comparable] struct{ Table[V] }
+// Builder makes a table of ranges that are added in ascending order, and merges neighbours of one value. It is not for
+// concurrent use.
+type Builder[V comparable] struct{ t Table[V] }
+
+// Table is what was built, without the room that appending left behind the ranges.
+func (b *Builder[V]) Table() *Table[V] {
+	return &Table[V]{
+		low4: slices.Clone(b.t.low4), value4: slices.Clone(b.t.value4),
+		low6: slices.Clone(b.t.low6), value6: slices.Clone(b.t.value6),
+		index4: index(b.t.low4, index4Bits, func(k uint32) int { return int(k >> (32 - index4Bits)) }, func(k uint32) bool { return k<<index4Bits == 0 }),
+		index6: index(b.t.low6, index6Bits, func(k key) int { return int(k.hi >> (64 - index6Bits)) }, func(k key) bool { return k.hi<<index6Bits == 0 && k.lo == 0 }),
+	}
+}
+
+// index counts, for every value of the leading bits and for the one behind the last, the ranges that start at or before
+// the first address with them; leading gives the bits of a range's first address, aligned whether that is the first one
+// with them. Nil if there are too few ranges.
+func index[K any](low []K, size int, leading func(K) int, aligned func(K) bool) []uint32 {
+	if len(low) < indexFrom {
+		return nil
+	}
+	all := make([]uint32, 1<<size+1)
+	n := 0
+	for i := range all {
+		for n < len(low) && (leading(low[n]) < i || leading(low[n]) == i && aligned(low[n])) {
+			n++
+		}
+		all[i] = uint32(n)
+	}
+	return all
+}
 
 func first(is6 bool) netip.Addr {
 	if is6 {
@@ -198,8 +323,8 @@ func first(is6 bool) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// lastOf is the last address of p.
-func lastOf(p netip.Prefix) netip.Addr {
+// Last is the last address of p.
+func Last(p netip.Prefix) netip.Addr {
 	if p.Addr().Is4() {
 		return addr4(key4(p.Addr()) | uint32(uint64(1)<<(32-p.Bits())-1))
 	}
@@ -216,7 +341,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 }
 
 // flatten adds the entries of one family, sorted so that holders come before what they hold.
-func (b *builder[V]) flatten(sorted []Entry[V], is6 bool) {
+func (b *Builder[V]) flatten(sorted []Entry[V], is6 bool) {
 	type open struct {
 		last  netip.Addr
 		value V
@@ -239,7 +364,7 @@ func (b *builder[V]) flatten(sorted []Entry[V], is6 bool) {
 			if len(stack) > 0 {
 				value = stack[len(stack)-1].value
 			}
-			b.add(after, value)
+			b.Add(after, value)
 		}
 	}
 	for _, e := range sorted {
@@ -247,28 +372,29 @@ func (b *builder[V]) flatten(sorted []Entry[V], is6 bool) {
 			continue
 		}
 		if b.empty(is6) {
-			b.add(first(is6), none)
+			b.Add(first(is6), none)
 		}
 		closeUntil(e.Prefix.Addr())
-		b.add(e.Prefix.Addr(), e.Value)
-		stack = append(stack, open{lastOf(e.Prefix), e.Value})
+		b.Add(e.Prefix.Addr(), e.Value)
+		stack = append(stack, open{Last(e.Prefix), e.Value})
 	}
 	closeUntil(netip.Addr{})
 }
 
-func (b *builder[V]) empty(is6 bool) bool {
+func (b *Builder[V]) empty(is6 bool) bool {
 	if is6 {
-		return len(b.low6) == 0
+		return len(b.t.low6) == 0
 	}
-	return len(b.low4) == 0
+	return len(b.t.low4) == 0
 }
 
-// add starts a range at a. One that started at a already is replaced.
-func (b *builder[V]) add(a netip.Addr, v V) {
+// Add starts a range at a, which must not lie before the one that was added last; one that started at a already is replaced.
+// The first of each family starts with its first address.
+func (b *Builder[V]) Add(a netip.Addr, v V) {
 	if a.Is4() {
-		b.low4, b.value4 = appendRange(b.low4, b.value4, key4(a), v)
+		b.t.low4, b.t.value4 = appendRange(b.t.low4, b.t.value4, key4(a), v)
 	} else {
-		b.low6, b.value6 = appendRange(b.low6, b.value6, key6(a), v)
+		b.t.low6, b.t.value6 = appendRange(b.t.low6, b.t.value6, key6(a), v)
 	}
 }
 
@@ -278,6 +404,10 @@ func appendRange[K, V comparable](low []K, values []V, k K, v V) ([]K, []V) {
 	}
 	if n := len(values); n > 0 && values[n-1] == v {
 		return low, values
+	}
+	if len(low) == cap(low) {
+		// append grows large slices by a quarter: a million ranges would be copied five times.
+		low, values = slices.Grow(low, len(low)+1), slices.Grow(values, len(low)+1)
 	}
 	return append(low, k), append(values, v)
 }

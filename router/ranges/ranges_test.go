@@ -165,3 +165,96 @@ func BenchmarkLookup(b *testing.B) {
 		table.Lookup(addr4(i))
 	}
 }
+
+// TestIndexed: a table that is large enough for an index finds what the same table without one does.
+func TestIndexed(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(5, 6))
+	var b Builder[int]
+	for _, is6 := range []bool{false, true} {
+		size := index4Bits
+		if is6 {
+			size = index6Bits
+		}
+		for a, n := first(is6), 0; a.IsValid() && n < 3*indexFrom; n++ {
+			b.Add(a, n%5)
+			// Steps of all sizes: many ranges under one entry of the index, ranges that begin with one, entries without any.
+			bits := a.BitLen() - random.IntN(a.BitLen()-size-2)
+			if random.IntN(8) == 0 {
+				bits = size
+			}
+			p, _ := a.Prefix(bits)
+			a = Last(p).Next()
+		}
+	}
+	indexed := b.Table()
+	if indexed.index4 == nil || indexed.index6 == nil {
+		t.Fatalf("%d ranges of IPv4 and %d of IPv6 have no index", len(indexed.low4), len(indexed.low6))
+	}
+	plain := *indexed
+	plain.index4, plain.index6 = nil, nil
+	check := func(a netip.Addr) {
+		value, bits := indexed.Lookup(a)
+		if v, n := plain.Lookup(a); v != value || n != bits {
+			t.Fatalf("Lookup(%v) = %d /%d, without the index %d /%d", a, value, bits, v, n)
+		}
+	}
+	for a := range indexed.Ranges() {
+		check(a)
+		if before := a.Prev(); before.IsValid() {
+			check(before)
+		}
+	}
+	for range 100_000 {
+		var a16 [16]byte
+		for i := range a16 {
+			a16[i] = byte(random.Uint32())
+		}
+		check(netip.AddrFrom16(a16))
+		check(netip.AddrFrom4([4]byte(a16[:4])))
+	}
+}
+
+// TestCombine: at every address the value is that of the two tables together.
+func TestCombine(t *testing.T) {
+	t.Parallel()
+	space := netip.MustParsePrefix("10.0.0.0/24")
+	random := rand.New(rand.NewPCG(7, 8))
+	table := func() *Table[int] {
+		var entries []Entry[int]
+		for range random.IntN(10) {
+			p, _ := netip.AddrFrom4([4]byte{10, 0, 0, byte(random.IntN(256))}).Prefix(24 + random.IntN(9))
+			entries = append(entries, Entry[int]{p, random.IntN(4)})
+		}
+		return New(entries)
+	}
+	for range 200 {
+		a, b := table(), table()
+		c := Combine(a, b, func(x, y int) [2]int { return [2]int{x, y} })
+		for at := space.Addr().Prev(); at.Compare(Last(space).Next()) <= 0; at = at.Next() {
+			x, _ := a.Lookup(at)
+			y, _ := b.Lookup(at)
+			if got, _ := c.Lookup(at); got != [2]int{x, y} {
+				t.Fatalf("at %v: %v, want %d and %d", at, got, x, y)
+			}
+		}
+		six := netip.MustParseAddr("2a00::1")
+		if got, bits := c.Lookup(six); got != [2]int{} || bits != 0 {
+			t.Fatalf("at %v: %v /%d", six, got, bits)
+		}
+	}
+}
+
+// TestJoin: each family is that of its table.
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	one := New([]Entry[int]{{netip.MustParsePrefix("10.0.0.0/8"), 1}, {netip.MustParsePrefix("2a00::/16"), 2}})
+	two := New([]Entry[int]{{netip.MustParsePrefix("10.0.0.0/8"), 3}, {netip.MustParsePrefix("2a00::/16"), 4}})
+	joined := Join(one, two)
+	if v, _ := joined.Lookup(netip.MustParseAddr("10.1.2.3")); v != 1 {
+		t.Errorf("IPv4: %d, want 1", v)
+	}
+	if v, _ := joined.Lookup(netip.MustParseAddr("2a00::1")); v != 4 {
+		t.Errorf("IPv6: %d, want 4", v)
+	}
+}
