@@ -38,7 +38,7 @@ type Server struct {
 
 // socket is one address of Options.Listen, bound.
 type socket struct {
-	udp *net.UDPConn
+	udp []*net.UDPConn // one for each reader
 	tcp *net.TCPListener
 	// wildcard is whether answers must be told which address to leave from.
 	wildcard bool
@@ -122,8 +122,7 @@ func (s *Server) Problems() []topology.Problem {
 	return s.problems
 }
 
-// Listen binds all addresses, UDP and TCP, or none. It does not set SO_REUSEPORT, which would let two servers share a port
-// and each get half of the queries: a busy port is an error.
+// Listen binds all addresses, UDP and TCP, or none. A busy port is an error, also where one is shared among readers.
 func (s *Server) Listen() error {
 	var sockets []socket
 	for _, at := range s.options.Listen {
@@ -150,15 +149,21 @@ func (s *Server) Addresses() []netip.AddrPort {
 	defer s.mu.Unlock()
 	list := make([]netip.AddrPort, 0, len(s.sockets))
 	for _, k := range s.sockets {
-		list = append(list, k.udp.LocalAddr().(*net.UDPAddr).AddrPort())
+		list = append(list, k.udp[0].LocalAddr().(*net.UDPAddr).AddrPort())
 	}
 	return list
 }
 
 func closeAll(sockets []socket) {
 	for _, k := range sockets {
-		k.udp.Close()
+		closeUDP(k.udp)
 		k.tcp.Close()
+	}
+}
+
+func closeUDP(readers []*net.UDPConn) {
+	for _, conn := range readers {
+		conn.Close()
 	}
 }
 
@@ -183,7 +188,7 @@ func bind(at netip.AddrPort) (socket, error) {
 			return socket{}, bindError(at, "TCP", err)
 		}
 		real := netip.AddrPortFrom(at.Addr(), l.Addr().(*net.TCPAddr).AddrPort().Port())
-		conn, err := net.ListenUDP("udp"+family, net.UDPAddrFromAddrPort(real))
+		readers, err := listenUDP("udp"+family, real, runtime.GOMAXPROCS(0))
 		if err != nil {
 			l.Close()
 			if at.Port() == 0 && attempt < bindAttempts && errors.Is(err, syscall.EADDRINUSE) {
@@ -191,13 +196,15 @@ func bind(at netip.AddrPort) (socket, error) {
 			}
 			return socket{}, bindError(real, "UDP", err)
 		}
-		// More only means that the kernel gives less (net.core.rmem_max on Linux): what it gives is enough to run.
-		_ = conn.SetReadBuffer(receiveBuffer)
-		k := socket{udp: conn, tcp: l, wildcard: at.Addr().IsUnspecified()}
-		if k.wildcard {
+		k := socket{udp: readers, tcp: l, wildcard: at.Addr().IsUnspecified()}
+		for _, conn := range readers {
+			// More only means that the kernel gives less (net.core.rmem_max on Linux): what it gives is enough to run.
+			_ = conn.SetReadBuffer(receiveBuffer)
+			if !k.wildcard {
+				continue
+			}
 			if err := askDestination(conn, family == "6"); err != nil {
-				conn.Close()
-				l.Close()
+				closeAll([]socket{k})
 				return socket{}, bindError(real, "UDP", err)
 			}
 		}
@@ -232,21 +239,22 @@ func (s *Server) Serve(ctx context.Context) error {
 	var loops sync.WaitGroup
 	t := newTCPServer(s)
 	for _, k := range sockets {
-		// The kernel hands packets to one reader at a time; the others answer meanwhile.
-		for range runtime.GOMAXPROCS(0) {
+		for _, conn := range k.udp {
 			w := s.responder.worker(udp, t.number())
-			loops.Go(func() { s.serveUDP(ctx, k, w) })
+			loops.Go(func() { s.answerUDP(ctx, conn, k.wildcard, w) })
 		}
 		loops.Go(func() { t.accept(ctx, k.tcp) })
 	}
 	<-ctx.Done()
 	for _, k := range sockets {
 		k.tcp.Close()
-		// A deadline wakes the readers and, other than closing, lets answers under way out.
-		err := errors.Join(k.udp.SetReadDeadline(time.Unix(1, 0)), k.udp.SetWriteDeadline(time.Now().Add(lastWrites)))
-		if err != nil {
-			s.log.Warn("stopping a UDP socket", zap.Error(err))
-			k.udp.Close()
+		for _, conn := range k.udp {
+			// A deadline wakes the readers and, other than closing, lets answers under way out.
+			err := errors.Join(conn.SetReadDeadline(time.Unix(1, 0)), conn.SetWriteDeadline(time.Now().Add(lastWrites)))
+			if err != nil {
+				s.log.Warn("stopping a UDP socket", zap.Error(err))
+				conn.Close()
+			}
 		}
 	}
 	t.drain()
@@ -257,52 +265,32 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// serveUDP answers until ctx is done.
-func (s *Server) serveUDP(ctx context.Context, k socket, w *worker) {
-	for !s.answerUDP(ctx, k, w) {
-	}
-}
-
 // maxQuery is the longest query that is read. Queries with every option in use stay under 600 bytes.
 const maxQuery = 4096
 
-// answerUDP answers until ctx is done, and then returns true; false after a fault of the program, which costs the packet
-// that found it and not the service.
-func (s *Server) answerUDP(ctx context.Context, k socket, w *worker) (done bool) {
-	defer s.survive(w)
-	in, out := make([]byte, maxQuery), make([]byte, 0, ednsSize)
-	var control []byte
-	if k.wildcard {
-		control = make([]byte, controlSize())
+// readFailed says what to do after a read that failed: end, or go on after a pause, so that whatever it is does not spin.
+func (s *Server) readFailed(ctx context.Context, err error) (end bool) {
+	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+		return true
 	}
-	for {
-		n, nc, _, from, err := k.udp.ReadMsgUDPAddrPort(in, control)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return true
-			}
-			s.log.Warn("reading a UDP query", zap.Error(err))
-			select {
-			case <-time.After(10 * time.Millisecond): // whatever it is, it must not spin
-			case <-ctx.Done():
-				return true
-			}
-			continue
-		}
-		answer := w.respond(out, in[:n], from)
-		if len(answer) == 0 {
-			continue
-		}
-		if _, _, err := k.udp.WriteMsgUDPAddrPort(answer, answerFrom(control[:nc]), from); err != nil {
-			w.metrics.sendErrors.Add(1)
-		}
+	s.log.Warn("reading UDP queries", zap.Error(err))
+	select {
+	case <-time.After(10 * time.Millisecond):
+		return false
+	case <-ctx.Done():
+		return true
 	}
 }
 
-// survive keeps a fault that one query found from taking the service down.
-func (s *Server) survive(w *worker) {
-	if fault := recover(); fault != nil {
-		w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
-		s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
-	}
+// respond has w answer, and keeps a fault of the program that one query found from taking the service down: it costs that
+// query its answer, which then is dst as it was.
+func (s *Server) respond(w *worker, dst, message []byte, from netip.AddrPort) (answer []byte) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			answer = dst
+			w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
+			s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
+		}
+	}()
+	return w.respond(dst, message, from)
 }

@@ -122,7 +122,6 @@ func (t *tcpServer) wait() { t.serving.Wait() }
 // queries that came together leave together.
 func (t *tcpServer) serve(conn *net.TCPConn) {
 	w := t.responder.worker(tcp, t.number())
-	defer t.survive(w)
 	peer := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
 	in := bufio.NewReaderSize(conn, maxQuery)
 	out := make([]byte, 0, 2*ednsSize)
@@ -154,7 +153,7 @@ func (t *tcpServer) serve(conn *net.TCPConn) {
 		}
 		begin := len(out)
 		out = append(out, 0, 0)
-		out = w.respond(out, message[:length], peer)
+		out = t.respond(w, out, message[:length], peer)
 		if len(out) == begin+2 {
 			// What is dropped over UDP is no DNS client here.
 			out = out[:begin]
