@@ -52,6 +52,9 @@ const timeout = 3 * time.Second
 // soon is how close the end of a certificate may come before it is a warning: renewals usually happen 30 days ahead.
 const soon = 14 * 24 * time.Hour
 
+// oldDays is the age of a location database that is a warning: networks move between countries by the month.
+const oldDays = 90
+
 // samples are clients of four continents, by networks that have been where they are for decades.
 var samples = []struct{ where, subnet string }{
 	{"North America", "128.32.0.0/24"},  // University of California, Berkeley
@@ -64,6 +67,7 @@ var samples = []struct{ where, subnet string }{
 type API interface {
 	Status(ctx context.Context) (api.Status, error)
 	Explain(ctx context.Context, registry, ecs, resolver string) (api.Explanation, error)
+	Shares(ctx context.Context, registry string) ([]api.RegistryShares, error)
 }
 
 // Checker looks at one registry.
@@ -79,6 +83,14 @@ type Checker struct {
 
 	status   api.Status
 	registry api.Registry
+	port     string // of name servers; empty: 53
+	decided  []decision
+}
+
+// decision is where the server that was asked sends the clients of a sample.
+type decision struct {
+	where, subnet, region string
+	scope                 int
 }
 
 // Registry looks at the whole of a registry, and returns whether nothing failed. An error means that it could not look.
@@ -95,13 +107,16 @@ func (c *Checker) Registry(ctx context.Context, r api.Registry) (bool, error) {
 		return false, err
 	}
 	inner.registry = r
+	if inner.port == "" {
+		inner.port = "53"
+	}
 	inner.server()
 	inner.replicas()
 	if inner.status.DNS != nil {
-		inner.zone(ctx)
 		if err := inner.decisions(ctx); err != nil {
 			return false, err
 		}
+		inner.zone(ctx)
 	} else {
 		inner.say(Warn, "zone", "this server has not the role dns", "ask one that has, with --api, for the checks of the zone and of decisions")
 	}
@@ -135,11 +150,13 @@ func (c *Checker) server() {
 			c.say(Fail, p.Key, p.Reason, "meanwhile "+p.Effect)
 		}
 	}
-	if h := c.registry.Held; h != nil {
-		c.say(Warn, "topology", "an edit took away "+strings.Join(h.Missing, ", ")+" and is held", "portolan topology confirm "+h.Registry+", or take it back")
+	if s.DNS != nil {
+		for _, p := range s.DNS.Problems {
+			c.say(Warn, p.Key, p.Reason, "meanwhile "+p.Effect)
+		}
 	}
-	if n := len(s.Topology.Drift); n > 0 {
-		c.say(Warn, "topology", fmt.Sprintf("the store differs from %s; keys that differ: %d", s.Topology.File, n), "portolan diff -f "+s.Topology.File)
+	for _, w := range s.Warnings {
+		c.say(Warn, "server", w, "")
 	}
 }
 
@@ -150,6 +167,8 @@ func (c *Checker) replicas() {
 		switch {
 		case r.Health == "Unhealthy":
 			c.say(Fail, subject, text+": "+r.Reason, "clients are sent elsewhere until its probes pass")
+		case r.Status == topology.Deleting:
+			c.say(Warn, subject, text+": "+r.Reason, "")
 		case r.Status == topology.Degraded:
 			c.say(Fail, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
 		case r.Status != topology.Ready:
@@ -166,13 +185,11 @@ func (c *Checker) database() {
 		if name == "" {
 			name = "the built-in table of countries"
 		}
-		text := fmt.Sprintf("%s, built %s", name, g.Built.Format(time.DateOnly))
-		switch age := g.Age(time.Now()); {
-		case age > 90*24*time.Hour && g.Path != "":
-			c.say(Warn, "database", text, fmt.Sprintf("it is %d days old: fetch a newer one, then SIGHUP", int(age/(24*time.Hour))))
-		case g.Path == "":
-			c.say(OK, "database", text, "")
-		default:
+		days := int(g.Age(time.Now()) / (24 * time.Hour))
+		text := fmt.Sprintf("%s, built %s, %d days old", name, g.Built.Format(time.DateOnly), days)
+		if days > oldDays && g.Path != "" {
+			c.say(Warn, "database", text, "fetch a newer one, then SIGHUP")
+		} else {
 			c.say(OK, "database", text, "")
 		}
 	}
@@ -198,6 +215,7 @@ func (c *Checker) events() {
 
 // ---- decisions ---------------------------------------------------------------------------------------------------------
 
+// decisions tells where the server that was asked sends the samples, and the shares that the weights result in.
 func (c *Checker) decisions(ctx context.Context) error {
 	for _, s := range samples {
 		e, err := c.API.Explain(ctx, c.registry.Name, s.subnet, "")
@@ -208,13 +226,131 @@ func (c *Checker) decisions(ctx context.Context) error {
 		switch {
 		case e.Region == "":
 			c.say(Fail, subject, e.Sentence, "portolan explain "+c.registry.Name+" --ecs "+s.subnet)
+			continue
 		case !e.Located:
 			c.say(Warn, subject, s.subnet+" is in no entry of the database; they go to "+e.Region, "is the database the right one?")
 		default:
 			c.say(OK, subject, s.subnet+" goes to "+e.Region, "")
 		}
+		c.decided = append(c.decided, decision{s.where, s.subnet, e.Region, e.Scope})
+	}
+	shares, err := c.API.Shares(ctx, c.registry.Name)
+	if err != nil {
+		return fmt.Errorf("asking for the shares of clients: %w", err)
+	}
+	for _, r := range shares {
+		for _, split := range r.Splits {
+			parts := make([]string, len(split.Shares))
+			for i, share := range split.Shares {
+				parts[i] = fmt.Sprintf("%.1f %% to %s", share.Percent, share.Region)
+			}
+			if len(parts) == 0 {
+				c.say(Fail, "clients near "+split.Nearest, "they are sent nowhere", "portolan replica list "+c.registry.Name)
+				continue
+			}
+			c.say(OK, "clients near "+split.Nearest, strings.Join(parts, ", "), "")
+		}
 	}
 	return nil
+}
+
+// patience is how often a name server that decides otherwise is asked again, and pause the time between: an edit or a verdict may
+// be on its way between servers.
+const (
+	patience = 3
+	pause    = 300 * time.Millisecond
+)
+
+// alike looks whether a name server sends the samples where the server that was asked does.
+func (c *Checker) alike(ctx context.Context, subject, at string) {
+	for _, d := range c.decided {
+		var region, fault string
+		for attempt := range patience {
+			if attempt > 0 {
+				select {
+				case <-time.After(pause):
+				case <-ctx.Done():
+					return
+				}
+				if e, err := c.API.Explain(ctx, c.registry.Name, d.subnet, ""); err == nil {
+					d.region, d.scope = e.Region, e.Scope
+				}
+			}
+			scope := 0
+			var err error
+			region, scope, err = c.led(ctx, at, d)
+			switch {
+			case err != nil:
+				fault = err.Error()
+			case region != d.region:
+				fault = fmt.Sprintf("sends clients in %s (%s) to %s, and the server that was asked to %s", d.where, d.subnet, region, d.region)
+			case scope != d.scope:
+				fault = fmt.Sprintf("answers clients in %s (%s) for a /%d, and the server that was asked for a /%d", d.where, d.subnet, scope, d.scope)
+			default:
+				fault = ""
+			}
+			if fault == "" {
+				break
+			}
+		}
+		if fault != "" {
+			c.say(Fail, subject, fault, "do both see the same topology, and have they the same location database? portolan status of each tells")
+			return
+		}
+	}
+	if len(c.decided) > 0 {
+		c.say(OK, subject, "decides alike", "")
+	}
+}
+
+// led asks a name server where the clients of a sample are sent, and for how large a network that holds. Where regions have an
+// address in common, it is taken for the one that was decided.
+func (c *Checker) led(ctx context.Context, at string, d decision) (region string, scope int, err error) {
+	prefix, err := netip.ParsePrefix(d.subnet)
+	if err != nil {
+		return "", 0, err
+	}
+	for _, kind := range []uint16{mdns.TypeA, mdns.TypeAAAA} {
+		q := new(mdns.Msg).SetQuestion(mdns.Fqdn(c.registry.FQDN), kind)
+		q.RecursionDesired = false
+		q.SetEdns0(1232, false)
+		q.IsEdns0().Option = append(q.IsEdns0().Option, &mdns.EDNS0_SUBNET{Code: mdns.EDNS0SUBNET, Family: 1,
+			SourceNetmask: uint8(prefix.Bits()), Address: prefix.Addr().AsSlice()})
+		answer, err := c.ask(ctx, "udp", at, q)
+		if err != nil {
+			return "", 0, err
+		}
+		if o := answer.IsEdns0(); o != nil {
+			for _, option := range o.Option {
+				if e, ok := option.(*mdns.EDNS0_SUBNET); ok {
+					scope = int(e.SourceScope)
+				}
+			}
+		}
+		got := addressesOf(answer)
+		for _, rr := range answer.Answer {
+			if cname, ok := rr.(*mdns.CNAME); ok {
+				got = append(got, mdns.CanonicalName(cname.Target))
+			}
+		}
+		var regions []string
+		for _, r := range c.registry.Replicas {
+			if slices.ContainsFunc(got, func(a string) bool {
+				return slices.Contains(r.Addresses, a) || r.Hostname != "" && a == mdns.CanonicalName(r.Hostname)
+			}) {
+				regions = append(regions, r.Region)
+			}
+		}
+		switch {
+		case slices.Contains(regions, d.region):
+			return d.region, scope, nil
+		case len(regions) > 0:
+			return regions[0], scope, nil
+		case len(got) > 0:
+			return strings.Join(got, ", "), scope, nil
+		}
+	}
+	return "nowhere", scope, nil
 }
 
 // ---- the zone ----------------------------------------------------------------------------------------------------------
@@ -236,7 +372,7 @@ func (c *Checker) zone(ctx context.Context) {
 		}
 		for _, a := range addresses {
 			asked[a] = true
-			c.nameserver(ctx, "name server "+name+" "+a, net.JoinHostPort(a, "53"), serials)
+			c.nameserver(ctx, "name server "+name+" "+a, net.JoinHostPort(a, c.port), serials)
 		}
 	}
 	// What this server listens on itself: in a lab it is all there is.
@@ -289,9 +425,11 @@ func (c *Checker) nameserver(ctx context.Context, subject, at string, serials ma
 		}
 	}
 	c.say(OK, subject, "authoritative over UDP and TCP", "")
+	c.alike(ctx, subject, at)
 }
 
-// delegation compares what the parent says with what is configured.
+// delegation compares what the parent says with what is configured. The servers of the parent themselves are asked: resolvers
+// tell what the zone says of itself.
 func (c *Checker) delegation(ctx context.Context, zone string) {
 	subject := "delegation of " + zone
 	resolver, err := c.resolver()
@@ -299,53 +437,117 @@ func (c *Checker) delegation(ctx context.Context, zone string) {
 		c.say(Warn, subject, err.Error(), "")
 		return
 	}
-	answer, err := c.exchange(ctx, "udp", resolver, zone, mdns.TypeNS, true)
+	who := "the parent names "
+	answer, server, err := c.referral(ctx, resolver, zone)
 	if err != nil {
-		c.say(Warn, subject, "it could not be asked for: "+err.Error(), "")
-		return
+		c.say(Warn, subject, "the parent could not be asked, so resolvers were: "+err.Error(), "")
+		who, server = "resolvers find ", resolver
+		if answer, err = c.exchange(ctx, "udp", resolver, zone, mdns.TypeNS, true); err != nil {
+			c.say(Warn, subject, "it could not be asked for: "+err.Error(), "")
+			return
+		}
 	}
 	var got []string
-	for _, rr := range answer.Answer {
-		if ns, ok := rr.(*mdns.NS); ok {
+	for _, rr := range slices.Concat(answer.Answer, answer.Ns) {
+		if ns, ok := rr.(*mdns.NS); ok && mdns.CanonicalName(ns.Hdr.Name) == mdns.CanonicalName(zone) {
 			got = append(got, mdns.CanonicalName(ns.Ns))
 		}
 	}
 	slices.Sort(got)
+	got = slices.Compact(got)
 	want := slices.Sorted(maps.Keys(c.status.DNS.Nameservers))
 	switch {
 	case len(got) == 0:
-		c.say(Warn, subject, "resolvers find no name servers for it ("+mdns.RcodeToString[answer.Rcode]+")",
+		c.say(Warn, subject, who+"no name servers for it ("+mdns.RcodeToString[answer.Rcode]+")",
 			"in the parent zone, add "+zone+" NS "+strings.Join(want, ", ")+", and the addresses of those inside "+zone+" as glue")
 	case !slices.Equal(got, want):
-		c.say(Fail, subject, "resolvers find "+strings.Join(got, ", ")+", and configured are "+strings.Join(want, ", "), "make the parent's NS records and dns.nameservers equal")
+		c.say(Fail, subject, who+strings.Join(got, ", ")+", and configured are "+strings.Join(want, ", "), "make the parent's NS records and dns.nameservers equal")
 	default:
-		c.say(OK, subject, strings.Join(got, ", "), "")
-		c.glue(ctx, resolver)
+		c.say(OK, subject, who+strings.Join(got, ", "), "")
+		c.glue(ctx, who, server, answer)
 	}
 }
 
-func (c *Checker) glue(ctx context.Context, resolver string) {
+// parentServers bounds how many servers of the parent are tried.
+const parentServers = 4
+
+// referral asks the servers of the parent zone, one after the other, for the name servers of a zone, and returns the first answer
+// with the server that gave it.
+func (c *Checker) referral(ctx context.Context, resolver, zone string) (*mdns.Msg, string, error) {
+	labels := mdns.SplitDomainName(zone)
+	var names []string
+	for i := 1; i <= len(labels) && len(names) == 0; i++ {
+		parent := mdns.Fqdn(strings.Join(labels[i:], "."))
+		answer, err := c.exchange(ctx, "udp", resolver, parent, mdns.TypeNS, true)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, rr := range answer.Answer {
+			if ns, ok := rr.(*mdns.NS); ok && mdns.CanonicalName(ns.Hdr.Name) == mdns.CanonicalName(parent) {
+				names = append(names, ns.Ns)
+			}
+		}
+	}
+	failed := errors.New("its servers are not found")
+	tried := 0
+	for _, name := range names {
+		addresses, err := c.lookup(ctx, name)
+		if err != nil {
+			failed = err
+		}
+		for _, a := range addresses {
+			if tried++; tried > parentServers {
+				return nil, "", failed
+			}
+			server := net.JoinHostPort(a, c.port)
+			answer, err := c.exchange(ctx, "udp", server, zone, mdns.TypeNS, false)
+			if err == nil && answer.Rcode != mdns.RcodeSuccess && answer.Rcode != mdns.RcodeNameError {
+				err = fmt.Errorf("%s answers %s for %s", server, mdns.RcodeToString[answer.Rcode], zone)
+			}
+			if err == nil {
+				return answer, server, nil
+			}
+			failed = err
+		}
+	}
+	return nil, "", failed
+}
+
+// glue compares the addresses that the answer about the delegation, or who gave it, has for the name servers inside the zone.
+func (c *Checker) glue(ctx context.Context, who, server string, delegation *mdns.Msg) {
 	for _, name := range slices.Sorted(maps.Keys(c.status.DNS.Nameservers)) {
 		want := slices.Clone(c.status.DNS.Nameservers[name])
 		if len(want) == 0 {
 			continue
 		}
 		var got []string
-		for _, kind := range []uint16{mdns.TypeA, mdns.TypeAAAA} {
-			answer, err := c.exchange(ctx, "udp", resolver, name, kind, true)
-			if err != nil {
-				c.say(Warn, "glue of "+name, err.Error(), "")
-				return
+		for _, rr := range delegation.Extra {
+			if mdns.CanonicalName(rr.Header().Name) == name {
+				got = append(got, addressesOf(&mdns.Msg{Answer: []mdns.RR{rr}})...)
 			}
-			got = append(got, addressesOf(answer)...)
+		}
+		if len(delegation.Answer) > 0 { // who answers for the zone itself need not add them
+			got = nil
+			for _, kind := range []uint16{mdns.TypeA, mdns.TypeAAAA} {
+				answer, err := c.exchange(ctx, "udp", server, name, kind, true)
+				if err != nil {
+					c.say(Warn, "glue of "+name, err.Error(), "")
+					return
+				}
+				got = append(got, addressesOf(answer)...)
+			}
 		}
 		slices.Sort(got)
 		slices.Sort(want)
 		if slices.Equal(got, want) {
-			c.say(OK, "glue of "+name, strings.Join(got, ", "), "")
-		} else {
-			c.say(Fail, "glue of "+name, "resolvers find "+strings.Join(got, ", ")+", and configured is "+strings.Join(want, ", "), "make the parent's glue and dns.nameservers equal")
+			c.say(OK, "glue of "+name, who+strings.Join(got, ", "), "")
+			continue
 		}
+		found := strings.Join(got, ", ")
+		if found == "" {
+			found = "no address"
+		}
+		c.say(Fail, "glue of "+name, who+found+", and configured is "+strings.Join(want, ", "), "make the parent's glue and dns.nameservers equal")
 	}
 }
 
@@ -363,19 +565,23 @@ func addressesOf(m *mdns.Msg) []string {
 }
 
 func (c *Checker) exchange(ctx context.Context, network, at, name string, kind uint16, recurse bool) (*mdns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	q := new(mdns.Msg)
-	q.SetQuestion(mdns.Fqdn(name), kind)
+	q := new(mdns.Msg).SetQuestion(mdns.Fqdn(name), kind)
 	q.RecursionDesired = recurse
 	q.SetEdns0(1232, false)
+	return c.ask(ctx, network, at, q)
+}
+
+// ask asks a server, over TCP where an answer is too large for UDP.
+func (c *Checker) ask(ctx context.Context, network, at string, q *mdns.Msg) (*mdns.Msg, error) {
+	one, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	client := &mdns.Client{Net: network, Timeout: timeout}
-	answer, _, err := client.ExchangeContext(ctx, q, at)
-	if err == nil && answer.Truncated && network == "udp" {
-		return c.exchange(ctx, "tcp", at, name, kind, recurse)
-	}
+	answer, _, err := client.ExchangeContext(one, q, at)
 	if err != nil {
-		return nil, fmt.Errorf("asking %s for %s %s: %w", at, name, mdns.TypeToString[kind], err)
+		return nil, fmt.Errorf("asking %s for %s %s: %w", at, q.Question[0].Name, mdns.TypeToString[q.Question[0].Qtype], err)
+	}
+	if answer.Truncated && network == "udp" {
+		return c.ask(ctx, "tcp", at, q)
 	}
 	return answer, nil
 }

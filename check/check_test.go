@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +22,8 @@ import (
 
 	"portolan/api"
 	"portolan/router"
+	"portolan/router/geo"
+	"portolan/test/bed"
 	"portolan/topology"
 )
 
@@ -29,7 +33,11 @@ type fakeAPI struct{ status api.Status }
 func (f fakeAPI) Status(context.Context) (api.Status, error) { return f.status, nil }
 
 func (f fakeAPI) Explain(_ context.Context, registry, ecs, _ string) (api.Explanation, error) {
-	return api.Explanation{Explanation: router.Explanation{Registry: registry, Region: "westus", Located: true}}, nil
+	return api.Explanation{Explanation: router.Explanation{Registry: registry, Region: "westus", Located: true, Scope: 24}}, nil
+}
+
+func (f fakeAPI) Shares(_ context.Context, registry string) ([]api.RegistryShares, error) {
+	return []api.RegistryShares{{Registry: registry, Splits: []router.Split{{Nearest: "westus", Shares: []router.Share{{Region: "westus", Percent: 90}, {Region: "eastus", Percent: 10}}}}}}, nil
 }
 
 // certificate is one for names, signed by itself.
@@ -66,27 +74,42 @@ func serveTLS(t *testing.T, c tls.Certificate) (port string) {
 	return port
 }
 
-// serveDNS answers from records, over UDP and TCP on one port.
-func serveDNS(t *testing.T, authoritative bool, records ...string) (at string) {
-	t.Helper()
-	handler := mdns.HandlerFunc(func(w mdns.ResponseWriter, q *mdns.Msg) {
-		a := new(mdns.Msg)
-		a.SetReply(q)
+// answers are those of a server that has these records, for networks of scope bits.
+func answers(t *testing.T, authoritative bool, scope uint8, records ...string) func(*mdns.Msg, *mdns.Msg) {
+	return func(q, a *mdns.Msg) {
 		a.Authoritative = authoritative
 		for _, text := range records {
-			rr, err := mdns.NewRR(text)
-			if err != nil {
-				t.Error(err)
-				continue
-			}
-			h := rr.Header()
+			h := record(t, text).Header()
 			if h.Name == q.Question[0].Name && (h.Rrtype == q.Question[0].Qtype || h.Rrtype == mdns.TypeCNAME && q.Question[0].Qtype == mdns.TypeA) {
-				a.Answer = append(a.Answer, rr)
+				a.Answer = append(a.Answer, record(t, text))
 			}
 		}
+		if o := q.IsEdns0(); o != nil && len(o.Option) > 0 {
+			subnet := *o.Option[0].(*mdns.EDNS0_SUBNET)
+			subnet.SourceScope = scope
+			a.SetEdns0(1232, false)
+			a.IsEdns0().Option = []mdns.EDNS0{&subnet}
+		}
+	}
+}
+
+func record(t *testing.T, text string) mdns.RR {
+	rr, err := mdns.NewRR(text)
+	if err != nil {
+		t.Error(err)
+	}
+	return rr
+}
+
+// serveDNS serves over UDP and TCP on one port.
+func serveDNS(t *testing.T, answer func(q, a *mdns.Msg)) (at string) {
+	t.Helper()
+	handler := mdns.HandlerFunc(func(w mdns.ResponseWriter, q *mdns.Msg) {
+		a := new(mdns.Msg).SetReply(q)
+		answer(q, a)
 		w.WriteMsg(a)
 	})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", bed.NewAddress(t, "127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,43 +142,79 @@ func TestRegistry(t *testing.T) {
 	for _, c := range []*x509.Certificate{root, oldRoot, otherRoot} {
 		roots.AddCert(c)
 	}
-	const soa = "geo.example.net. 5 IN SOA ns1.geo.example.net. hostmaster.example.net. 7 1 1 1 5"
-	resolver := serveDNS(t, false, "geo.example.net. 60 IN NS ns1.geo.example.net.", "ns1.geo.example.net. 60 IN A 127.0.0.53",
-		"registry.contoso.com. 60 IN CNAME contoso.geo.example.net.", "registry.contoso.com. 60 IN CAA 0 issue \"letsencrypt.org\"")
-	server, stale, lame := serveDNS(t, true, soa), serveDNS(t, true, strings.Replace(soa, " 7 ", " 6 ", 1)), serveDNS(t, false, soa)
+	const soa, one = "geo.example.net. 5 IN SOA ns1.geo.example.net. hostmaster.example.net. 7 1 1 1 5", "contoso.geo.example.net. 5 IN A 127.0.0.1"
+	known := []string{"registry.contoso.com. 60 IN CNAME contoso.geo.example.net.", "registry.contoso.com. 60 IN CAA 0 issue \"letsencrypt.org\"",
+		// What the zone says of itself is no news about its parent.
+		"geo.example.net. 60 IN NS ns1.geo.example.net.", "ns1.geo.example.net. 60 IN A 127.0.0.53"}
+	// The parent's servers are where a resolver says, at the port of all name servers here.
+	resolver := serveDNS(t, answers(t, false, 0, append(known, "example.net. 60 IN NS ns.example.net.", "ns.example.net. 60 IN A 127.0.0.1")...))
+	alone := serveDNS(t, answers(t, false, 0, known...))
+	names, glue := []string{"ns1.geo.example.net."}, "ns1.geo.example.net. 60 IN A 127.0.0.53"
+	refers := func(glue string, names ...string) string {
+		_, port, err := net.SplitHostPort(serveDNS(t, func(q, a *mdns.Msg) {
+			for _, name := range names {
+				if q.Question[0].Name == "geo.example.net." && !q.RecursionDesired {
+					a.Ns = append(a.Ns, record(t, "geo.example.net. 60 IN NS "+name))
+				}
+			}
+			if glue != "" {
+				a.Extra = append(a.Extra, record(t, glue))
+			}
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return port
+	}
+	parent := refers(glue, names...)
+	server, stale, lame := serveDNS(t, answers(t, true, 24, soa, one)), serveDNS(t, answers(t, true, 24, strings.Replace(soa, " 7 ", " 6 ", 1), one)), serveDNS(t, answers(t, false, 0, soa))
+	elsewhere, narrower := serveDNS(t, answers(t, true, 24, soa, strings.Replace(one, "127.0.0.1", "127.0.0.9", 1))), serveDNS(t, answers(t, true, 20, soa, one))
 
 	for name, c := range map[string]struct {
 		certificate tls.Certificate
 		servers     []string
-		change      func(*api.Status, *api.Registry)
+		parent      string // its servers' port; empty: those of a zone that is delegated rightly
+		change      func(*api.Status, *api.Registry, *Checker)
 		passed      bool
-		want        []string // "level subject: part of the text"
+		want        []string // "level subject|part of the text"
 	}{
-		"all is well": {good, []string{server}, nil, true, []string{
-			"ok server:ready", "ok this server " + server + ":authoritative over UDP and TCP", "ok zone geo.example.net.:serial 7 on all 1",
-			"ok delegation of geo.example.net.:ns1.geo.example.net.", "ok glue of ns1.geo.example.net.:127.0.0.53",
-			"ok clients in Asia:goes to westus", "ok client name registry.contoso.com:leads to contoso.geo.example.net.",
-			"ok CAA of registry.contoso.com:letsencrypt.org", "ok replica westus:Ready", "ok events westus:3 since", "registry.contoso.com:valid until"}},
-		"serials differ":              {good, []string{server, stale}, nil, false, []string{"fail zone geo.example.net.:serial 6: " + stale + "; serial 7: " + server}},
-		"not authoritative":           {good, []string{lame}, nil, false, []string{"fail this server " + lame + ":without authority"}},
-		"nobody answers":              {good, []string{"127.0.0.1:1"}, nil, false, []string{"fail this server 127.0.0.1:1:no answer over UDP", "fail zone geo.example.net.:no server answered"}},
-		"certificate of others":       {other, []string{server}, nil, false, []string{"valid for other.example, not registry.contoso.com"}},
-		"certificate about to expire": {old, []string{server}, nil, true, []string{"warn certificate westus"}},
-		"delegated elsewhere": {good, []string{server}, func(s *api.Status, r *api.Registry) {
-			s.DNS.Nameservers = map[string][]string{"ns2.geo.example.net.": {"127.0.0.53"}}
-		}, false, []string{"fail delegation of geo.example.net.:resolvers find ns1.geo.example.net., and configured are ns2.geo.example.net."}},
-		"wrong glue": {good, []string{server}, func(s *api.Status, r *api.Registry) {
+		"all is well": {good, []string{server}, "", nil, true, []string{
+			"ok server|ready", "ok this server " + server + "|authoritative over UDP and TCP", "ok this server " + server + "|decides alike", "ok zone geo.example.net.|serial 7 on all 1",
+			"ok delegation of geo.example.net.|the parent names ns1.geo.example.net.", "ok glue of ns1.geo.example.net.|the parent names 127.0.0.53",
+			"ok clients in Asia|goes to westus", "ok clients near westus|90.0 % to westus, 10.0 % to eastus", "ok client name registry.contoso.com|leads to contoso.geo.example.net.",
+			"ok CAA of registry.contoso.com|letsencrypt.org", "ok replica westus|Ready", "ok events westus|3 since", "ok certificate westus|valid until"}},
+		"serials differ":              {good, []string{server, stale}, "", nil, false, []string{"fail zone geo.example.net.|serial 6: " + stale + "; serial 7: " + server}},
+		"not authoritative":           {good, []string{lame}, "", nil, false, []string{"fail this server " + lame + "|without authority"}},
+		"nobody answers":              {good, []string{"127.0.0.1:1"}, "", nil, false, []string{"fail this server 127.0.0.1:1|no answer over UDP", "fail zone geo.example.net.|no server answered"}},
+		"another decision":            {good, []string{server, elsewhere}, "", nil, false, []string{"ok this server " + server + "|decides alike", "fail this server " + elsewhere + "|(128.32.0.0/24) to 127.0.0.9, and the server that was asked to westus"}},
+		"another database":            {good, []string{narrower}, "", nil, false, []string{"fail this server " + narrower + "|for a /20, and the server that was asked for a /24"}},
+		"certificate of others":       {other, []string{server}, "", nil, false, []string{"fail certificate westus|valid for other.example, not registry.contoso.com"}},
+		"certificate about to expire": {old, []string{server}, "", nil, true, []string{"warn certificate westus|valid until"}},
+		"delegated elsewhere": {good, []string{server}, refers("", "ns2.geo.example.net."), nil, false,
+			[]string{"fail delegation of geo.example.net.|the parent names ns2.geo.example.net., and configured are ns1.geo.example.net."}},
+		"not delegated": {good, []string{server}, refers(""), nil, true, []string{"warn delegation of geo.example.net.|the parent names no name servers for it"}},
+		"no glue":       {good, []string{server}, refers("", names...), nil, false, []string{"fail glue of ns1.geo.example.net.|the parent names no address, and configured is 127.0.0.53"}},
+		"wrong glue": {good, []string{server}, refers("ns1.geo.example.net. 60 IN A 127.0.0.54", names...), nil, false,
+			[]string{"fail glue of ns1.geo.example.net.|the parent names 127.0.0.54, and configured is 127.0.0.53"}},
+		"a parent that cannot be asked": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, c *Checker) {
+			c.Resolver = alone
 			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.54"}
-		}, false, []string{"fail glue of ns1.geo.example.net.:resolvers find 127.0.0.53, and configured is 127.0.0.54"}},
-		"unhealthy": {good, []string{server}, func(s *api.Status, r *api.Registry) {
+		}, false, []string{"warn delegation of geo.example.net.|the parent could not be asked", "fail glue of ns1.geo.example.net.|resolvers find 127.0.0.53, and configured is 127.0.0.54"}},
+		"unhealthy": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
 			r.Replicas[0].Health, r.Replicas[0].Reason = "Unhealthy", "connection refused"
-		}, false, []string{"fail replica westus:connection refused"}},
-		"silent": {good, []string{server}, func(s *api.Status, r *api.Registry) { s.Events.Received = nil }, true, []string{"warn events westus:none came"}},
-		"client name elsewhere": {good, []string{server}, func(s *api.Status, r *api.Registry) { r.FQDN = "contoso.other.example" }, true,
-			[]string{"warn client name registry.contoso.com:do not find that it leads to contoso.other.example."}},
-		"bad value": {good, []string{server}, func(s *api.Status, r *api.Registry) {
+		}, false, []string{"fail replica westus|connection refused"}},
+		"silent": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) { s.Events.Received = nil }, true, []string{"warn events westus|none came"}},
+		"client name elsewhere": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
+			r.ClientNames = append(r.ClientNames, "other.contoso.com")
+		}, false,
+			[]string{"warn client name other.contoso.com|do not find that it leads to contoso.geo.example.net.", "fail certificate westus|not other.contoso.com"}},
+		"bad value": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) {
 			s.Topology.Problems = []topology.Problem{{Key: "registries/contoso/home", Reason: "is empty"}}
-		}, false, []string{"fail registries/contoso/home:is empty"}},
+		}, false, []string{"fail registries/contoso/home|is empty"}},
+		"warnings": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) {
+			s.Warnings = []string{"the store differs from topology.yaml"}
+			s.Geo = []geo.Info{{Path: "city.mmdb", Built: time.Now().Add(-100 * 24 * time.Hour)}}
+		}, true, []string{"warn server|differs from topology.yaml", "warn database|city.mmdb"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -164,26 +223,21 @@ func TestRegistry(t *testing.T) {
 			registry := api.Registry{Name: "contoso", FQDN: "contoso.geo.example.net", ClientNames: []string{"registry.contoso.com"},
 				Replicas: []api.Replica{{Registry: "contoso", Region: "westus", Endpoint: "https://127.0.0.1:" + serveTLS(t, c.certificate),
 					Addresses: []string{"127.0.0.1"}, Status: topology.Ready, Health: "Healthy"}}}
+			checker := Checker{Resolver: resolver, Roots: roots, port: cmp.Or(c.parent, parent)}
 			if c.change != nil {
-				c.change(&status, &registry)
+				c.change(&status, &registry, &checker)
 			}
 			var findings []string
-			checker := Checker{API: fakeAPI{status}, Resolver: resolver, Roots: roots, Found: func(f Finding) {
-				findings = append(findings, string(f.Level)+" "+f.Subject+":"+f.Text)
-			}}
+			checker.API, checker.Found = fakeAPI{status}, func(f Finding) {
+				findings = append(findings, string(f.Level)+" "+f.Subject+"|"+f.Text)
+			}
 			passed, err := checker.Registry(t.Context(), registry)
 			if err != nil || passed != c.passed {
 				t.Errorf("passed %v, %v, want %v:\n%s", passed, err, c.passed, strings.Join(findings, "\n"))
 			}
 			for _, want := range c.want {
-				head, part, _ := strings.Cut(want, ":")
-				if i := strings.LastIndex(want, ":"); strings.Contains(want, "this server") {
-					head, part = want[:i], want[i+1:]
-				}
-				found := false
-				for _, f := range findings {
-					found = found || strings.Contains(f, head) && strings.Contains(f, part)
-				}
+				head, part, _ := strings.Cut(want, "|")
+				found := slices.ContainsFunc(findings, func(f string) bool { return strings.HasPrefix(f, head) && strings.Contains(f, part) })
 				if !found {
 					t.Errorf("no %q in:\n%s", want, strings.Join(findings, "\n"))
 				}
