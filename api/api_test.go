@@ -352,6 +352,25 @@ func TestDeletionThatIsDoneAtOnce(t *testing.T) {
 	}
 }
 
+// No replicator works for a replica that is incomplete, so none would end its deletion.
+func TestDeletionOfWhatIsIncomplete(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	ctx := t.Context()
+	if _, err := r.store.Commit(ctx, store.Put("registries/contoso/replicas/eastus/weight", "10")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.DeleteReplica(ctx, "contoso", "eastus", false); !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("without force: %v", err)
+	}
+	if _, err := r.client.DeleteReplica(ctx, "contoso", "eastus", true); err != nil {
+		t.Error(err)
+	}
+	if tree, err := r.store.List(ctx, "registries/contoso/replicas/eastus/"); err != nil || len(tree.Entries) > 0 {
+		t.Errorf("it is still there: %+v, %v", tree, err)
+	}
+}
+
 // What is no registry is refused when a replica is created there, and when one is moved there.
 func TestKnock(t *testing.T) {
 	t.Parallel()

@@ -41,6 +41,7 @@ type Editor interface {
 	CreateReplica(ctx context.Context, registry string, r topology.ReplicaDocument) error
 	UpdateReplica(ctx context.Context, registry, region string, change func(*topology.ReplicaDocument)) error
 	DeleteReplica(ctx context.Context, registry, region string, r topology.Request) error
+	RemoveReplica(ctx context.Context, registry, region string) error
 	Apply(ctx context.Context, d topology.Document, prune, dryRun bool) ([]topology.Change, error)
 	Confirm(ctx context.Context, registry string) error
 }
@@ -768,11 +769,24 @@ func (s *server) deleteReplica(r *http.Request) (any, error) {
 		return nil, err
 	}
 	asked := topology.Request{Time: time.Now().UTC(), Force: r.URL.Query().Get("force") == "true", Actor: r.RemoteAddr}
+	incomplete := false // and so unknown to replicators, who would finish the deletion
+	if v := s.View(); v.Snapshot != nil {
+		served := v.Snapshot.Registry(registry.Name)
+		incomplete = served != nil && slices.Contains(served.Incomplete, replica.Region)
+	}
+	if incomplete && !asked.Force && !replica.Home {
+		return nil, failf(CodeRefused, "replica %s/%s is incomplete, so that nobody can look whether pushes there are elsewhere: complete it, or take it out with --force", registry.Name, replica.Region)
+	}
 	if err := s.Editor.DeleteReplica(r.Context(), registry.Name, replica.Region, asked); err != nil {
 		return nil, err
 	}
+	if incomplete {
+		if err := s.Editor.RemoveReplica(r.Context(), registry.Name, replica.Region); err != nil {
+			return nil, err
+		}
+	}
 	_, after, err := s.findReplica(r)
-	if IsCode(err, CodeNotFound) { // asked again when it was about to leave, and it has left
+	if IsCode(err, CodeNotFound) { // incomplete, or asked again when it was about to leave: it has left
 		replica.Status, replica.Routing = topology.Deleting, RoutingDisabled
 		return replica, nil
 	}

@@ -167,6 +167,7 @@ func TestRegistry(t *testing.T) {
 		return port
 	}
 	parent := refers(glue, names...)
+	_, closed, _ := net.SplitHostPort(bed.NewAddress(t, "127.0.0.1"))
 	server, stale, lame := serveDNS(t, answers(t, true, 24, soa, one)), serveDNS(t, answers(t, true, 24, strings.Replace(soa, " 7 ", " 6 ", 1), one)), serveDNS(t, answers(t, false, 0, soa))
 	elsewhere, narrower := serveDNS(t, answers(t, true, 24, soa, strings.Replace(one, "127.0.0.1", "127.0.0.9", 1))), serveDNS(t, answers(t, true, 20, soa, one))
 
@@ -200,6 +201,9 @@ func TestRegistry(t *testing.T) {
 			c.Resolver = alone
 			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.54"}
 		}, false, []string{"warn delegation of geo.example.net.|the parent could not be asked", "fail glue of ns1.geo.example.net.|resolvers find 127.0.0.53, and configured is 127.0.0.54"}},
+		"a name server that is silent": {good, []string{server}, closed, func(s *api.Status, _ *api.Registry, c *Checker) {
+			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.53", "0.0.0.0"} // this machine, and by its address no lab
+		}, false, []string{"warn name server ns1.geo.example.net. 127.0.0.53|no answer over UDP", "fail name server ns1.geo.example.net. 0.0.0.0|no answer over UDP"}},
 		"unhealthy": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
 			r.Replicas[0].Health, r.Replicas[0].Reason = "Unhealthy", "connection refused"
 		}, false, []string{"fail replica westus|connection refused"}},
