@@ -134,7 +134,11 @@ func (r *replica) run(ctx context.Context) error {
 	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.open(ctx) })
-	lease := store.NewLease(r.of.options.Store, topology.LeaseKey(r.of.name, r.config.Region), r.of.options.Holder, store.LeaseOptions{})
+	lease := store.NewLease(r.of.options.Store, topology.LeaseKey(r.of.name, r.config.Region), r.of.options.Holder, store.LeaseOptions{
+		Failed: func(err error) {
+			r.log.Warn("the lease for writes to the replica cannot be had; trying again", zap.Error(err))
+		},
+	})
 	g.Go(func() error {
 		return lease.Run(ctx, func(ctx context.Context, grant store.Grant) {
 			r.lease.Store(&grant)

@@ -23,6 +23,9 @@ type LeaseOptions struct {
 	Margin time.Duration
 	// Poll is how often a contender looks at the key. Default a quarter of Renew.
 	Poll time.Duration
+	// Failed is told, from Run's goroutine, why a contender can neither read nor have the key, whenever the reason is
+	// another one than before. Default: nobody is told.
+	Failed func(error)
 }
 
 func (o LeaseOptions) withDefaults() LeaseOptions {
@@ -124,11 +127,21 @@ func (l *Lease) Run(ctx context.Context, work func(ctx context.Context, g Grant)
 // acquire returns when the lease is got, or with the error of ctx.
 func (l *Lease) acquire(ctx context.Context) (*held, error) {
 	var (
-		seen  uint64    // the revision that is watched, zero if none
-		still time.Time // since when it is known to stand still
+		seen   uint64    // the revision that is watched, zero if none
+		still  time.Time // since when it is known to stand still
+		failed string    // what Failed was told last
 	)
+	tell := func(err error) {
+		if l.opts.Failed != nil && ctx.Err() == nil && err.Error() != failed {
+			failed = err.Error()
+			l.opts.Failed(err)
+		}
+	}
 	for {
 		entry, err := l.read(ctx)
+		if err != nil {
+			tell(err)
+		}
 		now := time.Now()
 		free := false
 		switch {
@@ -151,6 +164,9 @@ func (l *Lease) acquire(ctx context.Context) (*held, error) {
 				return h, nil
 			}
 			// Conflict, or an unknown outcome: the next reading tells.
+			if !errors.Is(err, ErrConflict) {
+				tell(err)
+			}
 		}
 		if err := sleep(ctx, l.opts.Poll); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -489,5 +490,31 @@ func TestLeaseCountsFromBeforeTheRequest(t *testing.T) {
 			}
 			stop()
 		})
+	})
+}
+
+// TestLeaseTellsWhy: a contender that cannot read or write the key says so, once for each reason, and goes on trying.
+func TestLeaseTellsWhy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var told []string
+		denied, away := errors.New("permission denied"), errors.New("no route to the store")
+		began := time.Now()
+		s := seenBy{newMemory(), func(_ context.Context, write bool, apply func() error) error {
+			switch passed := time.Since(began); {
+			case passed < 10*time.Second && write:
+				return denied
+			case passed >= 10*time.Second && passed < 20*time.Second:
+				return away
+			}
+			return apply()
+		}}
+		lease := store.NewLease(s, "lease", "one", store.LeaseOptions{Failed: func(err error) { told = append(told, err.Error()) }})
+		ctx, cancel := context.WithCancel(t.Context())
+		held := false
+		_ = lease.Run(ctx, func(context.Context, store.Grant) { held = true; cancel() }) // it returns ctx's error
+		if !held || len(told) != 2 || !strings.Contains(told[0], denied.Error()) || !strings.Contains(told[1], away.Error()) {
+			t.Errorf("held %v, told %q", held, told)
+		}
 	})
 }

@@ -121,9 +121,10 @@ func RequestKey(registry, region, verb string) string {
 	return ReplicaStatesPrefix + registry + "/replicas/" + region + "/request/" + verb
 }
 
-// LeaseKey is the lease for writes to one replica.
+// LeaseKey is the lease for writes to one replica. Leases are renewed every other second, so they stand apart from what is
+// watched.
 func LeaseKey(registry, region string) string {
-	return ReplicaStatesPrefix + registry + "/replicas/" + region + "/lease"
+	return StatePrefix + "leases/" + registry + "/" + region
 }
 
 // ConfirmedKey holds the regions, comma-separated and sorted, that an operator confirmed as all of a registry's, or "-" if it
@@ -152,7 +153,7 @@ type State struct {
 	Problems []Problem
 }
 
-// ParseState reads the state of replicas out of what stands below ReplicaStatesPrefix. Other keys, such as leases, are not
+// ParseState reads the state of replicas out of what stands below ReplicaStatesPrefix. Other keys are not
 // looked at.
 func ParseState(t store.Tree) *State {
 	s := &State{Replications: map[ReplicaName]Replication{}, Requests: map[ReplicaName][]string{}}

@@ -425,6 +425,11 @@ func parseMatch(kind, text string) (Match, error) {
 		if p != p.Masked() {
 			return Match{}, fmt.Errorf("%q has bits beyond its length: write %s", text, p.Masked())
 		}
+		for _, embedding := range []netip.Prefix{netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("64:ff9b::/96")} {
+			if embedding.Overlaps(p) && p.Bits() >= embedding.Bits() {
+				return Match{}, fmt.Errorf("%q holds addresses that embed IPv4 ones (6to4, NAT64), by which their clients are known: write the IPv4 prefix", text)
+			}
+		}
 		if p.String() != text {
 			return Match{}, fmt.Errorf("%q has another usual form: write %s", text, p)
 		}

@@ -319,11 +319,13 @@ func TestKey(t *testing.T) {
 	if got, want := (Key{}).Token("contoso", "westus"), "180e3963129f6ef69d6594cdfe7b66cbc07451417a01763c7d33f9b7b8e9cacd"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if err := os.Chmod(path, 0o640); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := LoadKey(path); err == nil {
-		t.Error("a key that others may read was taken")
+	for mode, taken := range map[os.FileMode]bool{0o400: true, 0o440: true, 0o640: true, 0o604: false, 0o644: false, 0o620: false, 0o660: false} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadKey(path); (err == nil) != taken {
+			t.Errorf("a key of mode %04o: %v, want it taken: %v", mode, err, taken)
+		}
 	}
 	for _, text := range []string{"", "secret", strings.Repeat("0", 63), strings.Repeat("0", 65), strings.Repeat("x", 64), strings.Repeat("0", 200)} {
 		bad := filepath.Join(t.TempDir(), "key")

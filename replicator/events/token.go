@@ -53,8 +53,9 @@ func readKey(path string) (Key, error) {
 	if !info.Mode().IsRegular() {
 		return Key{}, fmt.Errorf("%q is not a regular file", path)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return Key{}, fmt.Errorf("%q can be read by others than its owner (mode %04o): make it 0600", path, info.Mode().Perm())
+	// A group may read it: that is how systemd's credentials and Kubernetes's secrets are handed to a service.
+	if info.Mode().Perm()&0o027 != 0 {
+		return Key{}, fmt.Errorf("%q can be read by everybody, or written by its group (mode %04o): make it 0600 or 0440", path, info.Mode().Perm())
 	}
 	// Hexadecimal and a line break, so that it can be carried to another machine by hand.
 	var text [2*keySize + 2]byte
