@@ -26,7 +26,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
-	"portolan/topology/nearmiss"
+	"portolan/strict/nearmiss"
 )
 
 // Options are what one kind of file has of its own. Only Limit is needed.

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"portolan/store"
-	"portolan/topology/nearmiss"
+	"portolan/strict/nearmiss"
 )
 
 // editAttempts is how often an edit is computed anew when somebody else was faster: with a handful of operators at once the

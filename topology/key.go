@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"portolan/topology/nearmiss"
+	"portolan/strict/nearmiss"
 )
 
 // The fields of a registry and of a replica, as the ends of their keys.

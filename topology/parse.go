@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"portolan/store"
-	"portolan/topology/nearmiss"
+	"portolan/strict/nearmiss"
 	"portolan/topology/regions"
 )
 

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"portolan/topology/nearmiss"
+	"portolan/strict/nearmiss"
 )
 
 // This file reads single values. An error says what is wrong and what would be right, in a form that reads on after the

@@ -18,7 +18,7 @@ import (
 	"slices"
 	"strings"
 
-	"portolan/topology/nearmiss"
+	"portolan/strict/nearmiss"
 )
 
 // Provider is who runs a region.
