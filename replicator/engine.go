@@ -407,6 +407,9 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 			if err != nil {
 				return err
 			}
+			if row.Record.Head.Sequence != record.Head.Sequence {
+				return errAgain // what stands there, and who put it there, is to be found out anew
+			}
 			f := e.fleet()
 			out := version.ObserveOverwritten(row.Record, f.replicas, m.Replica, p.Event, overwritten, there == p.Digest)
 			if out.Joins != "" {
@@ -419,13 +422,14 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 				e.log.Warn("a push was overwritten by a copy before it was seen, and its manifest is gone",
 					zap.String("image", key.String()), zap.String("region", m.Region), zap.String("digest", p.Digest))
 			}
-			_, err = e.store(ctx, f, row, out)
+			next, err := e.store(ctx, f, row, out)
 			if errors.Is(err, ledger.ErrConflict) && i < attempts-1 {
 				continue
 			}
 			if err != nil {
 				return err
 			}
+			record = next
 			e.decided(m.Region, key, out.Verdict)
 			break
 		}
@@ -534,6 +538,10 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 			return cost, e.deleteManifest(ctx, m, row)
 		}
 		return cost, e.untag(ctx, m, key, shown)
+	}
+	if key.Kind == ledger.Tag && version.Flips(row.Record, e.now()) {
+		return cost, &NotReplicableError{Reason: fmt.Sprintf("it flips between a push in %s and one in %s: something else copies it there; end that, and push it once more",
+			row.Record.Head.Origin, row.Record.History[0].Origin)}
 	}
 	cost, err = m.Bring(ctx, key.Repository, row.Record.Head.Digest, e.sourcesFor(m, row.Record))
 	if err != nil {

@@ -331,14 +331,105 @@ func TestOwnDeleteIsNoUsers(t *testing.T) {
 	}
 }
 
-// interposed is a registry whose deletes somebody comes between.
+// interposed is a registry whose deletes, or copies, somebody comes between.
 type interposed struct {
 	*simRegistry
 	onDelete func(writeID string) error
+	onBring  func()
 }
 
 func (r *interposed) Delete(_ context.Context, _, _, writeID string) error {
 	return r.onDelete(writeID)
+}
+
+func (r *interposed) Bring(ctx context.Context, repository, digest string, sources []Remote) (Transfer, error) {
+	r.onBring()
+	return r.simRegistry.Bring(ctx, repository, digest, sources)
+}
+
+// A copy takes minutes; who pushes meanwhile, or deletes, is not overwritten. No event need tell.
+func TestTagIsReadAgainBeforeItIsPut(t *testing.T) {
+	t.Parallel()
+	for name, act := range map[string]func(s *simulation, north *simRegistry){
+		"a push":   func(s *simulation, north *simRegistry) { s.push(north, "a") },
+		"a delete": func(s *simulation, north *simRegistry) { s.remove(north, "a") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, east, north, west := seeded(t)
+			s.push(east, "a")
+			s.look(t, east)
+			target := *s.region(north)
+			var meant string
+			target.Remote = &interposed{simRegistry: north, onBring: func() { act(s, north); meant = north.tags["a"] }}
+			if _, err := s.engines[0].apply(t.Context(), &target, s.key("a"), s.clock, false); !errors.Is(err, errAgain) || north.tags["a"] != meant {
+				t.Fatalf("%v, and the tag is %q", err, north.tags["a"])
+			}
+			if r := s.ledger.rows[s.key("a")].Record; len(r.Intents) != 0 {
+				t.Errorf("an intent of nothing: %+v", r.Intents)
+			}
+			north.events = nil
+			s.converge(t)
+			s.converge(t)
+			if meant != "" && (north.tags["a"] != meant || west.tags["a"] != meant) {
+				t.Errorf("the push is lost: %v, %v", north.tags, west.tags)
+			}
+		})
+	}
+}
+
+// Something else copies a tag as well: it is held, where going on would go on for ever.
+func TestFlippingTagIsHeld(t *testing.T) {
+	t.Parallel()
+	s, east, north, west := seeded(t)
+	digests := []string{"sha256:0001", "sha256:0002"}
+	var never *NotReplicableError
+	for n := range 20 {
+		r := []*simRegistry{east, north}[n%2]
+		r.manifests[digests[n%2]], r.tags["a"] = true, digests[n%2]
+		s.clock = s.clock.Add(time.Minute)
+		if _, err := s.engines[0].scan(t.Context(), s.region(r), s.clock.Add(-time.Minute), noPace, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range []*simRegistry{north, east} {
+			if _, err := s.engines[0].apply(t.Context(), s.region(other), s.key("a"), s.clock, false); errors.As(err, &never) {
+				if n < 6 {
+					t.Fatalf("held after %d", n)
+				}
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if never == nil || east.tags["a"] == north.tags["a"] {
+		t.Fatalf("%v: %v, %v", never, east.tags, north.tags)
+	}
+	// Something new ends it.
+	s.push(west, "a")
+	s.converge(t)
+	if want := west.tags["a"]; east.tags["a"] != want || north.tags["a"] != want {
+		t.Errorf("%v, %v", east.tags, north.tags)
+	}
+}
+
+// What was the head, and is not yet everywhere, gets there all the same when a push takes its place.
+func TestSupersededHeadJoins(t *testing.T) {
+	t.Parallel()
+	s, east, north, west := seeded(t)
+	s.push(east, "a")
+	s.look(t, east)
+	first := s.head("a")
+	s.push(east, "a")
+	s.look(t, east)
+	key := ledger.Key{Registry: "contoso", Repository: simRepository, Kind: ledger.Manifest, Reference: first}
+	row := s.ledger.rows[key]
+	if version.Due(row.Record, s.region(east).Replica) || !version.Due(row.Record, s.region(north).Replica) {
+		t.Errorf("who has it is not known: %+v", row.Record)
+	}
+	s.converge(t)
+	if s.head("a") == first || !north.manifests[first] || !west.manifests[first] {
+		t.Errorf("%v, %v", north.manifests, west.manifests)
+	}
 }
 
 // The event of our own delete, by a frozen process perhaps, is no user's.
@@ -580,5 +671,47 @@ func TestCopied(t *testing.T) {
 		if got := copied(c.record, west, c.shown, push{Event: version.Event{Digest: "P", Time: at(c.pushed)}}); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
 		}
+	}
+}
+
+// Whether a push was overwritten by a copy is judged by what stood there then. A later push of the same users, found by another
+// process before that is stored, is not taken back for it.
+func TestOverwrittenIsJudgedByWhatWasSeen(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	s.remove(east, "a")
+	for _, e := range east.events {
+		if err := s.hear(t.Context(), s.engines[0], s.region(east), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.converge(t)
+	s.clock = s.clock.Add(time.Minute)
+	s.push(north, "a")
+	event := north.events[0]
+	s.clock = s.clock.Add(5 * time.Second)
+	delete(north.tags, "a") // its event comes later
+	s.clock = s.clock.Add(time.Second)
+	north.refuse = func(_, reference string) error {
+		if reference == event.digest {
+			north.refuse = nil
+			s.push(north, "a")
+			if v, err := s.engines[1].observe(t.Context(), s.region(north), s.key("a"), evidence{since: s.clock.Add(-5 * time.Minute)}); err != nil || v != version.Successor {
+				t.Fatalf("%s, %v", v, err)
+			}
+		}
+		return nil
+	}
+	for n := 0; ; n++ {
+		err := s.hear(t.Context(), s.engines[0], s.region(north), event)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errAgain) || n > 3 {
+			t.Fatal(err)
+		}
+	}
+	if s.head("a") != north.tags["a"] || s.head("a") == event.digest || north.refuse != nil {
+		t.Errorf("the head is %q, and its users pushed %q last", s.head("a"), north.tags["a"])
 	}
 }

@@ -51,6 +51,9 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
+// simBegin is when a simulation begins: what was pushed then, nobody listened to.
+var simBegin = time.Unix(1_800_000_000, 0).UTC()
+
 type simulation struct {
 	t     *testing.T
 	seed  uint64
@@ -78,6 +81,8 @@ type simulation struct {
 	erased     map[string]bool   // deleted by digest, by a user
 	gone       map[string]bool   // tags whose content is nowhere
 	retagged   map[string]bool   // pushed more than once
+	cleared    map[string]bool   // tags that a user deleted once
+	undated    map[string]bool   // found by a scan before its event was heard: dated no better than by the scan before
 	taken      map[string]bool   // went with a restored registry before anybody else had it
 	restores   int
 	conflicts  int
@@ -87,6 +92,7 @@ type simulation struct {
 type simPush struct {
 	region, tag, digest string
 	at                  time.Time
+	skew                time.Duration // of the registry's clock
 }
 
 // actor is one goroutine of the replicator, which runs only when the scheduler lets it.
@@ -179,6 +185,9 @@ func (l *simLedger) CompareAndSet(_ context.Context, key ledger.Key, record *led
 		return l.next, nil
 	}
 	l.rows[key] = ledger.Row{Key: key, Record: record.Clone(), Revision: l.next}
+	if key.Kind == ledger.Tag && record.ConflictOf == "" {
+		l.s.date(*record)
+	}
 	l.s.logf("ledger %s = %+v", key, *record)
 	l.s.pause()
 	if l.s.chance(0.01) {
@@ -198,6 +207,21 @@ func (l *simLedger) Page(_ context.Context, _, repository string, after ledger.K
 		}
 	}
 	return page, nil
+}
+
+// date notes the versions of a record that no event dates.
+func (s *simulation) date(record ledger.Record) {
+	dated := func(digest, origin string, latest time.Time) {
+		for _, p := range s.pushes {
+			if p.digest == digest && p.region == origin && !latest.Equal(p.at.Add(p.skew)) {
+				s.undated[digest] = true
+			}
+		}
+	}
+	dated(record.Head.Digest, record.Head.Origin, record.Head.Latest())
+	for _, p := range record.History {
+		dated(p.Digest, p.Origin, time.UnixMilli(p.Latest))
+	}
 }
 
 // simRegistry is a replica's registry.
@@ -380,9 +404,9 @@ func (r *simRegistry) emit(e simEvent) {
 }
 
 func newSimulation(t *testing.T, seed uint64, trace bool) *simulation {
-	s := &simulation{t: t, seed: seed, trace: trace, rng: rand.New(rand.NewPCG(seed, 1)), clock: time.Unix(1_800_000_000, 0).UTC(),
+	s := &simulation{t: t, seed: seed, trace: trace, rng: rand.New(rand.NewPCG(seed, 1)), clock: simBegin,
 		superseded: map[string]bool{}, eventLost: map[string]bool{}, overrun: map[string]bool{}, settled: map[string]string{}, erased: map[string]bool{}, gone: map[string]bool{}}
-	s.retagged, s.taken, s.removed, s.replaced = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string][]string{}
+	s.cleared, s.undated, s.retagged, s.taken, s.removed, s.replaced = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string][]string{}
 	s.ledger = &simLedger{s: s, rows: map[ledger.Key]ledger.Row{}}
 	for i, name := range []string{"eastus", "northeurope", "westus"} {
 		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, copied: map[string][]string{},
@@ -534,7 +558,7 @@ func (s *simulation) push(r *simRegistry, tag string) {
 	}
 	s.supersede(r, tag, digest)
 	r.manifests[digest], r.tags[tag] = true, digest
-	s.pushes = append(s.pushes, simPush{r.region, tag, digest, s.clock})
+	s.pushes = append(s.pushes, simPush{r.region, tag, digest, s.clock, r.skew})
 	r.emit(simEvent{tag: tag, digest: digest})
 	s.logf("%s: user pushes %s=%s", r.region, tag, digest)
 }
@@ -576,6 +600,7 @@ func (s *simulation) eraseByUser(r *simRegistry, tag string) {
 // supersede notes what a user's act overwrites: by is what is pushed, or nothing for a delete, which a push that is found
 // later wins over.
 func (s *simulation) supersede(r *simRegistry, tag, by string) {
+	s.cleared[tag] = s.cleared[tag] || by == ""
 	note := func(old string) {
 		// Unless an event dates it, a push to a registry of which nothing is known loses to the known version.
 		s.removed[old] = s.removed[old] || by == ""
@@ -824,7 +849,7 @@ func (s *simulation) certainlyReplaced(digest string) bool {
 		return s.pushes[slices.IndexFunc(s.pushes, func(p simPush) bool { return p.digest == digest })].at
 	}
 	return slices.ContainsFunc(s.replaced[digest], func(by string) bool {
-		return at(by).Sub(at(digest)) > clockJitter && !s.eventLost[by] && !s.erased[by] && !s.taken[by] && !s.retagged[by] && !s.removed[by]
+		return at(by).Sub(at(digest)) > clockJitter && !s.eventLost[by] && !s.undated[by] && !s.erased[by] && !s.taken[by] && !s.retagged[by] && !s.removed[by]
 	})
 }
 
@@ -870,6 +895,17 @@ func (s *simulation) check() {
 			s.silent++
 		default:
 			s.t.Errorf("seed %d: the push of %s to %s:%s was lost without a trace", s.seed, p.digest, p.region, p.tag)
+		}
+	}
+	// Every pushed manifest is copied, tagged or not, also one that was superseded before its turn.
+	for _, p := range s.pushes {
+		if p.at.Equal(simBegin) || s.eventLost[p.digest] || s.erased[p.digest] || s.taken[p.digest] || s.retagged[p.digest] || s.cleared[p.tag] {
+			continue // no event told of it, or it was to go
+		}
+		for _, r := range s.regions {
+			if !r.manifests[p.digest] {
+				s.t.Errorf("seed %d: %s lacks the manifest of the push of %s to %s:%s", s.seed, r.region, p.digest, p.region, p.tag)
+			}
 		}
 	}
 	for digest := range s.settled {

@@ -541,6 +541,31 @@ func Regress(record ledger.Record, at Replica, digest string, now time.Time) boo
 // than max(20, 1 %) of its tags. Twenty is what a clean-up by hand may reach in a small registry.
 func Guard(tags, regressions int) bool { return regressions > max(20, tags/100) }
 
+const (
+	// maxFlips is how often within flipTime a tag may go back and forth between two regions. People who roll a release back
+	// and forth do it less often; a forgotten copier does it for ever.
+	maxFlips = 5
+	flipTime = time.Hour
+)
+
+// Flips reports whether a tag goes back and forth between two digests, each pushed in a region of its own, so often that
+// something else must be copying it: then applying the head only makes the other side push again.
+func Flips(record ledger.Record, now time.Time) bool {
+	versions := make([]ledger.Past, 0, maxFlips+2)
+	versions = append(versions, ledger.Past{Digest: record.Head.Digest, Origin: record.Head.Origin, Latest: record.Head.Latest().UnixMilli()})
+	versions = append(versions, record.History[:min(len(record.History), maxFlips+1)]...)
+	if len(versions) < maxFlips+2 || versions[maxFlips].Latest < now.Add(-flipTime).UnixMilli() {
+		return false
+	}
+	for i, v := range versions {
+		if other := versions[(i+1)%2]; v.Digest == ledger.Absent || v.Digest != versions[i%2].Digest || v.Origin != versions[i%2].Origin ||
+			v.Digest == other.Digest || v.Origin == other.Origin {
+			return false
+		}
+	}
+	return true
+}
+
 // Expire returns the record of a conflict tag that has been kept long enough: a tombstone, due everywhere.
 func Expire(record ledger.Record, fleet Fleet, now time.Time) ledger.Record {
 	next := advance(record, fleet, Replica{}, ledger.Absent, now)

@@ -349,6 +349,48 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// A tag that two regions push in turn flips; what people do does not.
+func TestFlips(t *testing.T) {
+	t.Parallel()
+	// play has the regions push in turn, a minute apart, each on top of what the other pushed.
+	play := func(n int, push func(i int) (Replica, string)) ledger.Record {
+		r := ledger.Record{}
+		for i := range n {
+			m, digest := push(i)
+			r = Observe(r, all, m, Policy{}, Observation{Digest: digest, Time: at(60 * i), Now: at(60 * i), Confirmed: true}).Record
+			for _, other := range all {
+				var intent ledger.Intent
+				r, intent = Begin(r, all, other, digest, fmt.Sprint(i, other.Region), at(60*i))
+				r = Settle(r, all, other, intent)
+			}
+		}
+		return r
+	}
+	inTurn := func(i int) (Replica, string) { return []Replica{east, west}[i%2], []string{"A", "B"}[i%2] }
+	for n, want := range map[int]bool{0: false, 1: false, maxFlips + 1: false, maxFlips + 2: true, 30: true} {
+		if r := play(n, inTurn); Flips(r, at(60*n)) != want {
+			t.Errorf("%d pushes: %+v", n, r)
+		}
+	}
+	r := play(30, inTurn)
+	if now := at(29 * 60).Add(flipTime - maxFlips*time.Minute); !Flips(r, now) || Flips(r, now.Add(time.Millisecond)) {
+		t.Error("the hour is not that of the last flips")
+	}
+	for name, push := range map[string]func(i int) (Replica, string){
+		"one region":  func(i int) (Replica, string) { return east, []string{"A", "B"}[i%2] },
+		"new content": func(i int) (Replica, string) { return []Replica{east, west}[i%2], fmt.Sprint("C", i) },
+		"new in one": func(i int) (Replica, string) {
+			return []Replica{east, west}[i%2], []string{"A", fmt.Sprint("C", i)}[i%2]
+		},
+		"with deletes":  func(i int) (Replica, string) { return []Replica{east, west}[i%2], []string{"A", ""}[i%2] },
+		"three regions": func(i int) (Replica, string) { return all[i%3], []string{"A", "B"}[i%2] },
+	} {
+		if r := play(30, push); Flips(r, at(60*30)) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
 // Random observations and writes: sequences only grow, the head changes with its sequence, what Due says is right about
 // the origin, and a record does not grow without bound.
 func TestProperties(t *testing.T) {
