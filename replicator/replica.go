@@ -897,6 +897,10 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 		if request.Force || r.forced(ctx) {
 			r.log.Warn("the replica is deleted by force", zap.String("lost", waits))
 			// Whoever asked follows the status, which ends with the replica: what is lost has to stand there for a while.
+			err := r.save(ctx, func(s *topology.Replication) { s.Status, s.Reason = topology.Deleting, waits })
+			if err != nil {
+				return fmt.Errorf("saying what is lost with replica %s/%s: %w", r.of.name, r.config.Region, err)
+			}
 			if !sleep(ctx, lastWords) {
 				return ctx.Err()
 			}
@@ -913,9 +917,8 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 	return errGone
 }
 
-// lastWords is how long a replica that is deleted by force says what is lost: the state is stored at most a second later, and
-// commands look twice a second.
-const lastWords = 3 * time.Second
+// lastWords is how long a replica that is deleted by force says what is lost: commands look twice a second, and may be slow.
+const lastWords = 5 * time.Second
 
 // forced reports whether a deletion that waits is to go on by force: that may be asked for later.
 func (r *replica) forced(ctx context.Context) bool {

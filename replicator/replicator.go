@@ -258,13 +258,14 @@ func (r *Replicator) Inspect(ctx context.Context, registry, repository, referenc
 		out.Digest = reference // known by its tag alone, or not at all: what the replicas show tells
 	}
 	for n := range shown {
+		shown[n].NotReplicable = replicas[n].queue.reason(key, row.Record.Head.Sequence)
 		shown[n].Applied = shown[n].Error == "" && shown[n].Digest == out.Digest && out.Digest != ledger.Absent
 	}
 	return out, nil
 }
 
 func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection {
-	out := ReplicaInspection{Region: r.config.Region, NotReplicable: r.queue.reason(key)}
+	out := ReplicaInspection{Region: r.config.Region}
 	remote := r.remote.Load()
 	if remote == nil {
 		r.mu.Lock()
