@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap/zapcore"
 
+	"portolan/dns"
 	"portolan/store/consul"
 	"portolan/strict"
 )
@@ -142,6 +143,11 @@ type DNS struct {
 	TTL    TTL    `yaml:"ttl"`
 	// Whoami is how much whoami.<registry>.<zone> tells: seen, full or off. Default: seen.
 	Whoami Whoami `yaml:"whoami"`
+	// NSID names this server among those of the zone, for whoever asks by the EDNS option of that name or for id.server TXT CH.
+	// Default: none.
+	NSID string `yaml:"nsid"`
+	// Version is the answer to version.bind TXT CH. Default: none, which refuses it.
+	Version string `yaml:"version"`
 }
 
 // TTL is how long answers may be kept.
@@ -398,6 +404,7 @@ func (c *Config) validate(f *strict.File) {
 	if c.Has(RoleDNS) {
 		c.validateDNS(f)
 	}
+	c.validateIdentity(f)
 	between(f, "dns.ttl.min", c.DNS.TTL.Min, time.Second, 24*time.Hour)
 	between(f, "dns.ttl.max", c.DNS.TTL.Max, time.Second, 24*time.Hour)
 	for _, ttl := range []struct {
@@ -447,6 +454,14 @@ func (c *Config) validateDNS(f *strict.File) {
 	for i, at := range c.DNS.Listen {
 		if at.Port() != 0 && slices.Contains(c.DNS.Listen[:i], at) {
 			f.Fault(fmt.Sprintf("dns.listen[%d]", i), "%v is listed twice", at)
+		}
+	}
+}
+
+func (c *Config) validateIdentity(f *strict.File) {
+	for _, s := range []struct{ path, text string }{{"dns.nsid", c.DNS.NSID}, {"dns.version", c.DNS.Version}} {
+		if err := dns.CheckIdentity(s.text); err != nil {
+			f.Fault(s.path, "%v", err)
 		}
 	}
 }

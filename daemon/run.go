@@ -202,7 +202,7 @@ func (d *daemon) dnsOptions() dns.Options {
 	c := d.config.DNS
 	return dns.Options{
 		Zone: c.Zone, Nameservers: c.Nameservers, Contact: c.Contact, TTLMin: c.TTL.Min, TTLMax: c.TTL.Max, StaticFile: c.Static,
-		Whoami: dns.Whoami(c.Whoami), Listen: c.Listen, Logger: d.log.Named("dns"), Registerer: d.metrics,
+		Whoami: dns.Whoami(c.Whoami), NSID: c.NSID, Version: c.Version, Listen: c.Listen, Logger: d.log.Named("dns"), Registerer: d.metrics,
 	}
 }
 

@@ -53,6 +53,11 @@ type Options struct {
 	StaticFile string
 	// Whoami is WhoamiSeen if empty.
 	Whoami Whoami
+	// NSID names this server among those of the zone: the answer to the EDNS option of that name (RFC 5001), and to
+	// id.server TXT of class CH (RFC 4892). Empty for none; CheckIdentity says what it may be.
+	NSID string
+	// Version is the answer to version.bind TXT of class CH. Empty, the default, refuses it.
+	Version string
 	// Listen are the addresses for UDP and TCP alike. Port 0 lets the kernel choose.
 	Listen []netip.AddrPort
 	// MaxConnections bounds the TCP connections; 1024 if zero.

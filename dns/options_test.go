@@ -45,6 +45,10 @@ func TestOptions(t *testing.T) {
 		{"min above max", func(o *Options) { o.TTLMin, o.TTLMax = time.Minute, time.Second }, "above"},
 		{"whoami", func(o *Options) { o.Whoami = "all" }, "dns.whoami"},
 		{"nowhere to listen", func(o *Options) { o.Listen = nil }, "dns.listen"},
+		{"an identity of 64", func(o *Options) { o.NSID, o.Version = strings.Repeat("n", 64), strings.Repeat("v", 64) }, ""},
+		{"an NSID of 65", func(o *Options) { o.NSID = strings.Repeat("n", 65) }, "dns.nsid: 65 characters"},
+		{"an NSID beyond ASCII", func(o *Options) { o.NSID = "zürich" }, "dns.nsid"},
+		{"a version of two lines", func(o *Options) { o.Version = "a\nb" }, "dns.version"},
 		{"no such file", func(o *Options) { o.StaticFile = "/does/not/exist" }, "static"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

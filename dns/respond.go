@@ -12,8 +12,9 @@ import (
 
 // responder answers queries from the newest zone. Its workers share it.
 type responder struct {
-	zone    atomic.Pointer[zone]
-	metrics *metrics
+	zone     atomic.Pointer[zone]
+	identity *identity
+	metrics  *metrics
 }
 
 // worker answers the queries of one goroutine over one transport. It is not for concurrent use: it holds the scratch space.
@@ -67,6 +68,13 @@ func (w *worker) resolve(r *response, from netip.AddrPort) {
 	switch q.qtype {
 	case mdns.TypeOPT, mdns.TypeTSIG, mdns.TypeTKEY:
 		r.rcode = mdns.RcodeNotImplemented
+		return
+	}
+	if q.qclass == mdns.ClassCHAOS {
+		if r.answer = w.identity.answer(q); r.answer == nil {
+			r.rcode, r.ede = mdns.RcodeRefused, edeNotAuthoritative
+		}
+		r.authoritative = r.answer != nil
 		return
 	}
 	if z == nil {
@@ -174,6 +182,9 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 	opt := 0
 	if q.edns {
 		opt = 11
+		if q.nsid && len(w.identity.nsid) > 0 {
+			opt += 4 + len(w.identity.nsid)
+		}
 		if len(q.ecs) > 0 {
 			opt += 4 + len(q.ecs)
 		}
@@ -238,6 +249,10 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 		}
 		dst = append(dst, do, 0)
 		dst = binary.BigEndian.AppendUint16(dst, uint16(opt-11))
+		if q.nsid && len(w.identity.nsid) > 0 {
+			dst = append(dst, 0, optionNSID, 0, byte(len(w.identity.nsid)))
+			dst = append(dst, w.identity.nsid...)
+		}
 		if len(q.ecs) > 0 {
 			dst = append(dst, 0, optionECS, 0, byte(len(q.ecs)))
 			dst = append(dst, q.ecs...)

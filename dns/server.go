@@ -54,6 +54,10 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	who, err := newIdentity(&o)
+	if err != nil {
+		return nil, err
+	}
 	if len(o.Listen) == 0 {
 		return nil, errors.New("dns.listen: want at least one address with its port, as 192.0.2.53:53")
 	}
@@ -70,7 +74,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the DNS server: %w", err)
 	}
-	return &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{metrics: m}}, nil
+	return &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{identity: who, metrics: m}}, nil
 }
 
 // Update makes the server answer from s, with r, which was made of s, and the conditions that r has. Queries under way are

@@ -19,8 +19,9 @@ const (
 	maxMessage = 65535
 	maxName    = 255
 	maxLabels  = 127
-	// maxOPT is the most that the OPT record of an answer takes: its fixed part, an IPv6 subnet, an extended error.
-	maxOPT = 11 + 4 + 4 + 16 + 6
+	// maxOPT is the most that the OPT record of an answer takes: its fixed part, the name of the server, an IPv6 subnet, an
+	// extended error.
+	maxOPT = 11 + 4 + MaxIdentity + 4 + 4 + 16 + 6
 	// maxBody is the most that the records of one set may take, so that they fit in a message with the longest question:
 	// what does not fit over TCP can never be had.
 	maxBody = maxMessage - headerSize - maxName - 4 - maxOPT
@@ -36,10 +37,12 @@ const (
 	opcode = 0xf << 11
 )
 
-// optionECS is the EDNS option code of the client subnet (RFC 7871, section 6), optionEDE that of extended errors (RFC 8914).
+// EDNS option codes: the name of the server (RFC 5001, section 2.3), the client subnet (RFC 7871, section 6), extended errors
+// (RFC 8914, section 2).
 const (
-	optionECS = 8
-	optionEDE = 15
+	optionNSID = 3
+	optionECS  = 8
+	optionEDE  = 15
 )
 
 // Extended errors (RFC 8914, section 5.2).
@@ -63,6 +66,7 @@ type query struct {
 	version uint8
 	size    uint16
 	do      bool
+	nsid    bool // whether the name of the server is asked for
 	// ecs is the data of the client subnet option; empty if there is none or it was malformed.
 	ecs    []byte
 	subnet netip.Prefix // invalid without ECS
@@ -80,7 +84,7 @@ type query struct {
 func (q *query) parse(message []byte) (rcode int, answer bool) {
 	q.question, q.ecs, q.subnet = nil, nil, netip.Prefix{}
 	q.nameLen, q.depth, q.qtype, q.qclass = 0, 0, 0, 0
-	q.edns, q.version, q.size, q.do = false, 0, 0, false
+	q.edns, q.version, q.size, q.do, q.nsid = false, 0, 0, false, false
 	if len(message) < headerSize {
 		return 0, false
 	}
@@ -141,7 +145,7 @@ func (q *query) parseSections(message []byte) (rcode int) {
 				return mdns.RcodeFormatError
 			}
 			if q.version == 0 && !q.parseOptions(message[at:end]) {
-				q.ecs, q.subnet = nil, netip.Prefix{}
+				q.nsid, q.ecs, q.subnet = false, nil, netip.Prefix{}
 				return mdns.RcodeFormatError
 			}
 		}
@@ -222,8 +226,13 @@ func (q *query) parseOptions(options []byte) bool {
 		if length > len(options) {
 			return false
 		}
-		if code == optionECS && (q.ecs != nil || !q.parseECS(options[:length])) {
-			return false
+		switch code {
+		case optionNSID:
+			q.nsid = true // whatever data comes with it is ignored (RFC 5001, section 2.1)
+		case optionECS:
+			if q.ecs != nil || !q.parseECS(options[:length]) {
+				return false
+			}
 		}
 		options = options[length:]
 	}
