@@ -147,7 +147,15 @@ type DNS struct {
 	// Default: none.
 	NSID string `yaml:"nsid"`
 	// Version is the answer to version.bind TXT CH. Default: none, which refuses it.
-	Version string `yaml:"version"`
+	Version string  `yaml:"version"`
+	Cookies Cookies `yaml:"cookies"`
+}
+
+// Cookies are DNS cookies (RFC 7873), which need no setting where one server answers at an address.
+type Cookies struct {
+	// Secret is a file with the keys, read again on SIGHUP: 32 hexadecimal digits a line, first the one that makes cookies, then
+	// perhaps one more that is recognised. Default: none; a random key that no other server knows.
+	Secret string `yaml:"secret"`
 }
 
 // TTL is how long answers may be kept.
@@ -367,7 +375,7 @@ func Parse(path string, text []byte, roles ...Role) (Config, error) {
 
 // settle makes paths absolute or relative to the working folder, and fills in what depends on other settings.
 func (c *Config) settle(folder string) {
-	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static,
+	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static, &c.DNS.Cookies.Secret,
 		&c.API.TokenFile, &c.API.TLS.Cert, &c.API.TLS.Key, &c.Events.TLS.Cert, &c.Events.TLS.Key, &c.Events.Key}
 	for _, list := range [][]string{c.Geo.Database, c.Geo.ASN} {
 		for i := range list {

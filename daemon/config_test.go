@@ -51,6 +51,7 @@ dns:
   whoami: full
   nsid: fra1-a
   version: portolan
+  cookies: {secret: cookies}
 geo: {database: city.mmdb, asn: asn.mmdb}
 api: {listen: "0.0.0.0:8420", token_file: token, names: [portolan.example.net], tls: {cert: a, key: b}}
 events: {listen: "127.0.0.1:8421", key: k}
@@ -73,6 +74,7 @@ data: data
 		"events":   {c.EventsURL(), "http://127.0.0.1:8421"},
 		"listen":   {c.DNS.Listen[1].String(), "[::1]:5300"},
 		"nsid":     {c.DNS.NSID, "fra1-a"},
+		"cookies":  {c.DNS.Cookies.Secret, "/etc/portolan/cookies"},
 		"version":  {c.DNS.Version, "portolan"},
 		"ns":       {c.DNS.Nameservers["ns1"][0].String(), "192.0.2.53"},
 	} {

@@ -58,6 +58,10 @@ type Options struct {
 	NSID string
 	// Version is the answer to version.bind TXT of class CH. Empty, the default, refuses it.
 	Version string
+	// CookieSecret is a file with the keys of DNS cookies (RFC 7873 and 9018): 32 hexadecimal digits a line, first the one that
+	// makes them, then perhaps another that is recognised as well: the next one or the one before. All servers behind one
+	// address need the same. Empty for a random one, which nobody else knows and which ends with the process.
+	CookieSecret string
 	// Listen are the addresses for UDP and TCP alike. Port 0 lets the kernel choose.
 	Listen []netip.AddrPort
 	// MaxConnections bounds the TCP connections; 1024 if zero.

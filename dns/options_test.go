@@ -49,6 +49,7 @@ func TestOptions(t *testing.T) {
 		{"an NSID of 65", func(o *Options) { o.NSID = strings.Repeat("n", 65) }, "dns.nsid: 65 characters"},
 		{"an NSID beyond ASCII", func(o *Options) { o.NSID = "zürich" }, "dns.nsid"},
 		{"a version of two lines", func(o *Options) { o.Version = "a\nb" }, "dns.version"},
+		{"no such file of keys", func(o *Options) { o.CookieSecret = "/does/not/exist" }, "dns.cookies.secret"},
 		{"no such file", func(o *Options) { o.StaticFile = "/does/not/exist" }, "static"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

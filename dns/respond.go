@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	mdns "github.com/miekg/dns"
 
@@ -13,8 +14,10 @@ import (
 // responder answers queries from the newest zone. Its workers share it.
 type responder struct {
 	zone     atomic.Pointer[zone]
+	secrets  atomic.Pointer[secrets]
 	identity *identity
 	metrics  *metrics
+	now      func() time.Time // the clock
 }
 
 // worker answers the queries of one goroutine over one transport. It is not for concurrent use: it holds the scratch space.
@@ -23,6 +26,8 @@ type worker struct {
 	via   transport
 	shard int
 	query query
+	// cookie is what answers the query's, if it has one.
+	cookie [cookieSize]byte
 }
 
 func (r *responder) worker(via transport, number int) *worker {
@@ -55,11 +60,33 @@ func (w *worker) respond(dst, message []byte, from netip.AddrPort) []byte {
 		return dst
 	}
 	r := response{rcode: rcode, ede: edeNone}
-	if rcode == mdns.RcodeSuccess {
+	state := cookieNone
+	if len(q.cookie) > 0 {
+		state = w.bake(from)
+	}
+	switch {
+	case rcode != mdns.RcodeSuccess:
+	case len(q.question) > 0:
 		w.resolve(&r, from)
+	case state == cookieUnknown:
+		// Who asks nothing but for a cookie is told what the one it has is worth (RFC 7873, section 5.4).
+		r.rcode = mdns.RcodeBadCookie
 	}
 	w.metrics.queries[w.via][typeIndex(q.qtype)][codeIndex(r.rcode)][w.shard].n.Add(1)
 	return w.write(dst, &r, from)
+}
+
+// bake makes the cookie that answers the query's, and says what that one is worth.
+func (w *worker) bake(from netip.AddrPort) cookieState {
+	state := cookieNew
+	switch known := w.secrets.Load().answer(&w.cookie, w.query.cookie, from.Addr().Unmap(), w.now()); {
+	case known:
+		state = cookieKnown
+	case len(w.query.cookie) > clientCookie:
+		state = cookieUnknown
+	}
+	w.metrics.cookies[state][w.shard].n.Add(1)
+	return state
 }
 
 // resolve finds the answer to a well-formed query.
@@ -185,6 +212,9 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 		if q.nsid && len(w.identity.nsid) > 0 {
 			opt += 4 + len(w.identity.nsid)
 		}
+		if len(q.cookie) > 0 {
+			opt += 4 + cookieSize
+		}
 		if len(q.ecs) > 0 {
 			opt += 4 + len(q.ecs)
 		}
@@ -252,6 +282,10 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 		if q.nsid && len(w.identity.nsid) > 0 {
 			dst = append(dst, 0, optionNSID, 0, byte(len(w.identity.nsid)))
 			dst = append(dst, w.identity.nsid...)
+		}
+		if len(q.cookie) > 0 {
+			dst = append(dst, 0, optionCookie, 0, cookieSize)
+			dst = append(dst, w.cookie[:]...)
 		}
 		if len(q.ecs) > 0 {
 			dst = append(dst, 0, optionECS, 0, byte(len(q.ecs)))

@@ -659,9 +659,48 @@ func TestProblemsOfLength(t *testing.T) {
 	}
 }
 
+// answerOf is what s answers over UDP to m from a client; nil if nothing.
+func answerOf(t testing.TB, s *Server, m *mdns.Msg, from netip.AddrPort) *mdns.Msg {
+	t.Helper()
+	raw, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := s.responder.worker(udp, 0).respond(nil, raw, from)
+	if len(out) == 0 {
+		return nil
+	}
+	a := new(mdns.Msg)
+	if err := a.Unpack(out); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 func TestRespondDoesNotAllocate(t *testing.T) {
-	s := newServer(t, nil)
+	s := newServer(t, func(o *Options) { o.NSID, o.Version = "fra1-a", "portolan" })
 	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	contoso := func() *mdns.Msg { return ecs(question("contoso.geo.example.net.", mdns.TypeA), "8.8.8.0/24") }
+	named, bare := contoso(), withCookie(t, question(".", mdns.TypeA), testClientCookie)
+	named.IsEdns0().Option = append(named.IsEdns0().Option, &mdns.EDNS0_NSID{Code: mdns.EDNS0NSID})
+	bare.Question = nil
+	old := testClientCookie + "01000000000000000000000000000000"
+	good := cookieOf(answerOf(t, s, withCookie(t, contoso(), testClientCookie), from))
+	for name, m := range map[string]*mdns.Msg{
+		"NSID": named, "version.bind": chaos("version.bind.", mdns.TypeTXT), "no question": bare,
+		"a new cookie": withCookie(t, contoso(), testClientCookie), "a known cookie": withCookie(t, contoso(), good),
+		"an expired cookie": withCookie(t, contoso(), old), "a bad cookie": withCookie(t, contoso(), good[:46]+"00"),
+		"no cookie": withCookie(t, contoso(), "00"),
+	} {
+		raw, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, out := s.responder.worker(udp, 0), make([]byte, 0, ednsSize)
+		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
 	for _, c := range []struct {
 		name, subnet string
 		qtype        uint16
