@@ -152,6 +152,67 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// The zone of RFC 4592, section 2.2.1, and what that section says of each query; its delegations cannot be served here. Further
+// what sections 2.2.2, 2.2.3 and 3.3.1 say of names that are not in that zone.
+func TestWildcards(t *testing.T) {
+	t.Parallel()
+	at := serve(t, newServer(t, func(o *Options) {
+		o.Zone, o.Contact = "example", ""
+		o.Nameservers = map[string][]netip.Addr{"ns.example.com.": nil, "ns.example.net.": nil}
+		o.StaticFile = writeFile(t, `
+$TTL 3600
+*                TXT   "this is a wildcard"
+*                MX    10 host1.example.
+sub.*            TXT   "this is not a wildcard"
+host1            A     192.0.2.1
+_ssh._tcp.host1  SRV   0 0 22 host1
+_ssh._tcp.host2  SRV   0 0 22 host2
+x.*.ent          TXT   "below an asterisk without records"
+*.alias          CNAME host1
+`)
+	}))
+	const nxdomain = mdns.RcodeNameError
+	for _, c := range []struct {
+		name   string
+		qtype  uint16
+		rcode  int
+		answer string
+	}{
+		{"host3.example.", mdns.TypeMX, 0, "MX 10 host1.example. ttl=3600"},
+		{"host3.example.", mdns.TypeA, 0, ""},
+		{"foo.bar.example.", mdns.TypeTXT, 0, `TXT "this is a wildcard" ttl=3600`},
+		{"host1.example.", mdns.TypeMX, 0, ""},
+		{"sub.*.example.", mdns.TypeMX, 0, ""},
+		{"sub.*.example.", mdns.TypeTXT, 0, `TXT "this is not a wildcard" ttl=3600`},
+		{"_telnet._tcp.host1.example.", mdns.TypeSRV, nxdomain, ""},
+		{"ghost.*.example.", mdns.TypeMX, nxdomain, ""},
+		{"*.example.", mdns.TypeMX, 0, "MX 10 host1.example. ttl=3600"},
+		// Empty non-terminals exist (2.2.2), also an asterisk that is one (2.2.3): synthesis from it finds nothing, and that is
+		// no name error.
+		{"host2.example.", mdns.TypeTXT, 0, ""},
+		{"_tcp.host2.example.", mdns.TypeMX, 0, ""},
+		{"*.ent.example.", mdns.TypeTXT, 0, ""},
+		{"any.ent.example.", mdns.TypeTXT, 0, ""},
+		{"x.any.ent.example.", mdns.TypeTXT, 0, ""},
+		{"x.*.ent.example.", mdns.TypeTXT, 0, `TXT "below an asterisk without records" ttl=3600`},
+		{"y.*.ent.example.", mdns.TypeTXT, nxdomain, ""},
+		// Registries' names exist, and what is not below them is not made up.
+		{"nowhere.contoso.example.", mdns.TypeTXT, nxdomain, ""},
+		{"a.b.alias.example.", mdns.TypeAAAA, 0, "CNAME host1.example. ttl=3600"},
+		{"alias.example.", mdns.TypeA, 0, ""},
+	} {
+		a := ask(t, "udp", at, question(c.name, c.qtype))
+		if a.Rcode != c.rcode || !a.Authoritative || brief(a.Answer) != c.answer || (len(a.Ns) == 1) != (c.answer == "") {
+			t.Errorf("%s %s: got %v, want %s, %q", c.name, mdns.Type(c.qtype), a, mdns.RcodeToString[c.rcode], c.answer)
+		}
+		for _, rr := range a.Answer {
+			if rr.Header().Name != c.name {
+				t.Errorf("%s: an owner is %s", c.name, rr.Header().Name)
+			}
+		}
+	}
+}
+
 // checkECS checks that a has the option of m with scope, and none if m had none.
 func checkECS(t *testing.T, m, a *mdns.Msg, scope int) {
 	t.Helper()
