@@ -147,8 +147,21 @@ type DNS struct {
 	// Default: none.
 	NSID string `yaml:"nsid"`
 	// Version is the answer to version.bind TXT CH. Default: none, which refuses it.
-	Version string  `yaml:"version"`
-	Cookies Cookies `yaml:"cookies"`
+	Version   string    `yaml:"version"`
+	Cookies   Cookies   `yaml:"cookies"`
+	RateLimit RateLimit `yaml:"rate_limit"`
+}
+
+// RateLimit bounds the responses to one network over UDP, so that this server is of no use for floods in the name of others.
+// TCP, loopback and who shows a good cookie have no limit.
+type RateLimit struct {
+	// ResponsesPerSecond go to one /24 of IPv4 or /56 of IPv6, of each kind of response. Default: 0, no limit.
+	ResponsesPerSecond int `yaml:"responses_per_second"`
+	// Slip lets one in so many of those beyond the limit through without records, so that a real client comes back over TCP; 0
+	// for none. Default: 2.
+	Slip int `yaml:"slip"`
+	// Exempt are networks without a limit. Default: none.
+	Exempt []netip.Prefix `yaml:"exempt"`
 }
 
 // Cookies are DNS cookies (RFC 7873), which need no setting where one server answers at an address.
@@ -305,9 +318,10 @@ func Default() Config {
 		Store: Store{Bolt: filepath.Join(DefaultData, "portolan.db")},
 		Roles: []Role{RoleAll},
 		DNS: DNS{
-			Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:5300")},
-			TTL:    TTL{Min: 5 * time.Second, Max: time.Minute},
-			Whoami: "seen",
+			Listen:    []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:5300")},
+			TTL:       TTL{Min: 5 * time.Second, Max: time.Minute},
+			Whoami:    "seen",
+			RateLimit: RateLimit{Slip: 2},
 		},
 		API:         API{Listen: netip.MustParseAddrPort("127.0.0.1:8420")},
 		Health:      Health{Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3},
@@ -413,6 +427,8 @@ func (c *Config) validate(f *strict.File) {
 		c.validateDNS(f)
 	}
 	c.validateIdentity(f)
+	between(f, "dns.rate_limit.responses_per_second", c.DNS.RateLimit.ResponsesPerSecond, 0, 10000)
+	between(f, "dns.rate_limit.slip", c.DNS.RateLimit.Slip, 0, 10)
 	between(f, "dns.ttl.min", c.DNS.TTL.Min, time.Second, 24*time.Hour)
 	between(f, "dns.ttl.max", c.DNS.TTL.Max, time.Second, 24*time.Hour)
 	for _, ttl := range []struct {

@@ -203,6 +203,9 @@ func (d *daemon) dnsOptions() dns.Options {
 	return dns.Options{
 		Zone: c.Zone, Nameservers: c.Nameservers, Contact: c.Contact, TTLMin: c.TTL.Min, TTLMax: c.TTL.Max, StaticFile: c.Static,
 		Whoami: dns.Whoami(c.Whoami), NSID: c.NSID, Version: c.Version, CookieSecret: c.Cookies.Secret,
+		RateLimit: dns.RateLimit{
+			ResponsesPerSecond: c.RateLimit.ResponsesPerSecond, Slip: c.RateLimit.Slip, Exempt: c.RateLimit.Exempt,
+		},
 		Listen: c.Listen, Logger: d.log.Named("dns"), Registerer: d.metrics,
 	}
 }

@@ -62,6 +62,8 @@ type Options struct {
 	// makes them, then perhaps another that is recognised as well: the next one or the one before. All servers behind one
 	// address need the same. Empty for a random one, which nobody else knows and which ends with the process.
 	CookieSecret string
+	// RateLimit bounds the responses to one network over UDP; off if zero.
+	RateLimit RateLimit
 	// Listen are the addresses for UDP and TCP alike. Port 0 lets the kernel choose.
 	Listen []netip.AddrPort
 	// MaxConnections bounds the TCP connections; 1024 if zero.

@@ -49,6 +49,7 @@ func FuzzRespond(f *testing.F) {
 		o.Whoami, o.NSID, o.Version = WhoamiFull, strings.Repeat("n", MaxIdentity), strings.Repeat("v", MaxIdentity)
 	})
 	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	slipped := limited(f, 1, from)
 	f.Fuzz(func(t *testing.T, raw []byte, datagram bool) {
 		via := tcp
 		if datagram {
@@ -84,6 +85,16 @@ func FuzzRespond(f *testing.F) {
 		}
 		if end := measure(t, m, out); end != len(out) {
 			t.Fatalf("%d bytes after the records of %x", len(out)-end, out)
+		}
+		if datagram && m.Rcode != mdns.RcodeBadCookie {
+			// Beyond the rate limit the same is sent, but for the records, unless the query has a good cookie.
+			cut := new(mdns.Msg)
+			if err := cut.Unpack(slipped.responder.worker(udp, 0).respond(nil, raw, from)); err != nil {
+				t.Fatal(err)
+			}
+			if cut.Id != m.Id || len(cut.Question) != len(m.Question) || len(cut.Answer)+len(cut.Ns) > 0 || (cut.IsEdns0() == nil) != (m.IsEdns0() == nil) {
+				t.Fatalf("beyond the limit: %v, else %v", cut, m)
+			}
 		}
 		if asked := new(mdns.Msg); asked.Unpack(raw) == nil && canonical(asked, raw) && (asked.IsEdns0() == nil) != (m.IsEdns0() == nil) {
 			t.Fatalf("OPT: asked %v, got %v", asked, m)

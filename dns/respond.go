@@ -15,6 +15,7 @@ import (
 type responder struct {
 	zone     atomic.Pointer[zone]
 	secrets  atomic.Pointer[secrets]
+	limiter  *limiter // nil without a rate limit
 	identity *identity
 	metrics  *metrics
 	now      func() time.Time // the clock
@@ -44,6 +45,8 @@ type response struct {
 	additional    *packed // sent with an answer where there is room
 	scope         int
 	ede           int
+	count         *counter // of the decision; nil if there was none to count
+	cut           bool     // to be sent without records, truncated
 }
 
 // respond appends the answer to message, which came from from, to dst. It appends nothing when the message is not to be
@@ -71,6 +74,18 @@ func (w *worker) respond(dst, message []byte, from netip.AddrPort) []byte {
 	case state == cookieUnknown:
 		// Who asks nothing but for a cookie is told what the one it has is worth (RFC 7873, section 5.4).
 		r.rcode = mdns.RcodeBadCookie
+	}
+	if w.limiter != nil && w.via == udp && state != cookieKnown {
+		if v := w.limiter.judge(from.Addr().Unmap(), r.kind(), w.now()); v != limitSend {
+			w.metrics.limited[v][w.shard].n.Add(1)
+			if v == limitDrop {
+				return dst
+			}
+			r.cut = true
+		}
+	}
+	if r.count != nil {
+		r.count[w.shard].n.Add(1)
 	}
 	w.metrics.queries[w.via][typeIndex(q.qtype)][codeIndex(r.rcode)][w.shard].n.Add(1)
 	return w.write(dst, &r, from)
@@ -176,7 +191,7 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 			set = d.fallback.of(decision.Settled)
 		}
 		if kind != variesOther {
-			count[w.shard].n.Add(1)
+			r.count = count
 		}
 		if set != nil && set.count > 0 {
 			r.answer = set
@@ -225,6 +240,8 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 	size := headerSize + len(q.question) + opt
 	var questions, answers, authorities, additionals uint16
 	switch {
+	case r.cut && (r.answer != nil || r.authority != nil): // an error has no records, and TCP would not change it
+		flags |= flagTC
 	case r.answer != nil && size+len(r.answer.body) <= limit:
 		answers = r.answer.count
 		if r.additional != nil && size+len(r.answer.body)+len(r.additional.body) <= limit {

@@ -741,6 +741,7 @@ func answerOf(t testing.TB, s *Server, m *mdns.Msg, from netip.AddrPort) *mdns.M
 func TestRespondDoesNotAllocate(t *testing.T) {
 	s := newServer(t, func(o *Options) { o.NSID, o.Version = "fra1-a", "portolan" })
 	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	slipped, dropped := limited(t, 1, from), limited(t, 0, from)
 	contoso := func() *mdns.Msg { return ecs(question("contoso.geo.example.net.", mdns.TypeA), "8.8.8.0/24") }
 	named, bare := contoso(), withCookie(t, question(".", mdns.TypeA), testClientCookie)
 	named.IsEdns0().Option = append(named.IsEdns0().Option, &mdns.EDNS0_NSID{Code: mdns.EDNS0NSID})
@@ -782,6 +783,12 @@ func TestRespondDoesNotAllocate(t *testing.T) {
 		w, out := s.responder.worker(udp, 0), make([]byte, 0, ednsSize)
 		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
 			t.Errorf("%s %s: %v allocations", c.name, mdns.Type(c.qtype), n)
+		}
+		for name, l := range map[string]*Server{"slipped": slipped, "dropped": dropped} {
+			w := l.responder.worker(udp, 0)
+			if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
+				t.Errorf("%s %s, %s: %v allocations", c.name, mdns.Type(c.qtype), name, n)
+			}
 		}
 		raw = raw[:len(raw)-1]
 		if answer := w.respond(out, raw, from); answer[3]&0xf != mdns.RcodeFormatError {

@@ -58,6 +58,9 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.RateLimit.check(); err != nil {
+		return nil, fmt.Errorf("dns.rate_limit: %w", err)
+	}
 	keys, err := readSecrets(o.CookieSecret)
 	if err != nil {
 		return nil, err
@@ -78,7 +81,9 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the DNS server: %w", err)
 	}
-	s := &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{identity: who, metrics: m, now: time.Now}}
+	s := &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{
+		identity: who, limiter: newLimiter(o.RateLimit, time.Now()), metrics: m, now: time.Now,
+	}}
 	s.responder.secrets.Store(keys)
 	return s, nil
 }
