@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap/zapcore"
 
+	"portolan/dns"
 	"portolan/store/consul"
 	"portolan/strict"
 )
@@ -142,6 +143,32 @@ type DNS struct {
 	TTL    TTL    `yaml:"ttl"`
 	// Whoami is how much whoami.<registry>.<zone> tells: seen, full or off. Default: seen.
 	Whoami Whoami `yaml:"whoami"`
+	// NSID names this server among those of the zone, for whoever asks by the EDNS option of that name or for id.server TXT CH.
+	// Default: none.
+	NSID string `yaml:"nsid"`
+	// Version is the answer to version.bind TXT CH. Default: none, which refuses it.
+	Version   string    `yaml:"version"`
+	Cookies   Cookies   `yaml:"cookies"`
+	RateLimit RateLimit `yaml:"rate_limit"`
+}
+
+// RateLimit bounds the responses to one network over UDP, so that this server is of no use for floods in the name of others.
+// TCP, loopback and who shows a good cookie have no limit.
+type RateLimit struct {
+	// ResponsesPerSecond go to one /24 of IPv4 or /56 of IPv6, of each kind of response. Default: 0, no limit.
+	ResponsesPerSecond int `yaml:"responses_per_second"`
+	// Slip lets one in so many of those beyond the limit through without records, so that a real client comes back over TCP; 0
+	// for none. Default: 2.
+	Slip int `yaml:"slip"`
+	// Exempt are networks without a limit. Default: none.
+	Exempt []netip.Prefix `yaml:"exempt"`
+}
+
+// Cookies are DNS cookies (RFC 7873), which need no setting where one server answers at an address.
+type Cookies struct {
+	// Secret is a file with the keys, read again on SIGHUP: 32 hexadecimal digits a line, first the one that makes cookies, then
+	// perhaps one more that is recognised. Default: none; a random key that no other server knows.
+	Secret string `yaml:"secret"`
 }
 
 // TTL is how long answers may be kept.
@@ -291,9 +318,10 @@ func Default() Config {
 		Store: Store{Bolt: filepath.Join(DefaultData, "portolan.db")},
 		Roles: []Role{RoleAll},
 		DNS: DNS{
-			Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:5300")},
-			TTL:    TTL{Min: 5 * time.Second, Max: time.Minute},
-			Whoami: "seen",
+			Listen:    []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:5300")},
+			TTL:       TTL{Min: 5 * time.Second, Max: time.Minute},
+			Whoami:    "seen",
+			RateLimit: RateLimit{Slip: 2},
 		},
 		API:         API{Listen: netip.MustParseAddrPort("127.0.0.1:8420")},
 		Health:      Health{Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3},
@@ -361,7 +389,7 @@ func Parse(path string, text []byte, roles ...Role) (Config, error) {
 
 // settle makes paths absolute or relative to the working folder, and fills in what depends on other settings.
 func (c *Config) settle(folder string) {
-	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static,
+	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static, &c.DNS.Cookies.Secret,
 		&c.API.TokenFile, &c.API.TLS.Cert, &c.API.TLS.Key, &c.Events.TLS.Cert, &c.Events.TLS.Key, &c.Events.Key}
 	for _, list := range [][]string{c.Geo.Database, c.Geo.ASN} {
 		for i := range list {
@@ -398,6 +426,9 @@ func (c *Config) validate(f *strict.File) {
 	if c.Has(RoleDNS) {
 		c.validateDNS(f)
 	}
+	c.validateIdentity(f)
+	between(f, "dns.rate_limit.responses_per_second", c.DNS.RateLimit.ResponsesPerSecond, 0, 10000)
+	between(f, "dns.rate_limit.slip", c.DNS.RateLimit.Slip, 0, 10)
 	between(f, "dns.ttl.min", c.DNS.TTL.Min, time.Second, 24*time.Hour)
 	between(f, "dns.ttl.max", c.DNS.TTL.Max, time.Second, 24*time.Hour)
 	for _, ttl := range []struct {
@@ -447,6 +478,14 @@ func (c *Config) validateDNS(f *strict.File) {
 	for i, at := range c.DNS.Listen {
 		if at.Port() != 0 && slices.Contains(c.DNS.Listen[:i], at) {
 			f.Fault(fmt.Sprintf("dns.listen[%d]", i), "%v is listed twice", at)
+		}
+	}
+}
+
+func (c *Config) validateIdentity(f *strict.File) {
+	for _, s := range []struct{ path, text string }{{"dns.nsid", c.DNS.NSID}, {"dns.version", c.DNS.Version}} {
+		if err := dns.CheckIdentity(s.text); err != nil {
+			f.Fault(s.path, "%v", err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -49,6 +50,10 @@ dns:
   static: zone.db
   ttl: {min: 2s, max: 30s}
   whoami: full
+  nsid: fra1-a
+  version: portolan
+  cookies: {secret: cookies}
+  rate_limit: {responses_per_second: 50, slip: 3, exempt: [192.0.2.0/24, "2001:db8::/32"]}
 geo: {database: city.mmdb, asn: asn.mmdb}
 api: {listen: "0.0.0.0:8420", token_file: token, names: [portolan.example.net], tls: {cert: a, key: b}}
 events: {listen: "127.0.0.1:8421", key: k}
@@ -70,6 +75,10 @@ data: data
 		"data":     {c.Data, "/etc/portolan/data"},
 		"events":   {c.EventsURL(), "http://127.0.0.1:8421"},
 		"listen":   {c.DNS.Listen[1].String(), "[::1]:5300"},
+		"nsid":     {c.DNS.NSID, "fra1-a"},
+		"cookies":  {c.DNS.Cookies.Secret, "/etc/portolan/cookies"},
+		"limit":    {fmt.Sprint(c.DNS.RateLimit), "{50 3 [192.0.2.0/24 2001:db8::/32]}"},
+		"version":  {c.DNS.Version, "portolan"},
 		"ns":       {c.DNS.Nameservers["ns1"][0].String(), "192.0.2.53"},
 	} {
 		if pair[0] != pair[1] {
@@ -105,6 +114,12 @@ func TestConfigFaults(t *testing.T) {
 			"p.yaml:4:15: api.listen: \"8420\" is not ADDRESS:PORT, such as 127.0.0.1:8420 or [::1]:8420\n       4 | api: {listen: 8420}"},
 		"listen twice": {strings.Replace(minimal, "dns:\n", "dns:\n  listen: [\"127.0.0.1:53\", \"[::1]:53\", \"127.0.0.1:53\"]\n", 1),
 			"p.yaml:2:40: dns.listen[2]: 127.0.0.1:53 is listed twice\n       2 |   listen: [\"127.0.0.1:53\", \"[::1]:53\", \"127.0.0.1:53\"]"},
+		"a rate": {minimal + "  rate_limit: {responses_per_second: 20000}\n",
+			"p.yaml:4:38: dns.rate_limit.responses_per_second: 20000 is outside of 0 to 10000\n       4 |   rate_limit: {responses_per_second: 20000}"},
+		"a prefix": {minimal + "  rate_limit: {exempt: [192.0.2.1]}\n",
+			"p.yaml:4:25: dns.rate_limit.exempt[0]: \"192.0.2.1\" is not a prefix, such as 192.0.2.0/24 or 2001:db8::/32\n       4 |   rate_limit: {exempt: [192.0.2.1]}"},
+		"nsid": {minimal + "  nsid: 'a\"b'\n",
+			"p.yaml:4:9: dns.nsid: \"a\\\"b\": want printable ASCII without quotes and backslashes\n       4 |   nsid: 'a\"b'"},
 		"store": {"store: postgres://x\n" + minimal,
 			"p.yaml:1:8: store: \"postgres://x\" is no store: want bolt:/var/lib/portolan/portolan.db or consul://127.0.0.1:8500/portolan\n       1 | store: postgres://x"},
 		"bolt without a path": {"store: \"bolt:\"\n" + minimal,

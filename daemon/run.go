@@ -202,7 +202,11 @@ func (d *daemon) dnsOptions() dns.Options {
 	c := d.config.DNS
 	return dns.Options{
 		Zone: c.Zone, Nameservers: c.Nameservers, Contact: c.Contact, TTLMin: c.TTL.Min, TTLMax: c.TTL.Max, StaticFile: c.Static,
-		Whoami: dns.Whoami(c.Whoami), Listen: c.Listen, Logger: d.log.Named("dns"), Registerer: d.metrics,
+		Whoami: dns.Whoami(c.Whoami), NSID: c.NSID, Version: c.Version, CookieSecret: c.Cookies.Secret,
+		RateLimit: dns.RateLimit{
+			ResponsesPerSecond: c.RateLimit.ResponsesPerSecond, Slip: c.RateLimit.Slip, Exempt: c.RateLimit.Exempt,
+		},
+		Listen: c.Listen, Logger: d.log.Named("dns"), Registerer: d.metrics,
 	}
 }
 
@@ -678,9 +682,9 @@ func (d *daemon) follow(ctx context.Context, reload <-chan struct{}) error {
 	}
 }
 
-// reload reads databases, static records and certificates again. What cannot be used leaves what was good, and is told.
+// reload reads databases, static records, keys of cookies and certificates again. What cannot be used leaves what was good, and is told.
 func (d *daemon) reload() {
-	d.log.Info("reading databases, static records and certificates again")
+	d.log.Info("reading databases, static records, keys of cookies and certificates again")
 	report := func(what string, err error) {
 		text := ""
 		if err != nil {
@@ -694,7 +698,7 @@ func (d *daemon) reload() {
 		d.front.offered.Store(databases)
 	}
 	if d.server != nil {
-		report("static", d.server.Reload())
+		report("dns", d.server.Reload())
 	}
 	if d.apiPair != nil {
 		report("api.tls", d.apiPair.Reload())

@@ -53,6 +53,17 @@ type Options struct {
 	StaticFile string
 	// Whoami is WhoamiSeen if empty.
 	Whoami Whoami
+	// NSID names this server among those of the zone: the answer to the EDNS option of that name (RFC 5001), and to
+	// id.server TXT of class CH (RFC 4892). Empty for none; CheckIdentity says what it may be.
+	NSID string
+	// Version is the answer to version.bind TXT of class CH. Empty, the default, refuses it.
+	Version string
+	// CookieSecret is a file with the keys of DNS cookies (RFC 7873 and 9018): 32 hexadecimal digits a line, first the one that
+	// makes them, then perhaps another that is recognised as well: the next one or the one before. All servers behind one
+	// address need the same. Empty for a random one, which nobody else knows and which ends with the process.
+	CookieSecret string
+	// RateLimit bounds the responses to one network over UDP; off if zero.
+	RateLimit RateLimit
 	// Listen are the addresses for UDP and TCP alike. Port 0 lets the kernel choose.
 	Listen []netip.AddrPort
 	// MaxConnections bounds the TCP connections; 1024 if zero.

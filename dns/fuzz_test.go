@@ -3,7 +3,9 @@ package dns
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"net/netip"
+	"strings"
 	"testing"
 
 	mdns "github.com/miekg/dns"
@@ -31,8 +33,23 @@ func FuzzRespond(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(raw, false)
-	s := newServer(f, func(o *Options) { o.Whoami = WhoamiFull })
+	none := question("geo.example.net.", mdns.TypeSOA)
+	none.Question = nil
+	none.SetEdns0(1232, false)
+	none.IsEdns0().Option = []mdns.EDNS0{&mdns.EDNS0_COOKIE{Code: mdns.EDNS0COOKIE, Cookie: "0123456789abcdef010000006553f100aabbccddeeff0011"}}
+	if raw, err = none.Pack(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw, true)
+	if raw, err = chaos("version.bind.", mdns.TypeTXT).Pack(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw, true)
+	s := newServer(f, func(o *Options) {
+		o.Whoami, o.NSID, o.Version = WhoamiFull, strings.Repeat("n", MaxIdentity), strings.Repeat("v", MaxIdentity)
+	})
 	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	slipped := limited(f, 1, from)
 	f.Fuzz(func(t *testing.T, raw []byte, datagram bool) {
 		via := tcp
 		if datagram {
@@ -69,8 +86,21 @@ func FuzzRespond(f *testing.F) {
 		if end := measure(t, m, out); end != len(out) {
 			t.Fatalf("%d bytes after the records of %x", len(out)-end, out)
 		}
+		if datagram && m.Rcode != mdns.RcodeBadCookie {
+			// Beyond the rate limit the same is sent, but for the records, unless the query has a good cookie.
+			cut := new(mdns.Msg)
+			if err := cut.Unpack(slipped.responder.worker(udp, 0).respond(nil, raw, from)); err != nil {
+				t.Fatal(err)
+			}
+			if cut.Id != m.Id || len(cut.Question) != len(m.Question) || len(cut.Answer)+len(cut.Ns) > 0 || (cut.IsEdns0() == nil) != (m.IsEdns0() == nil) {
+				t.Fatalf("beyond the limit: %v, else %v", cut, m)
+			}
+		}
 		if asked := new(mdns.Msg); asked.Unpack(raw) == nil && canonical(asked, raw) && (asked.IsEdns0() == nil) != (m.IsEdns0() == nil) {
 			t.Fatalf("OPT: asked %v, got %v", asked, m)
+		}
+		if datagram && m.IsEdns0() == nil && len(out) > plainSize {
+			t.Fatalf("%d bytes to a client without EDNS", len(out))
 		}
 		if len(m.Question) == 1 {
 			end := headerSize
@@ -134,6 +164,14 @@ func FuzzParse(f *testing.F) {
 	})
 	add(func(m *mdns.Msg) { m.Question = append(m.Question, m.Question[0]) })
 	add(func(m *mdns.Msg) { m.Question = nil })
+	for _, cookie := range []string{"0011223344556677", "00112233445566", "001122334455667788", strings.Repeat("ab", 24), strings.Repeat("ab", 40), strings.Repeat("ab", 41)} {
+		option := &mdns.EDNS0_COOKIE{Code: mdns.EDNS0COOKIE, Cookie: cookie}
+		add(func(m *mdns.Msg) { m.IsEdns0().Option = append(m.IsEdns0().Option, option) })
+		add(func(m *mdns.Msg) { m.Question, m.IsEdns0().Option = nil, []mdns.EDNS0{option, option} })
+	}
+	add(func(m *mdns.Msg) {
+		m.IsEdns0().Option = append(m.IsEdns0().Option, &mdns.EDNS0_NSID{Code: mdns.EDNS0NSID, Nsid: "01"})
+	})
 	add(func(m *mdns.Msg) { m.Question[0].Name = `CoNtOsO\000\.x.geo.example.net.` })
 	add(func(m *mdns.Msg) { m.Opcode = mdns.OpcodeNotify })
 	add(func(m *mdns.Msg) { m.Extra = append(m.Extra, mdns.Copy(m.Extra[0])) })
@@ -154,7 +192,7 @@ func FuzzParse(f *testing.F) {
 		}
 		var opts []*mdns.OPT
 		var subnets []*mdns.EDNS0_SUBNET
-		bad := len(m.Question) != 1
+		bad, cookie, nsid := false, "", false
 		for _, rr := range m.Extra {
 			if o, ok := rr.(*mdns.OPT); ok {
 				bad = bad || o.Hdr.Name != "."
@@ -163,13 +201,22 @@ func FuzzParse(f *testing.F) {
 		}
 		if bad = bad || len(opts) > 1; !bad && len(opts) == 1 && opts[0].Version() == 0 {
 			for _, option := range opts[0].Option {
-				if s, ok := option.(*mdns.EDNS0_SUBNET); ok {
+				switch s := option.(type) {
+				case *mdns.EDNS0_SUBNET:
 					bad = bad || s.SourceScope != 0 || s.Family != 1 && s.Family != 2
 					subnets = append(subnets, s)
+				case *mdns.EDNS0_COOKIE:
+					if cookie == "" {
+						cookie = s.Cookie
+						bad = bad || len(cookie) != 2*8 && (len(cookie) < 2*16 || len(cookie) > 2*40)
+					}
+				case *mdns.EDNS0_NSID:
+					nsid = true
 				}
 			}
 			bad = bad || len(subnets) > 1
 		}
+		bad = bad || len(m.Question) > 1 || len(m.Question) == 0 && cookie == ""
 		want := mdns.RcodeSuccess
 		switch {
 		case m.Opcode != mdns.OpcodeQuery:
@@ -196,6 +243,9 @@ func FuzzParse(f *testing.F) {
 		}
 		if bad || len(opts) == 0 {
 			return
+		}
+		if hex.EncodeToString(q.cookie) != strings.ToLower(cookie) || q.nsid != nsid {
+			t.Fatalf("cookie %x, NSID %v; want %q, %v", q.cookie, q.nsid, cookie, nsid)
 		}
 		if q.size != opts[0].Hdr.Class || q.version != opts[0].Version() || q.do != opts[0].Do() {
 			t.Fatalf("size %d, version %d, DO %v; want %v", q.size, q.version, q.do, opts[0])

@@ -72,11 +72,14 @@ func typeIndex(qtype uint16) int {
 // countedCodes are the rcodes that this server gives.
 var countedCodes = [...]int{
 	mdns.RcodeSuccess, mdns.RcodeFormatError, mdns.RcodeServerFailure, mdns.RcodeNameError, mdns.RcodeNotImplemented,
-	mdns.RcodeRefused, mdns.RcodeBadVers,
+	mdns.RcodeRefused, mdns.RcodeBadVers, mdns.RcodeBadCookie,
 }
 
 func codeIndex(rcode int) int {
-	if rcode == mdns.RcodeBadVers {
+	switch rcode {
+	case mdns.RcodeBadVers:
+		return len(countedCodes) - 2
+	case mdns.RcodeBadCookie:
 		return len(countedCodes) - 1
 	}
 	return rcode // 0 to 5 are their own indexes
@@ -96,6 +99,8 @@ var dropNames = [dropReasons]string{"short", "response", "internal"}
 type metrics struct {
 	queries     [transports][len(countedTypes)][len(countedCodes)]counter
 	truncated   counter
+	cookies     [cookieStates]counter
+	limited     [limitVerdicts]counter
 	dropped     [transports][dropReasons]counter
 	sendErrors  atomic.Uint64
 	connections atomic.Int64
@@ -134,6 +139,8 @@ var (
 		"Answers at registries' names by the region they lead to; an empty region is an answer without one.", []string{"registry", "region"}, nil)
 	truncatedDesc   = prometheus.NewDesc("portolan_dns_truncated_total", "Answers cut short for UDP.", nil, nil)
 	droppedDesc     = prometheus.NewDesc("portolan_dns_dropped_total", "Packets that got no answer.", []string{"transport", "reason"}, nil)
+	cookiesDesc     = prometheus.NewDesc("portolan_dns_cookies_total", "Queries with a DNS cookie by what it was worth.", []string{"state"}, nil)
+	limitedDesc     = prometheus.NewDesc("portolan_dns_rate_limited_total", "UDP responses beyond the rate limit by what became of them.", []string{"action"}, nil)
 	sendErrorsDesc  = prometheus.NewDesc("portolan_dns_send_errors_total", "UDP answers that the kernel did not take.", nil, nil)
 	connectionsDesc = prometheus.NewDesc("portolan_dns_tcp_connections", "TCP connections that are open.", nil, nil)
 	refusedDesc     = prometheus.NewDesc("portolan_dns_tcp_refused_total", "TCP connections closed at once because of their number.", nil, nil)
@@ -143,7 +150,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{queriesDesc, decisionsDesc, truncatedDesc, droppedDesc, sendErrorsDesc, connectionsDesc, refusedDesc, serialDesc, problemsDesc} {
+	for _, d := range []*prometheus.Desc{queriesDesc, decisionsDesc, truncatedDesc, cookiesDesc, limitedDesc, droppedDesc, sendErrorsDesc, connectionsDesc, refusedDesc, serialDesc, problemsDesc} {
 		to <- d
 	}
 }
@@ -171,6 +178,12 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 	m.mu.Unlock()
 	send(truncatedDesc, prometheus.CounterValue, m.truncated.sum())
+	for state := range cookieStates {
+		send(cookiesDesc, prometheus.CounterValue, m.cookies[state].sum(), state.String())
+	}
+	for v := limitSlip; v < limitVerdicts; v++ {
+		send(limitedDesc, prometheus.CounterValue, m.limited[v].sum(), limitNames[v])
+	}
 	send(sendErrorsDesc, prometheus.CounterValue, float64(m.sendErrors.Load()))
 	send(connectionsDesc, prometheus.GaugeValue, float64(m.connections.Load()))
 	send(refusedDesc, prometheus.CounterValue, float64(m.refused.Load()))

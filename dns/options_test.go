@@ -45,6 +45,11 @@ func TestOptions(t *testing.T) {
 		{"min above max", func(o *Options) { o.TTLMin, o.TTLMax = time.Minute, time.Second }, "above"},
 		{"whoami", func(o *Options) { o.Whoami = "all" }, "dns.whoami"},
 		{"nowhere to listen", func(o *Options) { o.Listen = nil }, "dns.listen"},
+		{"an identity of 64", func(o *Options) { o.NSID, o.Version = strings.Repeat("n", 64), strings.Repeat("v", 64) }, ""},
+		{"an NSID of 65", func(o *Options) { o.NSID = strings.Repeat("n", 65) }, "dns.nsid: 65 characters"},
+		{"an NSID beyond ASCII", func(o *Options) { o.NSID = "zürich" }, "dns.nsid"},
+		{"a version of two lines", func(o *Options) { o.Version = "a\nb" }, "dns.version"},
+		{"no such file of keys", func(o *Options) { o.CookieSecret = "/does/not/exist" }, "dns.cookies.secret"},
 		{"no such file", func(o *Options) { o.StaticFile = "/does/not/exist" }, "static"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -80,9 +85,14 @@ func TestStaticErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ name, text, error string }{
-		{"a delegation", "\n\nsub IN NS ns.example.org.\n", "zone.db:3: sub.geo.example.net.: NS records are not served"},
-		{"DNAME", "a A 192.0.2.1\nsub DNAME example.org.\n", "zone.db:2: sub.geo.example.net.: DNAME"},
-		{"SOA", "@ SOA a. b. 1 2 3 4 5", "zone.db:1: geo.example.net.: SOA"},
+		{"a delegation", "\n\nsub IN NS ns.example.org.\n", "zone.db:3: sub.geo.example.net.: NS: a delegation below the zone"},
+		{"a delegation by wildcard", "*.sub IN NS ns.example.org.\n", "zone.db:1: *.sub.geo.example.net.: NS: a delegation"},
+		{"a signed delegation", "a A 192.0.2.1\nsub DS 1 13 2 " + strings.Repeat("00", 32), "zone.db:2: sub.geo.example.net.: DS: a delegation"},
+		{"a delegation of a registry", "contoso NS ns.example.org.\n", "zone.db:1: contoso.geo.example.net.: NS: a delegation"},
+		{"name servers", "@ NS ns.example.org.\n", "zone.db:1: geo.example.net.: NS: the zone's own name servers come from dns.nameservers"},
+		{"DNAME", "a A 192.0.2.1\nsub DNAME example.org.\n", "zone.db:2: sub.geo.example.net.: DNAME is not served"},
+		{"DNAME at the apex", "@ DNAME example.org.\n", "zone.db:1: geo.example.net.: DNAME is not served"},
+		{"SOA", "@ SOA a. b. 1 2 3 4 5", "zone.db:1: geo.example.net.: SOA: the zone's own"},
 		{"in parentheses", "a TXT ( \"x\"\n \"y\" )\nb PTR a\n", "zone.db:3: b.geo.example.net.: PTR"},
 		{"after comments", "; one\n\n; three\nb PTR a ; four\nc A 192.0.2.1\n", "zone.db:4:"},
 		{"the last line without its end", "a A 192.0.2.1\nb PTR a", "zone.db:2:"},

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	mdns "github.com/miekg/dns"
 
@@ -12,8 +13,12 @@ import (
 
 // responder answers queries from the newest zone. Its workers share it.
 type responder struct {
-	zone    atomic.Pointer[zone]
-	metrics *metrics
+	zone     atomic.Pointer[zone]
+	secrets  atomic.Pointer[secrets]
+	limiter  *limiter // nil without a rate limit
+	identity *identity
+	metrics  *metrics
+	now      func() time.Time // the clock
 }
 
 // worker answers the queries of one goroutine over one transport. It is not for concurrent use: it holds the scratch space.
@@ -22,6 +27,8 @@ type worker struct {
 	via   transport
 	shard int
 	query query
+	// cookie is what answers the query's, if it has one.
+	cookie [cookieSize]byte
 }
 
 func (r *responder) worker(via transport, number int) *worker {
@@ -38,6 +45,8 @@ type response struct {
 	additional    *packed // sent with an answer where there is room
 	scope         int
 	ede           int
+	count         *counter // of the decision; nil if there was none to count
+	cut           bool     // to be sent without records, truncated
 }
 
 // respond appends the answer to message, which came from from, to dst. It appends nothing when the message is not to be
@@ -54,11 +63,45 @@ func (w *worker) respond(dst, message []byte, from netip.AddrPort) []byte {
 		return dst
 	}
 	r := response{rcode: rcode, ede: edeNone}
-	if rcode == mdns.RcodeSuccess {
+	state := cookieNone
+	if len(q.cookie) > 0 {
+		state = w.bake(from)
+	}
+	switch {
+	case rcode != mdns.RcodeSuccess:
+	case len(q.question) > 0:
 		w.resolve(&r, from)
+	case state == cookieUnknown:
+		// Who asks nothing but for a cookie is told what the one it has is worth (RFC 7873, section 5.4).
+		r.rcode = mdns.RcodeBadCookie
+	}
+	if w.limiter != nil && w.via == udp && state != cookieKnown {
+		if v := w.limiter.judge(from.Addr().Unmap(), r.kind(), w.now()); v != limitSend {
+			w.metrics.limited[v][w.shard].n.Add(1)
+			if v == limitDrop {
+				return dst
+			}
+			r.cut = true
+		}
+	}
+	if r.count != nil {
+		r.count[w.shard].n.Add(1)
 	}
 	w.metrics.queries[w.via][typeIndex(q.qtype)][codeIndex(r.rcode)][w.shard].n.Add(1)
 	return w.write(dst, &r, from)
+}
+
+// bake makes the cookie that answers the query's, and says what that one is worth.
+func (w *worker) bake(from netip.AddrPort) cookieState {
+	state := cookieNew
+	switch known := w.secrets.Load().answer(&w.cookie, w.query.cookie, from.Addr().Unmap(), w.now()); {
+	case known:
+		state = cookieKnown
+	case len(w.query.cookie) > clientCookie:
+		state = cookieUnknown
+	}
+	w.metrics.cookies[state][w.shard].n.Add(1)
+	return state
 }
 
 // resolve finds the answer to a well-formed query.
@@ -67,6 +110,13 @@ func (w *worker) resolve(r *response, from netip.AddrPort) {
 	switch q.qtype {
 	case mdns.TypeOPT, mdns.TypeTSIG, mdns.TypeTKEY:
 		r.rcode = mdns.RcodeNotImplemented
+		return
+	}
+	if q.qclass == mdns.ClassCHAOS {
+		if r.answer = w.identity.answer(q); r.answer == nil {
+			r.rcode, r.ede = mdns.RcodeRefused, edeNotAuthoritative
+		}
+		r.authoritative = r.answer != nil
 		return
 	}
 	if z == nil {
@@ -141,7 +191,7 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 			set = d.fallback.of(decision.Settled)
 		}
 		if kind != variesOther {
-			count[w.shard].n.Add(1)
+			r.count = count
 		}
 		if set != nil && set.count > 0 {
 			r.answer = set
@@ -174,6 +224,12 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 	opt := 0
 	if q.edns {
 		opt = 11
+		if q.nsid && len(w.identity.nsid) > 0 {
+			opt += 4 + len(w.identity.nsid)
+		}
+		if len(q.cookie) > 0 {
+			opt += 4 + cookieSize
+		}
 		if len(q.ecs) > 0 {
 			opt += 4 + len(q.ecs)
 		}
@@ -184,6 +240,8 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 	size := headerSize + len(q.question) + opt
 	var questions, answers, authorities, additionals uint16
 	switch {
+	case r.cut && (r.answer != nil || r.authority != nil): // an error has no records, and TCP would not change it
+		flags |= flagTC
 	case r.answer != nil && size+len(r.answer.body) <= limit:
 		answers = r.answer.count
 		if r.additional != nil && size+len(r.answer.body)+len(r.additional.body) <= limit {
@@ -238,6 +296,14 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 		}
 		dst = append(dst, do, 0)
 		dst = binary.BigEndian.AppendUint16(dst, uint16(opt-11))
+		if q.nsid && len(w.identity.nsid) > 0 {
+			dst = append(dst, 0, optionNSID, 0, byte(len(w.identity.nsid)))
+			dst = append(dst, w.identity.nsid...)
+		}
+		if len(q.cookie) > 0 {
+			dst = append(dst, 0, optionCookie, 0, cookieSize)
+			dst = append(dst, w.cookie[:]...)
+		}
 		if len(q.ecs) > 0 {
 			dst = append(dst, 0, optionECS, 0, byte(len(q.ecs)))
 			dst = append(dst, q.ecs...)

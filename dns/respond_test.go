@@ -152,6 +152,67 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// The zone of RFC 4592, section 2.2.1, and what that section says of each query; its delegations cannot be served here. Further
+// what sections 2.2.2, 2.2.3 and 3.3.1 say of names that are not in that zone.
+func TestWildcards(t *testing.T) {
+	t.Parallel()
+	at := serve(t, newServer(t, func(o *Options) {
+		o.Zone, o.Contact = "example", ""
+		o.Nameservers = map[string][]netip.Addr{"ns.example.com.": nil, "ns.example.net.": nil}
+		o.StaticFile = writeFile(t, `
+$TTL 3600
+*                TXT   "this is a wildcard"
+*                MX    10 host1.example.
+sub.*            TXT   "this is not a wildcard"
+host1            A     192.0.2.1
+_ssh._tcp.host1  SRV   0 0 22 host1
+_ssh._tcp.host2  SRV   0 0 22 host2
+x.*.ent          TXT   "below an asterisk without records"
+*.alias          CNAME host1
+`)
+	}))
+	const nxdomain = mdns.RcodeNameError
+	for _, c := range []struct {
+		name   string
+		qtype  uint16
+		rcode  int
+		answer string
+	}{
+		{"host3.example.", mdns.TypeMX, 0, "MX 10 host1.example. ttl=3600"},
+		{"host3.example.", mdns.TypeA, 0, ""},
+		{"foo.bar.example.", mdns.TypeTXT, 0, `TXT "this is a wildcard" ttl=3600`},
+		{"host1.example.", mdns.TypeMX, 0, ""},
+		{"sub.*.example.", mdns.TypeMX, 0, ""},
+		{"sub.*.example.", mdns.TypeTXT, 0, `TXT "this is not a wildcard" ttl=3600`},
+		{"_telnet._tcp.host1.example.", mdns.TypeSRV, nxdomain, ""},
+		{"ghost.*.example.", mdns.TypeMX, nxdomain, ""},
+		{"*.example.", mdns.TypeMX, 0, "MX 10 host1.example. ttl=3600"},
+		// Empty non-terminals exist (2.2.2), also an asterisk that is one (2.2.3): synthesis from it finds nothing, and that is
+		// no name error.
+		{"host2.example.", mdns.TypeTXT, 0, ""},
+		{"_tcp.host2.example.", mdns.TypeMX, 0, ""},
+		{"*.ent.example.", mdns.TypeTXT, 0, ""},
+		{"any.ent.example.", mdns.TypeTXT, 0, ""},
+		{"x.any.ent.example.", mdns.TypeTXT, 0, ""},
+		{"x.*.ent.example.", mdns.TypeTXT, 0, `TXT "below an asterisk without records" ttl=3600`},
+		{"y.*.ent.example.", mdns.TypeTXT, nxdomain, ""},
+		// Registries' names exist, and what is not below them is not made up.
+		{"nowhere.contoso.example.", mdns.TypeTXT, nxdomain, ""},
+		{"a.b.alias.example.", mdns.TypeAAAA, 0, "CNAME host1.example. ttl=3600"},
+		{"alias.example.", mdns.TypeA, 0, ""},
+	} {
+		a := ask(t, "udp", at, question(c.name, c.qtype))
+		if a.Rcode != c.rcode || !a.Authoritative || brief(a.Answer) != c.answer || (len(a.Ns) == 1) != (c.answer == "") {
+			t.Errorf("%s %s: got %v, want %s, %q", c.name, mdns.Type(c.qtype), a, mdns.RcodeToString[c.rcode], c.answer)
+		}
+		for _, rr := range a.Answer {
+			if rr.Header().Name != c.name {
+				t.Errorf("%s: an owner is %s", c.name, rr.Header().Name)
+			}
+		}
+	}
+}
+
 // checkECS checks that a has the option of m with scope, and none if m had none.
 func checkECS(t *testing.T, m, a *mdns.Msg, scope int) {
 	t.Helper()
@@ -631,11 +692,11 @@ func TestProblemsOfLength(t *testing.T) {
 	label := strings.Repeat("a", 59)
 	zone := strings.Join([]string{label, label, label, label[1:]}, ".") // of 238 bytes
 	var static strings.Builder
-	// Records of 266 bytes: 246 would fit, but not with the longest question and an OPT record.
-	for i := range 246 {
+	// Records of 266 bytes: 245 would fit, but not with the longest question and an OPT record.
+	for i := range 245 {
 		fmt.Fprintf(&static, "huge IN TXT \"%03d%s\"\n", i, strings.Repeat("x", 250))
 	}
-	for i := range 245 {
+	for i := range 244 {
 		fmt.Fprintf(&static, "big IN TXT \"%03d%s\"\n", i, strings.Repeat("x", 250))
 	}
 	s := newServer(t, func(o *Options) { o.Zone, o.StaticFile = zone, writeFile(t, static.String()) })
@@ -654,14 +715,54 @@ func TestProblemsOfLength(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if a := ask(t, "tcp", serve(t, s), question("big."+zone+".", mdns.TypeTXT)); len(a.Answer) != 245 || a.Truncated {
+	if a := ask(t, "tcp", serve(t, s), question("big."+zone+".", mdns.TypeTXT)); len(a.Answer) != 244 || a.Truncated {
 		t.Errorf("got %d records, tc=%v", len(a.Answer), a.Truncated)
 	}
 }
 
+// answerOf is what s answers over UDP to m from a client; nil if nothing.
+func answerOf(t testing.TB, s *Server, m *mdns.Msg, from netip.AddrPort) *mdns.Msg {
+	t.Helper()
+	raw, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := s.responder.worker(udp, 0).respond(nil, raw, from)
+	if len(out) == 0 {
+		return nil
+	}
+	a := new(mdns.Msg)
+	if err := a.Unpack(out); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 func TestRespondDoesNotAllocate(t *testing.T) {
-	s := newServer(t, nil)
+	s := newServer(t, func(o *Options) { o.NSID, o.Version = "fra1-a", "portolan" })
 	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	slipped, dropped := limited(t, 1, from), limited(t, 0, from)
+	contoso := func() *mdns.Msg { return ecs(question("contoso.geo.example.net.", mdns.TypeA), "8.8.8.0/24") }
+	named, bare := contoso(), withCookie(t, question(".", mdns.TypeA), testClientCookie)
+	named.IsEdns0().Option = append(named.IsEdns0().Option, &mdns.EDNS0_NSID{Code: mdns.EDNS0NSID})
+	bare.Question = nil
+	old := testClientCookie + "01000000000000000000000000000000"
+	good := cookieOf(answerOf(t, s, withCookie(t, contoso(), testClientCookie), from))
+	for name, m := range map[string]*mdns.Msg{
+		"NSID": named, "version.bind": chaos("version.bind.", mdns.TypeTXT), "no question": bare,
+		"a new cookie": withCookie(t, contoso(), testClientCookie), "a known cookie": withCookie(t, contoso(), good),
+		"an expired cookie": withCookie(t, contoso(), old), "a bad cookie": withCookie(t, contoso(), good[:46]+"00"),
+		"no cookie": withCookie(t, contoso(), "00"),
+	} {
+		raw, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, out := s.responder.worker(udp, 0), make([]byte, 0, ednsSize)
+		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
 	for _, c := range []struct {
 		name, subnet string
 		qtype        uint16
@@ -682,6 +783,12 @@ func TestRespondDoesNotAllocate(t *testing.T) {
 		w, out := s.responder.worker(udp, 0), make([]byte, 0, ednsSize)
 		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
 			t.Errorf("%s %s: %v allocations", c.name, mdns.Type(c.qtype), n)
+		}
+		for name, l := range map[string]*Server{"slipped": slipped, "dropped": dropped} {
+			w := l.responder.worker(udp, 0)
+			if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
+				t.Errorf("%s %s, %s: %v allocations", c.name, mdns.Type(c.qtype), name, n)
+			}
 		}
 		raw = raw[:len(raw)-1]
 		if answer := w.respond(out, raw, from); answer[3]&0xf != mdns.RcodeFormatError {

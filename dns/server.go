@@ -44,13 +44,24 @@ type socket struct {
 	wildcard bool
 }
 
-// New checks the options and reads the static records. The errors name the setting, or the file and line.
+// New checks the options and reads the static records and the keys of cookies. The errors name the setting, or the file and line.
 func New(o Options) (*Server, error) {
 	b, err := newBase(&o)
 	if err != nil {
 		return nil, err
 	}
 	static, err := readStatic(o.StaticFile, b)
+	if err != nil {
+		return nil, err
+	}
+	who, err := newIdentity(&o)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.RateLimit.check(); err != nil {
+		return nil, fmt.Errorf("dns.rate_limit: %w", err)
+	}
+	keys, err := readSecrets(o.CookieSecret)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +81,11 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the DNS server: %w", err)
 	}
-	return &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{metrics: m}}, nil
+	s := &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{
+		identity: who, limiter: newLimiter(o.RateLimit, time.Now()), metrics: m, now: time.Now,
+	}}
+	s.responder.secrets.Store(keys)
+	return s, nil
 }
 
 // Update makes the server answer from s, with r, which was made of s, and the conditions that r has. Queries under way are
@@ -82,8 +97,25 @@ func (s *Server) Update(t *topology.Snapshot, r *router.Router, conditions route
 	s.swap()
 }
 
-// Reload reads the static records again. If they cannot be used, the old ones stay.
+// Reload reads the static records and the keys of cookies again. What of them cannot be used stays as it was, and is in the
+// error.
 func (s *Server) Reload() error {
+	return errors.Join(s.reloadStatic(), s.reloadSecrets())
+}
+
+func (s *Server) reloadSecrets() error {
+	if s.options.CookieSecret == "" {
+		return nil // the random one is good for as long as the process
+	}
+	keys, err := readSecrets(s.options.CookieSecret)
+	if err != nil {
+		return err
+	}
+	s.responder.secrets.Store(keys)
+	return nil
+}
+
+func (s *Server) reloadStatic() error {
 	static, err := readStatic(s.options.StaticFile, s.base)
 	if err != nil {
 		return err

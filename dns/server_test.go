@@ -157,16 +157,22 @@ func dial(t testing.TB, at netip.AddrPort) net.Conn {
 }
 
 func readFramed(conn net.Conn) (*mdns.Msg, error) {
+	raw, err := readFrame(conn)
+	if err != nil {
+		return nil, err
+	}
+	m := new(mdns.Msg)
+	return m, m.Unpack(raw)
+}
+
+func readFrame(conn net.Conn) ([]byte, error) {
 	var length [2]byte
 	if _, err := io.ReadFull(conn, length[:]); err != nil {
 		return nil, err
 	}
 	raw := make([]byte, binary.BigEndian.Uint16(length[:]))
-	if _, err := io.ReadFull(conn, raw); err != nil {
-		return nil, err
-	}
-	m := new(mdns.Msg)
-	return m, m.Unpack(raw)
+	_, err := io.ReadFull(conn, raw)
+	return raw, err
 }
 
 func TestTCPPipelining(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// staticTypes are what a static zone file may hold. Delegations (NS, DS) and DNAME would make this server responsible for
-// referrals, which it does not give.
+// staticTypes are what a static zone file may hold. Delegations (NS, DS; RFC 1034, section 4.2.1) would make this server
+// responsible for referrals, and DNAME (RFC 6672) for names that it has to make up: it gives neither.
 var staticTypes = []uint16{mdns.TypeA, mdns.TypeAAAA, mdns.TypeCNAME, mdns.TypeTXT, mdns.TypeCAA, mdns.TypeMX, mdns.TypeSRV}
 
 // maxStaticFile bounds the file: the records live in memory, packed, and this is a front door and not a hosting service.
@@ -76,6 +76,18 @@ func parseStatic(r io.Reader, path string, b *base) ([]mdns.RR, error) {
 		h.Name = mdns.CanonicalName(h.Name)
 		if h.Class != mdns.ClassINET {
 			return nil, refuse("%s: class %s: want IN", h.Name, mdns.ClassToString[h.Class])
+		}
+		switch h.Rrtype {
+		case mdns.TypeNS, mdns.TypeDS:
+			where := "a delegation below the zone is not given here: delegate from the zone above"
+			if h.Name == b.origin {
+				where = "the zone's own name servers come from dns.nameservers"
+			}
+			return nil, refuse("%s: %s: %s", h.Name, mdns.Type(h.Rrtype), where)
+		case mdns.TypeDNAME:
+			return nil, refuse("%s: DNAME is not served here: want a CNAME for each name, or for all with a wildcard", h.Name)
+		case mdns.TypeSOA:
+			return nil, refuse("%s: SOA: the zone's own is made of dns.contact, dns.ttl and the topology", h.Name)
 		}
 		if !slices.Contains(staticTypes, h.Rrtype) {
 			return nil, refuse("%s: %s records are not served here: want A, AAAA, CNAME, TXT, CAA, MX or SRV", h.Name, mdns.Type(h.Rrtype))

@@ -19,8 +19,9 @@ const (
 	maxMessage = 65535
 	maxName    = 255
 	maxLabels  = 127
-	// maxOPT is the most that the OPT record of an answer takes: its fixed part, an IPv6 subnet, an extended error.
-	maxOPT = 11 + 4 + 4 + 16 + 6
+	// maxOPT is the most that the OPT record of an answer takes: its fixed part, the name of the server, a cookie, an IPv6
+	// subnet, an extended error.
+	maxOPT = 11 + 4 + MaxIdentity + 4 + cookieSize + 4 + 4 + 16 + 6
 	// maxBody is the most that the records of one set may take, so that they fit in a message with the longest question:
 	// what does not fit over TCP can never be had.
 	maxBody = maxMessage - headerSize - maxName - 4 - maxOPT
@@ -36,10 +37,13 @@ const (
 	opcode = 0xf << 11
 )
 
-// optionECS is the EDNS option code of the client subnet (RFC 7871, section 6), optionEDE that of extended errors (RFC 8914).
+// EDNS option codes: the name of the server (RFC 5001, section 2.3), the client subnet (RFC 7871, section 6), cookies (RFC 7873,
+// section 4), extended errors (RFC 8914, section 2).
 const (
-	optionECS = 8
-	optionEDE = 15
+	optionNSID   = 3
+	optionECS    = 8
+	optionCookie = 10
+	optionEDE    = 15
 )
 
 // Extended errors (RFC 8914, section 5.2).
@@ -53,7 +57,8 @@ const (
 // query is a parsed query. Its slices point into the message.
 type query struct {
 	id, flags uint16
-	// question is the question section as it came, name first; empty if it could not be read.
+	// question is the question section as it came, name first; empty if it could not be read, or if the query asks for nothing
+	// but a cookie.
 	question []byte
 	nameLen  int
 	qtype    uint16
@@ -63,6 +68,9 @@ type query struct {
 	version uint8
 	size    uint16
 	do      bool
+	nsid    bool // whether the name of the server is asked for
+	// cookie is the data of the first cookie option, of a right length; empty if there is none.
+	cookie []byte
 	// ecs is the data of the client subnet option; empty if there is none or it was malformed.
 	ecs    []byte
 	subnet netip.Prefix // invalid without ECS
@@ -78,9 +86,9 @@ type query struct {
 // Also with an error, q holds what could be read: an answer without an OPT record to a query with one would say that this
 // server has no EDNS (RFC 6891, section 7).
 func (q *query) parse(message []byte) (rcode int, answer bool) {
-	q.question, q.ecs, q.subnet = nil, nil, netip.Prefix{}
+	q.question, q.cookie, q.ecs, q.subnet = nil, nil, nil, netip.Prefix{}
 	q.nameLen, q.depth, q.qtype, q.qclass = 0, 0, 0, 0
-	q.edns, q.version, q.size, q.do = false, 0, 0, false
+	q.edns, q.version, q.size, q.do, q.nsid = false, 0, 0, false, false
 	if len(message) < headerSize {
 		return 0, false
 	}
@@ -141,14 +149,15 @@ func (q *query) parseSections(message []byte) (rcode int) {
 				return mdns.RcodeFormatError
 			}
 			if q.version == 0 && !q.parseOptions(message[at:end]) {
-				q.ecs, q.subnet = nil, netip.Prefix{}
+				q.nsid, q.cookie, q.ecs, q.subnet = false, nil, nil, netip.Prefix{}
 				return mdns.RcodeFormatError
 			}
 		}
 		at = end
 	}
 	switch {
-	case at != len(message), questions != 1: // one question exactly (RFC 9619)
+	// One question exactly (RFC 9619), or none if the query is for a cookie (RFC 7873, section 5.4).
+	case at != len(message), questions != 1 && (questions != 0 || len(q.cookie) == 0):
 		return mdns.RcodeFormatError
 	case q.version != 0:
 		return mdns.RcodeBadVers
@@ -222,8 +231,22 @@ func (q *query) parseOptions(options []byte) bool {
 		if length > len(options) {
 			return false
 		}
-		if code == optionECS && (q.ecs != nil || !q.parseECS(options[:length])) {
-			return false
+		switch code {
+		case optionNSID:
+			q.nsid = true // whatever data comes with it is ignored (RFC 5001, section 2.1)
+		case optionCookie:
+			// Of several the first counts (RFC 7873, section 5.2); a wrong length is an error (section 5.2.2).
+			if q.cookie != nil {
+				break
+			}
+			if length != clientCookie && (length < clientCookie+8 || length > maxCookie) {
+				return false
+			}
+			q.cookie = options[:length]
+		case optionECS:
+			if q.ecs != nil || !q.parseECS(options[:length]) {
+				return false
+			}
 		}
 		options = options[length:]
 	}

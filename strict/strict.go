@@ -55,7 +55,7 @@ type File struct {
 // Decode fills the struct that into points to; name names the file in errors. Fields are found by the names in their yaml
 // tags, and those that the text does not have stay as they are. A slice whose tag has the option "single" may be written as
 // its only value. Fields may be structs, slices, maps from strings, pointers,
-// strings, bools, ints, floats, durations, addresses and whatever reads text. After a fault into holds what could be read.
+// strings, bools, ints, floats, durations, addresses, prefixes and whatever reads text. After a fault into holds what could be read.
 func Decode(name string, text []byte, into any, o Options) *File {
 	text = bytes.TrimPrefix(text, []byte("\ufeff")) // YAML 1.2 section 5.2 lets a text begin with it; some editors write it
 	f := &File{name: name, options: o, lines: bytes.Split(text, []byte("\n")), positions: map[string]*token.Position{}}
@@ -199,6 +199,16 @@ func (f *File) value(n ast.Node, path string, into reflect.Value) {
 			v, err := netip.ParseAddrPort(text)
 			if err != nil {
 				return fmt.Errorf("%q is not ADDRESS:PORT, such as 127.0.0.1:8420 or [::1]:8420", text)
+			}
+			*p = v
+			return nil
+		})
+		return
+	case *netip.Prefix:
+		f.scalar(n, path, func(text string) error {
+			v, err := netip.ParsePrefix(text)
+			if err != nil {
+				return fmt.Errorf("%q is not a prefix, such as 192.0.2.0/24 or 2001:db8::/32", text)
 			}
 			*p = v
 			return nil
