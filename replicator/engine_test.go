@@ -527,6 +527,11 @@ func TestEchoAsksNothing(t *testing.T) {
 	if _, err := s.engines[0].observe(t.Context(), m, s.key("a"), ours); err != nil || asked == 0 {
 		t.Errorf("%v, %d requests", err, asked)
 	}
+	asked = 0
+	newer := evidence{pushes: []push{{Event: version.Event{Digest: s.head("a"), Time: s.clock, WriteID: "w"}}}}
+	if _, err := s.engines[0].observe(t.Context(), m, s.key("a"), newer); err != nil || asked == 0 {
+		t.Errorf("the write of the head that it lags behind: %v, %d requests", err, asked)
+	}
 }
 
 func TestTidy(t *testing.T) {
@@ -713,5 +718,150 @@ func TestOverwrittenIsJudgedByWhatWasSeen(t *testing.T) {
 	}
 	if s.head("a") != north.tags["a"] || s.head("a") == event.digest || north.refuse != nil {
 		t.Errorf("the head is %q, and its users pushed %q last", s.head("a"), north.tags["a"])
+	}
+}
+
+// A delete by digest takes the tags with it, also if no event tells of those.
+func TestDeleteOfAManifestIsThatOfItsTags(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	digest := s.head("a")
+	s.eraseByUser(north, "a")
+	heard := false
+	for _, e := range north.events {
+		if e.tag == digest {
+			heard = true
+			if err := s.hear(t.Context(), s.engines[0], s.region(north), e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !heard || s.head("a") != ledger.Absent || s.head("b") == ledger.Absent {
+		t.Errorf("heard %t: a is %q, b is %q", heard, s.head("a"), s.head("b"))
+	}
+}
+
+// What a failed write would have left may be what a user pushes later: an event that names somebody else tells.
+func TestPushOfWhatAnIntentNames(t *testing.T) {
+	t.Parallel()
+	for _, byOther := range []bool{false, true} {
+		t.Run(fmt.Sprint(byOther), func(t *testing.T) {
+			t.Parallel()
+			s, east, north, _ := seeded(t)
+			s.push(east, "a")
+			s.look(t, east)
+			back := s.head("a")
+			row := s.ledger.rows[s.key("a")]
+			row.Record, _ = version.Begin(row.Record, s.fleets[0].replicas, s.region(north).Replica, back, "unanswered", s.clock)
+			s.ledger.rows[s.key("a")] = row
+			s.converge(t)
+			s.push(east, "a")
+			s.converge(t)
+			head := s.head("a")
+			s.clock = s.clock.Add(time.Minute)
+			north.tags["a"] = back
+			ev := evidence{pushes: []push{{Event: version.Event{Digest: back, Time: s.clock}, byOther: byOther}}}
+			want, wanted := head, version.Ours
+			if byOther {
+				want, wanted = back, version.Successor
+			}
+			if v, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), ev); err != nil || v != wanted || s.head("a") != want {
+				t.Errorf("%s, %v; the head is %.15s", v, err, s.head("a"))
+			}
+		})
+	}
+}
+
+// throwing is a registry that deletes a tag by way of a throw-away manifest, and may be cut off in the middle.
+type throwing struct {
+	*simRegistry
+	cutOff bool
+}
+
+const throwaway = "sha256:throwaway"
+
+func (r *throwing) Untag(_ context.Context, _, tag, _ string, declare func(string) error) error {
+	if err := declare(throwaway); err != nil {
+		return err
+	}
+	r.manifests[throwaway], r.tags[tag] = true, throwaway
+	if r.cutOff {
+		return context.DeadlineExceeded
+	}
+	delete(r.manifests, throwaway)
+	delete(r.tags, tag)
+	return nil
+}
+
+// A throw-away manifest that stays under a tag is ours, and nobody's push.
+func TestThrowAwayManifestIsNoPush(t *testing.T) {
+	t.Parallel()
+	s, east, north, west := seeded(t)
+	s.remove(east, "a")
+	for _, e := range east.events {
+		if err := s.hear(t.Context(), s.engines[0], s.region(east), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	target := *s.region(north)
+	remote := &throwing{simRegistry: north, cutOff: true}
+	target.Remote = remote
+	if _, err := s.engines[0].apply(t.Context(), &target, s.key("a"), s.clock, false); !errors.Is(err, context.DeadlineExceeded) || north.tags["a"] != throwaway {
+		t.Fatalf("%v, %v", err, north.tags)
+	}
+	for range 3 {
+		s.look(t, north)
+	}
+	if s.head("a") != ledger.Absent || !version.Due(s.ledger.rows[s.key("a")].Record, target.Replica) {
+		t.Fatalf("%+v", s.ledger.rows[s.key("a")].Record)
+	}
+	remote.cutOff = false
+	if _, err := s.engines[0].apply(t.Context(), &target, s.key("a"), s.clock, false); err != nil || north.tags["a"] != "" || west.tags["a"] == throwaway {
+		t.Errorf("%v, %v", err, north.tags)
+	}
+	// Of the attempt that ended well nothing is left; of the other one, what may be carried out yet.
+	if r := s.ledger.rows[s.key("a")].Record; len(r.Intents) != 2 || version.Due(r, target.Replica) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// The event of a push that a later one of the same region followed comes when a third region's is the head: it is superseded.
+func TestEventOfAnOvertakenPush(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	s.push(north, "a")
+	late := north.events[0]
+	north.events = nil
+	s.clock = s.clock.Add(5 * time.Second)
+	s.push(north, "a")
+	s.converge(t)
+	s.push(east, "a")
+	s.converge(t)
+	head := s.head("a")
+	if err := s.hear(t.Context(), s.engines[0], s.region(north), late); err != nil {
+		t.Fatal(err)
+	}
+	s.converge(t)
+	if s.head("a") != head || len(north.tags) != 3 || !east.manifests[late.digest] {
+		t.Errorf("the head is %s: %v, %v", s.head("a"), north.tags, east.manifests)
+	}
+}
+
+// What a copy that failed has learnt of a replica stays known.
+func TestFailedCopyTellsWhatIsThere(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	row := s.ledger.rows[s.key("a")]
+	row.Record.Applied = map[string]uint64{s.region(north).Incarnation: ledger.UnknownSequence}
+	s.ledger.rows[s.key("a")] = row
+	delete(north.tags, "a")
+	for _, r := range s.regions {
+		delete(r.manifests, row.Record.Head.Digest)
+	}
+	if _, err := s.engines[0].apply(t.Context(), s.region(north), s.key("a"), s.clock, false); !errors.Is(err, ErrGone) {
+		t.Fatal(err)
+	}
+	if sequence, known := version.Sequence(s.ledger.rows[s.key("a")].Record, s.region(north).Replica); !known || sequence != 0 {
+		t.Errorf("%+v", s.ledger.rows[s.key("a")].Record)
 	}
 }
