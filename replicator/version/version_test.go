@@ -440,3 +440,17 @@ func TestProperties(t *testing.T) {
 		}
 	}
 }
+
+// A decision says of everybody that he lacks it, also of one that is being compared: once that is done, silence means consent.
+func TestDecisionsAreDueToThoseBeingCompared(t *testing.T) {
+	t.Parallel()
+	fleet := Fleet{east, west, fresh}
+	known := fresh
+	known.Baselined = true
+	for _, digest := range []string{"C", ""} {
+		out := Observe(record(), fleet, east, Policy{}, Observation{Digest: digest, Time: at(20), Confirmed: true})
+		if out.Verdict != Successor || !Due(out.Record, known) {
+			t.Errorf("%q: %s, %+v", digest, out.Verdict, out.Record)
+		}
+	}
+}
