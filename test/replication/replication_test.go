@@ -76,7 +76,7 @@ func TestPushesReachEveryRegion(t *testing.T) {
 	w.remove("northeurope", "team/siblings@"+digestOf(t, sibling))
 	w.arrives("team/siblings:b", "", all...)
 	for _, region := range all {
-		w.until("the manifest to be gone in "+region, func() bool { return w.digest(region, "team/siblings@"+digestOf(t, sibling)) == "" })
+		w.deleted(region, "team/siblings", digestOf(t, sibling))
 	}
 	w.ready(all...)
 	for _, region := range all {

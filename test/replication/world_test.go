@@ -4,13 +4,16 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -280,6 +283,22 @@ func (w *world) digest(region, image string) string {
 		return "error: " + err.Error()
 	}
 	return d.Digest.String()
+}
+
+// deleted waits until a manifest is gone from a region's storage. The registry is not asked: distribution clears its descriptor
+// cache before it deletes, so a HEAD in between puts the descriptor back, and what is deleted is served for as long as the
+// server runs.
+func (w *world) deleted(region, repository, digest string) {
+	w.t.Helper()
+	link := filepath.Join(w.registries[region].Storage(), "docker/registry/v2/repositories", repository, "_manifests/revisions/sha256",
+		strings.TrimPrefix(digest, "sha256:"), "link")
+	if _, err := os.Stat(filepath.Dir(filepath.Dir(link))); err != nil {
+		w.t.Fatalf("the storage of %s is not laid out as expected: %v", region, err)
+	}
+	w.until(fmt.Sprintf("%s@%.15s to be gone in %s", repository, digest, region), func() bool {
+		_, err := os.Stat(link)
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // arrives waits until the tag shows the digest in all of these regions, and can be pulled there to the last byte.
