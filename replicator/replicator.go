@@ -224,6 +224,9 @@ type ReplicaInspection struct {
 	Applied bool `json:"applied"`
 	// Digest is what the replica shows; empty if nothing.
 	Digest string `json:"digest,omitempty"`
+	// Behind says that Digest is an earlier version, which the replica had before and has still: no push that is yet to be
+	// noticed.
+	Behind bool `json:"behind,omitempty"`
 	// Error is why it could not be looked at.
 	Error string `json:"error,omitempty"`
 	// NotReplicable is why it will never be applied there.
@@ -284,10 +287,15 @@ func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection
 		return out
 	}
 	row, err := r.of.engine.get(ctx, key)
-	if err == nil && version.Observe(row.Record, r.of.fleet().replicas, m.Replica, r.of.engine.rules.Policy,
-		version.Observation{Digest: digest, Now: r.of.engine.now()}).Verdict == version.Successor {
-		// A push that no event told of yet: a pipeline that waits for it need not wait for a scan.
-		_, err = r.of.engine.observe(ctx, m, key, evidence{since: state.LastScan})
+	if err == nil {
+		shows := version.Observation{Digest: digest, Now: r.of.engine.now()}
+		switch version.Observe(row.Record, r.of.fleet().replicas, m.Replica, r.of.engine.rules.Policy, shows).Verdict {
+		case version.Successor:
+			// A push that no event told of yet: a pipeline that waits for it need not wait for a scan.
+			_, err = r.of.engine.observe(ctx, m, key, evidence{since: state.LastScan})
+		case version.Unchanged:
+			out.Behind = true
+		}
 	}
 	if err != nil && !errors.Is(err, errAgain) {
 		out.Error = err.Error()

@@ -411,6 +411,9 @@ func TestJudge(t *testing.T) {
 	in := func(region, digest string, applied bool) api.ReplicaInspection {
 		return api.ReplicaInspection{Region: region, Digest: digest, Applied: applied}
 	}
+	late := func(region, digest string) api.ReplicaInspection {
+		return api.ReplicaInspection{Region: region, Digest: digest, Behind: true}
+	}
 	type look struct {
 		inspection api.Inspection
 		want       string // "done", "error: part", or part of the state
@@ -428,6 +431,7 @@ func TestJudge(t *testing.T) {
 		"deleted":   {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all("", in("x", "", false), in("y", "", false)), "error: it was deleted"}}},
 		"too late":  {a, []look{{all(b, in("x", b, true), in("y", b, true)), "not noticed"}, {all(b, in("x", b, true), in("y", b, true)), "error: superseded"}}},
 		"too early": {a, []look{{all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
+		"lagging":   {a, []look{{all(b, late("x", a), in("y", b, true)), "not noticed"}, {all(b, late("x", a), in("y", b, true)), "error: superseded"}}},
 		"unsure":    {a, []look{{all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}, {all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}}},
 		"cannot be": {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", NotReplicable: "schema 1"}), "error: cannot be replicated to y: schema 1"}}},
 		"down":      {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Error: "refused"}), "waiting for y (refused)"}}},

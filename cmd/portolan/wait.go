@@ -143,7 +143,7 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 	var waiting []string
 	shown, unsure := false, false
 	for _, r := range i.Replicas {
-		shown = shown || r.Digest == w.digest
+		shown = shown || r.Digest == w.digest && !r.Behind
 		unsure = unsure || r.Error != ""
 		switch {
 		case r.NotReplicable != "" && i.Digest == w.digest:
@@ -162,7 +162,7 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		return false, "waiting for " + strings.Join(waiting, ", "), nil
 	}
 	// The tag has another digest. Unless this one was its version a moment ago, its push may not have been noticed yet: then it is
-	// under the tag in some region, unless that region cannot be asked.
+	// under the tag in some region, other than by being late there, unless that region cannot be asked.
 	w.missed++
 	if shown || unsure {
 		w.missed = 0

@@ -124,6 +124,8 @@ func TestNotReplicable(t *testing.T) {
 	w.declare("northeurope", "westus")
 	w.start()
 	w.ready("westus", "northeurope")
+	before := w.push("westus", "app:odd")
+	w.arrives("app:odd", before, "northeurope")
 	odd := odd("application/vnd.example.unheard-of.v1+json")
 	if err := remote.Put(w.ref("westus", "app:odd"), odd); err != nil {
 		t.Fatal(err)
@@ -141,6 +143,10 @@ func TestNotReplicable(t *testing.T) {
 	found, err := w.replicator.Inspect(t.Context(), "contoso", "app", "odd")
 	if err != nil || len(found.Replicas) != 2 || found.Replicas[0].NotReplicable == "" || found.Replicas[0].Applied || !found.Replicas[1].Applied {
 		t.Errorf("%+v, %v", found, err)
+	}
+	// What northeurope shows is what it had before, and nobody's new push.
+	if behind := found.Replicas[0]; !behind.Behind || behind.Digest != before || found.Replicas[1].Behind {
+		t.Errorf("%+v, want northeurope behind with %s", found, before)
 	}
 }
 
