@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/bits"
 	"net/netip"
 
@@ -65,6 +66,36 @@ func (c Cell) append(b []byte) []byte {
 		return append(b, c.Country[:]...)
 	}
 	return append(b, 0x00)
+}
+
+// NextCell is a if it is the first address of a subnet's cell, else the first of the next one; invalid if there is none. A
+// cell has the place of its first address, so that it is never torn apart by a database that knows more than /24 or /48.
+func NextCell(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		b := a.As4()
+		const size = 1 << (32 - subnetCell4)
+		k := uint64(binary.BigEndian.Uint32(b[:]))
+		if k%size == 0 {
+			return a
+		}
+		if k = (k/size + 1) * size; k > math.MaxUint32 {
+			return netip.Addr{}
+		}
+		binary.BigEndian.PutUint32(b[:], uint32(k))
+		return netip.AddrFrom4(b)
+	}
+	b := a.As16()
+	const size = 1 << (64 - subnetCell6)
+	k := binary.BigEndian.Uint64(b[:8])
+	if k%size == 0 && binary.BigEndian.Uint64(b[8:]) == 0 {
+		return a
+	}
+	if k = (k/size + 1) * size; k == 0 {
+		return netip.Addr{}
+	}
+	binary.BigEndian.PutUint64(b[:8], k)
+	binary.BigEndian.PutUint64(b[8:], 0)
+	return netip.AddrFrom16(b)
 }
 
 // bucketTail is what follows the cell in the hashed text: the names, each with a zero byte behind it.

@@ -102,7 +102,7 @@ func (c choice) or(o choice) choice {
 // as narrow as networks, for the sake of what is asked only when eight regions are down.
 const nearest = 8
 
-// Chart compiles the geography of s, which takes about a second for a City database. What former has already, and was made
+// Chart compiles the geography of s, which takes some seconds for a City database. What former has already, and was made
 // of the same databases, is used again: then it takes no time. networks and former may be nil. It fails if a database
 // cannot be read to its end, or ctx is done.
 func Chart(ctx context.Context, s *topology.Snapshot, places Locator, networks ASNLocator, former *Charts) (*Charts, error) {
@@ -111,8 +111,10 @@ func Chart(ctx context.Context, s *topology.Snapshot, places Locator, networks A
 		former = nil
 	}
 	drafts := make(map[string]*draft)
-	for _, t := range s.Registries {
+	keys := make([]string, len(s.Registries))
+	for i, t := range s.Registries {
 		key := chartKey(t)
+		keys[i] = key
 		if former != nil && former.charts[key] != nil {
 			c.charts[key] = former.charts[key]
 		} else if drafts[key] == nil {
@@ -131,8 +133,8 @@ func Chart(ctx context.Context, s *topology.Snapshot, places Locator, networks A
 			c.charts[key] = &chart{regions: d.regions, rules: d.rules, table: tables[key], routes: d.routes}
 		}
 	}
-	for _, t := range s.Registries {
-		c.latest[t.Name] = c.charts[chartKey(t)]
+	for i, t := range s.Registries {
+		c.latest[t.Name] = c.charts[keys[i]]
 	}
 	return c, nil
 }
@@ -311,7 +313,7 @@ func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*
 	if c.networks != nil {
 		var b ranges.Builder[uint32]
 		err := c.networks.Borders(is6, func(from netip.Addr, asn uint32) bool {
-			if at := nextCell(from); at.IsValid() {
+			if at := NextCell(from); at.IsValid() {
 				b.Add(at, asn)
 			}
 			return true
@@ -366,7 +368,7 @@ func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*
 		if visited++; visited&0xffff == 0 && ctx.Err() != nil {
 			return false
 		}
-		at := nextCell(from)
+		at := NextCell(from)
 		if !at.IsValid() {
 			return true
 		}
@@ -389,36 +391,6 @@ func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*
 		tables[keys[i]] = s.table()
 	}
 	return tables, systems.table(), nil
-}
-
-// nextCell is a if it is the first address of a subnet's cell, else the first of the next one; invalid if there is none. A
-// cell has the place of its first address, so that it is never torn apart by a database that knows more than /24 or /48.
-func nextCell(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		b := a.As4()
-		const size = 1 << (32 - subnetCell4)
-		k := uint64(binary.BigEndian.Uint32(b[:]))
-		if k%size == 0 {
-			return a
-		}
-		if k = (k/size + 1) * size; k > math.MaxUint32 {
-			return netip.Addr{}
-		}
-		binary.BigEndian.PutUint32(b[:], uint32(k))
-		return netip.AddrFrom4(b)
-	}
-	b := a.As16()
-	const size = 1 << (64 - subnetCell6)
-	k := binary.BigEndian.Uint64(b[:8])
-	if k%size == 0 && binary.BigEndian.Uint64(b[8:]) == 0 {
-		return a
-	}
-	if k = (k/size + 1) * size; k == 0 {
-		return netip.Addr{}
-	}
-	binary.BigEndian.PutUint64(b[:8], k)
-	binary.BigEndian.PutUint64(b[8:], 0)
-	return netip.AddrFrom16(b)
 }
 
 // sweep goes over one family once and puts places, as they are met, together with the layers that lie over them.
@@ -533,6 +505,9 @@ func (d *draft) route(s *spot, l layer) uint32 {
 	}
 	return n
 }
+
+// maxOnStack is how many regions are sorted without allocating.
+const maxOnStack = 64
 
 // order sorts the regions that choice allows for a client that stands at from: first those that its order names, then by
 // distance in whole kilometres, ties by name. A client without a place stands at the home, which comes first then, also

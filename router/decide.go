@@ -207,9 +207,6 @@ type Decision struct {
 	Settled bool
 }
 
-// maxOnStack is how many regions are sorted without allocating.
-const maxOnStack = 64
-
 // exclusion says why a replica is no candidate.
 type exclusion uint8
 

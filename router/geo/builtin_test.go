@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"portolan/router"
 	"portolan/router/ranges"
 )
 
@@ -65,7 +66,7 @@ func TestBuiltinInvariants(t *testing.T) {
 				t.Fatalf("ranges at %v and %v have the same country", last, a)
 			}
 		}
-		if a != nextCell(a) {
+		if a != router.NextCell(a) {
 			t.Fatalf("range at %v starts within a cell", a)
 		}
 		last, value = a, v

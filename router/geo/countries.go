@@ -107,27 +107,12 @@ func coarse(t *ranges.Table[uint8]) func(func(netip.Addr, uint8) bool) {
 			if border.IsValid() && (border.BitLen() != a.BitLen() || border.Less(a)) && !yield(border, value) {
 				return
 			}
-			border, value = nextCell(a), v
+			border, value = router.NextCell(a), v
 		}
 		if border.IsValid() {
 			yield(border, value)
 		}
 	}
-}
-
-// nextCell is a if it is the first address of a cell, else the first of the next one; invalid if there is none.
-func nextCell(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		b := a.As4()
-		k := (uint64(binary.BigEndian.Uint32(b[:])) + 1<<(32-cell4) - 1) >> (32 - cell4)
-		return addr4(k)
-	}
-	b := a.As16()
-	k := binary.BigEndian.Uint64(b[:8]) >> (64 - cell6)
-	if first := addr6(k); first != a {
-		k++
-	}
-	return addr6(k)
 }
 
 // addr4 and addr6 are the first addresses of the cells numbered k; invalid behind the last one.

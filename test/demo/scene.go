@@ -209,7 +209,7 @@ func (s *scene) baseline(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.out.shell("crane ls 127.0.3.1:5000/team/app")
+	s.out.shell("crane ls --insecure 127.0.3.1:5000/team/app")
 	s.out.quote(out)
 	if !strings.Contains(out, "latest.conflict-westeurope-1") {
 		return fmt.Errorf("southeastasia should hold team/app:latest.conflict-westeurope-1, and has %q", out)
@@ -233,7 +233,7 @@ func (s *scene) push(ctx context.Context) error {
 		return err
 	}
 	pushed := time.Now()
-	s.out.shell("crane push ./web " + target)
+	s.out.shell("crane push --insecure ./web " + target)
 	digest, err := index.Digest()
 	if err != nil {
 		return err
@@ -332,7 +332,7 @@ func (s *scene) pull(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.out.shell("crane pull " + p.host() + "/team/web:1.0 web.tar")
+		s.out.shell("crane pull --insecure " + p.host() + "/team/web:1.0 web.tar")
 		_, err = s.tool(ctx, "crane", "pull", "--insecure", p.host()+"/team/web:1.0", tar)
 		return err
 	}
@@ -341,7 +341,7 @@ func (s *scene) pull(ctx context.Context) error {
 		return err
 	}
 	script := `mount --bind "$1" /etc/resolv.conf && exec "$2" pull --insecure "$3" "$4"`
-	s.out.shell("crane pull " + image + " web.tar   (in a mount namespace whose /etc/resolv.conf names Portolan)")
+	s.out.shell("crane pull --insecure " + image + " web.tar   (in a mount namespace whose /etc/resolv.conf names Portolan)")
 	if _, err := command(ctx, "unshare", "--mount", "sh", "-c", script, "sh", resolv, crane, image, tar); err != nil {
 		return err
 	}
@@ -389,7 +389,7 @@ func (s *scene) fail(ctx context.Context) error {
 		return err
 	}
 	s.out.say("  Meanwhile somebody pushes:")
-	s.out.shell("crane copy " + from + " " + renamed)
+	s.out.shell("crane copy --insecure " + from + " " + renamed)
 	err = s.until(ctx, "the push to wait for westus", func() (bool, error) {
 		r, err := s.replica(ctx, "westus")
 		return err == nil && r.Replication.Pending > 0 && r.Health == "Unhealthy", err
