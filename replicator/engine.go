@@ -758,8 +758,11 @@ func (e *engine) rows(ctx context.Context, repository string, yield func(ledger.
 func (e *engine) named(ctx context.Context, m *member, key ledger.Key) (string, error) {
 	var by string
 	var parents []string
+	var damage error
 	err := e.rows(ctx, key.Repository, func(row ledger.Row) bool {
 		switch {
+		case row.Damage != nil:
+			damage = fmt.Errorf("whether %s names %s is known when it is decided anew: %w", row.Key, key, row.Damage)
 		case row.Record.Head.Tombstone():
 		case row.Key.Kind == ledger.Tag && row.Record.Head.Digest == key.Reference:
 			by = row.Key.Reference
@@ -768,6 +771,9 @@ func (e *engine) named(ctx context.Context, m *member, key ledger.Key) (string, 
 		}
 		return by == ""
 	})
+	if err == nil && by == "" {
+		err = damage
+	}
 	if err != nil || by != "" {
 		return by, err
 	}
@@ -887,6 +893,7 @@ func (e *engine) tidy(ctx context.Context) error {
 	err := e.rows(ctx, "", func(row ledger.Row) bool {
 		head := row.Record.Head
 		switch {
+		case row.Damage != nil: // for mend
 		case !old(row.Record):
 		case !head.Tombstone() && row.Record.ConflictOf != "":
 			expired = append(expired, row.Key)

@@ -9,7 +9,7 @@ import (
 	"portolan/topology"
 )
 
-// metrics are the replicator's. All are labelled with the registry and, where it says so, the region.
+// metrics are the replicator's. All are labelled with the registry, and with the region but where it says otherwise.
 type metrics struct {
 	decisions *prometheus.CounterVec
 	copies    *prometheus.CounterVec
@@ -23,6 +23,7 @@ type metrics struct {
 	parked    *prometheus.GaugeVec
 	conflicts *prometheus.GaugeVec
 	ready     *prometheus.GaugeVec
+	damaged   *prometheus.GaugeVec // of a registry
 }
 
 func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
@@ -51,8 +52,10 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		parked:    gauge("not_replicable", "Versions that can never be applied to the replica."),
 		conflicts: gauge("conflicts", "Lost versions that are kept under a tag of their own."),
 		ready:     gauge("ready", "1 if the replica's status is Ready."),
+		damaged: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name("damaged_records"),
+			Help: "Records of the ledger that cannot be read and wait to be decided anew."}, []string{"registry"}),
 	}
-	for _, c := range []prometheus.Collector{m.decisions, m.copies, m.bytes, m.blobs, m.duration, m.heard, m.scans, m.pending, m.lag, m.parked, m.conflicts, m.ready} {
+	for _, c := range []prometheus.Collector{m.decisions, m.copies, m.bytes, m.blobs, m.duration, m.heard, m.scans, m.pending, m.lag, m.parked, m.conflicts, m.ready, m.damaged} {
 		if err := registerer.Register(c); err != nil {
 			return nil, err
 		}

@@ -69,7 +69,7 @@ func newRegistry(config *topology.Registry, options *Options, memory *memory, me
 		replicas: make(map[string]*running), stored: make(map[string]stored), kept: make(map[ledger.Key]bool)}
 	r.members.Store(newFleet(nil))
 	r.engine = &engine{
-		registry: config.Name, ledger: options.Ledger, fleet: r.fleet, writeID: newID, log: r.log, suspects: make(map[string]map[ledger.Key]suspect),
+		registry: config.Name, ledger: examine(options.Ledger, r.log, metrics.damaged.WithLabelValues(config.Name)), fleet: r.fleet, writeID: newID, log: r.log, suspects: make(map[string]map[ledger.Key]suspect),
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Millisecond) },
 		decided: func(region string, key ledger.Key, v version.Verdict) {
 			metrics.decisions.WithLabelValues(config.Name, region, v.String()).Inc()
@@ -109,6 +109,7 @@ func (r *registry) run(ctx context.Context, updates *latest.Value[topology.Regis
 			return ctx.Err()
 		}
 	}
+	defer r.metrics.damaged.DeleteLabelValues(r.name)
 	defer r.stop()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -504,9 +505,23 @@ func (r *registry) tidy(ctx context.Context) error {
 		if home := r.replica(r.config.Home); home == nil || home.lease.Load() == nil {
 			continue
 		}
+		if err := r.engine.mend(ctx, r.telling()); err != nil && ctx.Err() == nil {
+			r.log.Warn("not every replica could be asked what a damaged record stood for", zap.Error(err))
+		}
 		if err := r.engine.tidy(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("tidying the ledger was interrupted", zap.Error(err))
 		}
 	}
 	return ctx.Err()
+}
+
+// telling returns the members at which observations mean something at the moment.
+func (r *registry) telling() []*member {
+	var members []*member
+	for _, one := range r.all() {
+		if m, state := one.member(), one.current(); m != nil && decided(state) && state.Held == "" {
+			members = append(members, m)
+		}
+	}
+	return members
 }

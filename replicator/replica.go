@@ -949,6 +949,10 @@ func (r *replica) owes(ctx context.Context) (string, error) {
 			return fmt.Sprintf("%d tags and manifests that events told of have still to be looked at", n), nil
 		}
 	}
+	// What it holds under damaged records is known when it was decided anew.
+	if err := r.of.engine.mend(ctx, []*member{m}); err != nil {
+		return "", err
+	}
 	only, err := r.of.engine.onlyAt(ctx, m)
 	if err != nil || len(only) == 0 {
 		return "", err

@@ -48,7 +48,9 @@ type fleetOfServers struct {
 	options  Options
 	before   func() // runs once, when the store is open and nothing else runs
 
+	db         *storebolt.DB
 	store      *storebolt.Store
+	ledger     *ledgerbolt.Ledger
 	spool      *events.Spool
 	metrics    *prometheus.Registry
 	replicator *Replicator
@@ -126,9 +128,8 @@ func (f *fleetOfServers) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.store = storebolt.New(db)
-	ledger, err := ledgerbolt.New(db)
-	if err != nil {
+	f.db, f.store = db, storebolt.New(db)
+	if f.ledger, err = ledgerbolt.New(db); err != nil {
 		t.Fatal(err)
 	}
 	if f.spool, err = events.Open(filepath.Join(f.dir, "spool.db"), events.Limits{}); err != nil {
@@ -136,7 +137,7 @@ func (f *fleetOfServers) start() {
 	}
 	f.metrics = prometheus.NewRegistry()
 	o := f.options
-	o.Store, o.Ledger, o.Topology, o.Spool, o.Metrics, o.Log = f.store, ledger, &f.topology, f.spool, f.metrics, zap.NewNop()
+	o.Store, o.Ledger, o.Topology, o.Spool, o.Metrics, o.Log = f.store, f.ledger, &f.topology, f.spool, f.metrics, zap.NewNop()
 	o.Memory, o.Holder, o.UserAgent = filepath.Join(f.dir, "seen.json"), newID(), "portolan/test"
 	if o.Remove == nil {
 		o.Remove = func(ctx context.Context, registry, region string) error {
@@ -636,7 +637,7 @@ func TestFleetIsWholeFromTheStart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r := newRegistry(f.config, &Options{Store: f.store, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, nil)
+		r := newRegistry(f.config, &Options{Store: f.store, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, f.replicator.metrics)
 		if err := r.readStates(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -29,7 +29,8 @@ func Encode(r Record) ([]byte, error) {
 	return b, nil
 }
 
-// Decode reads the stored form of a record, of this Schema or the one before: ErrSchema for a newer one.
+// Decode reads the stored form of a record, of this Schema or the one before: ErrSchema for another one. Any other error says
+// that b is no stored record.
 func Decode(b []byte) (Record, error) {
 	// The version first: of a newer record nothing else may be taken for granted, not even the types of its fields.
 	var version struct {
@@ -44,7 +45,7 @@ func Decode(b []byte) (Record, error) {
 	case *version.V > Schema:
 		return Record{}, fmt.Errorf("decoding a record: %w: %d, this Portolan reads up to %d", ErrSchema, *version.V, Schema)
 	case *version.V < Schema-1:
-		return Record{}, fmt.Errorf("decoding a record: schema %d is older than %d, the oldest that this Portolan reads", *version.V, Schema-1)
+		return Record{}, fmt.Errorf("decoding a record: %w: %d, older than %d, the oldest that this Portolan reads", ErrSchema, *version.V, Schema-1)
 	}
 	var s stored
 	if err := json.Unmarshal(b, &s); err != nil {

@@ -41,13 +41,13 @@ func TestDecodeSchemas(t *testing.T) {
 	for _, test := range []struct {
 		stored string
 		ok     bool
-		newer  bool
+		schema bool
 	}{
 		{fmt.Sprintf(`{"v":%d,"h":{"s":7,"o":"x","t":"2026-01-02T03:04:05Z"}}`, ledger.Schema), true, false},
 		{fmt.Sprintf(`{"v":%d,"h":{"s":7,"o":"x","t":"2026-01-02T03:04:05Z"}}`, ledger.Schema-1), true, false},
 		{fmt.Sprintf(`{"v":%d}`, ledger.Schema+1), false, true},
 		{fmt.Sprintf(`{"v":%d,"h":[1,2]}`, ledger.Schema+9), false, true},
-		{fmt.Sprintf(`{"v":%d}`, ledger.Schema-2), false, false},
+		{fmt.Sprintf(`{"v":%d}`, ledger.Schema-2), false, true},
 		{`{"h":{}}`, false, false},
 		{`{"v":"1"}`, false, false},
 		{`{"v":1,"h":3}`, false, false},
@@ -55,7 +55,7 @@ func TestDecodeSchemas(t *testing.T) {
 		{``, false, false},
 	} {
 		r, err := ledger.Decode([]byte(test.stored))
-		if (err == nil) != test.ok || errors.Is(err, ledger.ErrSchema) != test.newer {
+		if (err == nil) != test.ok || errors.Is(err, ledger.ErrSchema) != test.schema {
 			t.Errorf("%s: %v", test.stored, err)
 		}
 		if test.ok && r.Head.Sequence != 7 {

@@ -28,8 +28,9 @@ var (
 	// ErrGap says that the feed no longer holds the changes after that cursor: page through the records instead,
 	// and go on from Head's cursor taken before.
 	ErrGap = errors.New("cursor is older than the feed")
-	// ErrSchema says that a record was written by a newer Portolan than this one can read.
-	ErrSchema = errors.New("record has a newer schema")
+	// ErrSchema says that a record was written by a Portolan that is newer than this one, or too old for it. It is no damage:
+	// one that fits can read the record.
+	ErrSchema = errors.New("record has another schema")
 )
 
 // Kind says what a key names in its repository.
@@ -163,9 +164,22 @@ func (r Record) Clone() Record {
 
 // Row is a record with its key and its revision.
 type Row struct {
-	Key      Key
+	Key Key
+	// Record is the zero Record if Damage is set: nothing is known of the key.
 	Record   Record
 	Revision uint64
+	// Damage is why the stored record cannot be read; nil if it can. One record that is lost must not stop all the others.
+	// CompareAndSet replaces it, as it does any other, at Revision.
+	Damage error
+}
+
+// NewRow returns the row of a key whose stored form is b. The error is ErrSchema; what does not decode is a damaged row.
+func NewRow(key Key, b []byte, revision uint64) (Row, error) {
+	record, err := Decode(b)
+	if errors.Is(err, ErrSchema) {
+		return Row{}, err
+	}
+	return Row{Key: key, Record: record, Revision: revision, Damage: err}, nil
 }
 
 // Cursor is a place in the change feed. It is opaque; the zero Cursor is before everything.
@@ -173,7 +187,7 @@ type Cursor struct{ Position uint64 }
 
 // Ledger is the contract. Every method may be called from several goroutines. Reads are consistent.
 type Ledger interface {
-	// Get reads one record: ErrNotFound if the key was never written.
+	// Get reads one record: ErrNotFound if the key was never written, ErrSchema. One that is damaged is no error: see Row.
 	Get(ctx context.Context, key Key) (Row, error)
 
 	// CompareAndSet writes record if the revision of key still is revision; zero: if there is none. It returns the new
@@ -181,7 +195,8 @@ type Ledger interface {
 	CompareAndSet(ctx context.Context, key Key, record *Record, revision uint64) (uint64, error)
 
 	// Page returns up to limit rows of a registry (of one repository, if repository is not empty) after the key
-	// after (the zero Key: from the start), in the order of Compare. Fewer than limit rows: there are no more.
+	// after (the zero Key: from the start), in the order of Compare, those of damaged records too. Fewer than limit rows: there
+	// are no more. ErrSchema: one of the records has another schema.
 	Page(ctx context.Context, registry, repository string, after Key, limit int) ([]Row, error)
 
 	// Head returns the cursor after the newest change. Revisions and cursors never go back: one that is lower than one

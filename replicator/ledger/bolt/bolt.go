@@ -66,13 +66,14 @@ func (l *Ledger) Get(ctx context.Context, key ledger.Key) (ledger.Row, error) {
 	if err := errors.Join(key.Check(), ctx.Err()); err != nil {
 		return ledger.Row{}, err
 	}
-	row := ledger.Row{Key: key}
-	err := l.view(func(tx *bbolt.Tx) error {
+	var row ledger.Row
+	err := l.view(func(tx *bbolt.Tx) (err error) {
 		v := tx.Bucket(recordBucket).Get(encodeKey(key))
 		if v == nil {
 			return ledger.ErrNotFound
 		}
-		return decodeRow(&row, v)
+		row, err = decodeRow(key, v)
+		return err
 	})
 	if err != nil {
 		return ledger.Row{}, fmt.Errorf("reading %s: %w", key, err)
@@ -102,7 +103,7 @@ func (l *Ledger) CompareAndSet(ctx context.Context, key ledger.Key, record *ledg
 		records, feed := tx.Bucket(recordBucket), tx.Bucket(feedBucket)
 		var current uint64
 		if v := records.Get(k); v != nil {
-			current = binary.BigEndian.Uint64(v)
+			current, _ = split(v)
 		}
 		if current != revision {
 			return ledger.ErrConflict
@@ -160,13 +161,13 @@ func (l *Ledger) Page(ctx context.Context, registry, repository string, after le
 	err := l.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(recordBucket).Cursor()
 		for k, v := c.Seek(start); k != nil && len(rows) < limit && strings.HasPrefix(string(k), prefix); k, v = c.Next() {
-			row := ledger.Row{}
-			var err error
-			if row.Key, err = decodeKey(k); err != nil {
+			key, err := decodeKey(k)
+			if err != nil {
 				return err
 			}
-			if err := decodeRow(&row, v); err != nil {
-				return fmt.Errorf("%s: %w", row.Key, err)
+			row, err := decodeRow(key, v)
+			if err != nil {
+				return fmt.Errorf("%s: %w", key, err)
 			}
 			rows = append(rows, row)
 		}
@@ -302,12 +303,16 @@ func decodeKey(b []byte) (ledger.Key, error) {
 	return ledger.Key{Registry: parts[0], Repository: parts[1], Kind: ledger.Kind(parts[2]), Reference: parts[3]}, nil
 }
 
-func decodeRow(row *ledger.Row, v []byte) error {
+// split returns the revision and the stored record of a value. One that is too short to hold them is damaged, and is at
+// revision 1: it is there, and can be replaced.
+func split(v []byte) (revision uint64, record []byte) {
 	if len(v) < 8 {
-		return errors.New("the stored record is damaged")
+		return 1, nil
 	}
-	row.Revision = binary.BigEndian.Uint64(v)
-	var err error
-	row.Record, err = ledger.Decode(v[8:])
-	return err
+	return binary.BigEndian.Uint64(v), v[8:]
+}
+
+func decodeRow(key ledger.Key, v []byte) (ledger.Row, error) {
+	revision, record := split(v)
+	return ledger.NewRow(key, record, revision)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -34,9 +35,18 @@ func open(t testing.TB, path string) (*bolt.Ledger, *boltstore.DB) {
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	ledgertest.Run(t, bolt.Feed+100, func(t *testing.T) ledger.Ledger {
-		l, _ := open(t, filepath.Join(t.TempDir(), "portolan.db"))
-		return l
+	ledgertest.Run(t, bolt.Feed+100, func(t *testing.T) (ledger.Ledger, ledgertest.Raw) {
+		l, db := open(t, filepath.Join(t.TempDir(), "portolan.db"))
+		return l, func(key ledger.Key, value []byte) {
+			err := db.Update(t.Context(), func(tx *bbolt.Tx) error {
+				b := tx.Bucket([]byte("ledger"))
+				k := []byte(strings.Join([]string{key.Registry, key.Repository, string(key.Kind), key.Reference}, "\x00"))
+				return b.Put(k, append(b.Get(k)[:8:8], value...))
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
 	})
 }
 
@@ -72,7 +82,8 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-func TestSchemaOfANewerPortolan(t *testing.T) {
+// A value that is too short for a revision is damage as well, and is replaced like any other.
+func TestShortValue(t *testing.T) {
 	t.Parallel()
 	l, db := open(t, filepath.Join(t.TempDir(), "portolan.db"))
 	key := ledgertest.Tag("team/app", "1")
@@ -81,17 +92,21 @@ func TestSchemaOfANewerPortolan(t *testing.T) {
 	}
 	err := db.Update(t.Context(), func(tx *bbolt.Tx) error {
 		b := tx.Bucket([]byte("ledger"))
-		k, v := b.Cursor().First()
-		return b.Put(k, fmt.Appendf(v[:8:8], `{"v":%d,"h":"another type"}`, ledger.Schema+1))
+		k, _ := b.Cursor().First()
+		return b.Put(k, []byte("short"))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Get(t.Context(), key); !errors.Is(err, ledger.ErrSchema) {
-		t.Errorf("get: %v, want ErrSchema", err)
+	row, err := l.Get(t.Context(), key)
+	if err != nil || row.Damage == nil || row.Revision == 0 {
+		t.Fatalf("it reads as %+v, %v", row, err)
 	}
-	if _, err := l.Page(t.Context(), "contoso", "", ledger.Key{}, 1); !errors.Is(err, ledger.ErrSchema) {
-		t.Errorf("page: %v, want ErrSchema", err)
+	if _, err := l.CompareAndSet(t.Context(), key, &ledger.Record{ConflictOf: "x"}, row.Revision); err != nil {
+		t.Fatal(err)
+	}
+	if row, err := l.Get(t.Context(), key); err != nil || row.Damage != nil || row.Record.ConflictOf != "x" {
+		t.Errorf("it was replaced, and reads as %+v, %v", row, err)
 	}
 }
 

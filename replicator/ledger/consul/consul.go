@@ -125,10 +125,9 @@ func (l *Ledger) Get(ctx context.Context, key ledger.Key) (ledger.Row, error) {
 	if err == nil && len(reading.Pairs) == 0 {
 		err = ledger.ErrNotFound
 	}
-	row := ledger.Row{Key: key}
+	var row ledger.Row
 	if err == nil {
-		row.Revision = reading.Pairs[0].Revision
-		row.Record, err = ledger.Decode(reading.Pairs[0].Value)
+		row, err = ledger.NewRow(key, reading.Pairs[0].Value, reading.Pairs[0].Revision)
 	}
 	if err != nil {
 		return ledger.Row{}, fmt.Errorf("reading %s: %w", key, unavailable(err))
@@ -392,11 +391,11 @@ func (l *Ledger) pageRepository(ctx context.Context, registry, repository string
 			if !ok || p.Revision == 0 {
 				continue
 			}
-			record, err := ledger.Decode(p.Value)
+			row, err := ledger.NewRow(key, p.Value, p.Revision)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", key, err)
 			}
-			rows = append(rows, ledger.Row{Key: key, Record: record, Revision: p.Revision})
+			rows = append(rows, row)
 		}
 	}
 	return rows, nil

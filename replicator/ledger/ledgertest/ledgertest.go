@@ -19,9 +19,12 @@ import (
 // patience bounds every wait of the suite. It is no measure of speed: what takes that long is broken.
 const patience = 5 * time.Minute
 
+// Raw overwrites, or makes, the stored form of a record behind the ledger's back, keeping its revision if the engine lets it.
+type Raw func(key ledger.Key, value []byte)
+
 // Run holds the ledgers that open returns to the contract. Each call of open returns an empty ledger of its own, closed
 // by open's own clean-up, and one that remembers fewer than maxFeed changes.
-func Run(t *testing.T, maxFeed int, open func(t *testing.T) ledger.Ledger) {
+func Run(t *testing.T, maxFeed int, open func(t *testing.T) (ledger.Ledger, Raw)) {
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, ledger.Ledger)
@@ -41,7 +44,21 @@ func Run(t *testing.T, maxFeed int, open func(t *testing.T) ledger.Ledger) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			test.run(t, open(t))
+			l, _ := open(t)
+			test.run(t, l)
+		})
+	}
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, ledger.Ledger, Raw)
+	}{
+		{"Damage", testDamage},
+		{"Schema", testSchema},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			l, raw := open(t)
+			test.run(t, l, raw)
 		})
 	}
 }
@@ -531,6 +548,88 @@ func testFeedGap(t *testing.T, l ledger.Ledger, maxFeed int) {
 	// Each position is the creation of a record at least.
 	if uint64(changes) < remembered {
 		t.Errorf("%d changes at %d positions: some are missing", changes, remembered)
+	}
+}
+
+// testDamage damages records of both kinds among sound ones. Those are read as before, and the damaged ones can be replaced.
+func testDamage(t *testing.T, l ledger.Ledger, raw Raw) {
+	ctx := deadline(t)
+	keys := []ledger.Key{manifest("a", 1), Tag("a", "1"), Tag("a", "2"), Tag("b", "1"), Tag("b", "2")}
+	for _, key := range keys {
+		set(t, l, key, record(1), 0)
+	}
+	cursor, err := l.Head(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := map[ledger.Key]string{keys[0]: `{"v":1,"h":`, keys[2]: "", keys[4]: `{"h":{"s":1}}`}
+	for key, value := range damaged {
+		raw(key, []byte(value))
+	}
+	var rows []ledger.Row
+	for len(rows) < len(keys) {
+		var after ledger.Key
+		if len(rows) > 0 {
+			after = rows[len(rows)-1].Key
+		}
+		page, err := l.Page(ctx, "contoso", "", after, 2)
+		if err != nil || len(page) == 0 {
+			t.Fatalf("paging after %s: %d rows, %v", after, len(page), err)
+		}
+		rows = append(rows, page...)
+	}
+	for i, key := range keys {
+		row, err := l.Get(ctx, key)
+		_, bad := damaged[key]
+		if err != nil || row.Key != key || row.Revision == 0 || (row.Damage != nil) != bad || bad != reflect.DeepEqual(row.Record, ledger.Record{}) {
+			t.Errorf("get of %s: %+v, %v; damaged: %v", key, row, err, bad)
+		}
+		paged := rows[i]
+		if paged.Key != key || paged.Revision != row.Revision || (paged.Damage != nil) != bad || !reflect.DeepEqual(paged.Record, row.Record) {
+			t.Errorf("paged %+v, got %+v", paged, row)
+		}
+	}
+	for key := range damaged {
+		row, err := l.Get(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, stale := range []uint64{0, row.Revision + 1} {
+			if _, err := l.CompareAndSet(ctx, key, record(2), stale); !errors.Is(err, ledger.ErrConflict) {
+				t.Errorf("replacing %s at revision %d, not %d: %v", key, stale, row.Revision, err)
+			}
+		}
+		if key == keys[4] {
+			set(t, l, key, nil, row.Revision)
+			if _, err := l.Get(ctx, key); !errors.Is(err, ledger.ErrNotFound) {
+				t.Errorf("%s was deleted: %v", key, err)
+			}
+			continue
+		}
+		set(t, l, key, record(2), row.Revision)
+		if row, err := l.Get(ctx, key); err != nil || row.Damage != nil || !reflect.DeepEqual(row.Record, *record(2)) {
+			t.Errorf("%s was replaced, and reads as %+v, %v", key, row, err)
+		}
+	}
+	changed, _, err := l.Changes(ctx, cursor)
+	if err != nil || len(changed) != len(damaged) {
+		t.Errorf("%d damaged records were replaced; the feed tells of %v, %v", len(damaged), changed, err)
+	}
+}
+
+// testSchema reads a record of another schema: that one can be read by another Portolan, so it is no damage.
+func testSchema(t *testing.T, l ledger.Ledger, raw Raw) {
+	ctx := deadline(t)
+	key := Tag("team/app", "1.2")
+	set(t, l, key, record(1), 0)
+	for _, other := range []int{ledger.Schema + 1, ledger.Schema - 2} {
+		raw(key, fmt.Appendf(nil, `{"v":%d,"h":"another type"}`, other))
+		if _, err := l.Get(ctx, key); !errors.Is(err, ledger.ErrSchema) {
+			t.Errorf("get of schema %d: %v, want ErrSchema", other, err)
+		}
+		if _, err := l.Page(ctx, "contoso", "", ledger.Key{}, 1); !errors.Is(err, ledger.ErrSchema) || !strings.Contains(err.Error(), key.String()) {
+			t.Errorf("paging through schema %d: %v, want ErrSchema and the key", other, err)
+		}
 	}
 }
 
