@@ -114,6 +114,9 @@ func decided(s topology.Replication) bool {
 	return s.Phase == topology.PhaseSeeding || s.Phase == topology.PhaseBaselined
 }
 
+// mayOwe reports whether pushes may have been accepted at the replica that no other has.
+func mayOwe(s topology.Replication) bool { return decided(s) || s.Former }
+
 // member returns the replica as the fleet has it, or nil while it has no incarnation.
 func (r *replica) member() *member { return r.of.fleet().member(r.current().Incarnation) }
 
@@ -222,7 +225,7 @@ func (r *replica) identify(ctx context.Context) error {
 	}
 	known := r.describes(state)
 	if !known {
-		state = r.unknown("nothing is known of its content yet")
+		state = r.unknown(state, "nothing is known of its content yet")
 	}
 	if !decided(state) && r.config.Region == r.of.config.Home {
 		// Where no replica's content is in the ledger, what stands there is of an earlier registry of that name, or of
@@ -245,10 +248,13 @@ func (r *replica) identify(ctx context.Context) error {
 	return r.save(ctx, func(*topology.Replication) {})
 }
 
-// unknown is the state of a replica of which nothing is known: a new incarnation.
-func (r *replica) unknown(reason string) topology.Replication {
-	return topology.Replication{Status: topology.Creating, Reason: reason, Incarnation: newID(), Endpoint: r.config.Endpoint.String(),
+// unknown is the state of a replica of which nothing is known: a new incarnation after that of the state before.
+func (r *replica) unknown(before topology.Replication, reason string) topology.Replication {
+	next := topology.Replication{Status: topology.Creating, Reason: reason, Incarnation: newID(), Endpoint: r.config.Endpoint.String(),
 		Prefix: r.config.Access.Prefix, Epoch: r.of.epoch, Phase: topology.PhaseUnknown}
+	// At another endpoint stands other content.
+	next.Former = mayOwe(before) && before.Endpoint == next.Endpoint && before.Prefix == next.Prefix
+	return next
 }
 
 // load reads the state and its revision; the zero state at revision zero if there is none.
@@ -790,28 +796,18 @@ func (r *replica) evidence(i events.Item, since time.Time) evidence {
 
 // obey carries out what operators ask.
 func (r *replica) obey(ctx context.Context) error {
-	prefix := strings.TrimSuffix(topology.RequestKey(r.of.name, r.config.Region, "x"), "x")
 	requests := make(chan map[string]topology.Request, 1)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return r.of.options.Store.Watch(ctx, prefix, func(u store.Update) {
+		return r.of.options.Store.Watch(ctx, r.requestsPrefix(), func(u store.Update) {
 			if u.Err != nil {
 				return
-			}
-			asked := make(map[string]topology.Request)
-			for _, e := range u.Tree.Entries {
-				var request topology.Request
-				if err := json.Unmarshal([]byte(e.Value), &request); err != nil {
-					r.log.Warn("a request is not understood", zap.String("key", e.Key), zap.Error(err))
-					continue
-				}
-				asked[strings.TrimPrefix(e.Key, prefix)] = request
 			}
 			select {
 			case <-requests:
 			default:
 			}
-			requests <- asked
+			requests <- r.requests(u.Tree)
 		})
 	})
 	g.Go(func() error {
@@ -829,10 +825,33 @@ func (r *replica) obey(ctx context.Context) error {
 	return g.Wait()
 }
 
+func (r *replica) requestsPrefix() string {
+	return strings.TrimSuffix(topology.RequestKey(r.of.name, r.config.Region, "x"), "x")
+}
+
+// requests reads what operators ask of the replica, by the verb.
+func (r *replica) requests(tree store.Tree) map[string]topology.Request {
+	asked := make(map[string]topology.Request)
+	for _, e := range tree.Entries {
+		var request topology.Request
+		if err := json.Unmarshal([]byte(e.Value), &request); err != nil {
+			r.log.Warn("a request is not understood", zap.String("key", e.Key), zap.Error(err))
+			continue
+		}
+		asked[strings.TrimPrefix(e.Key, r.requestsPrefix())] = request
+	}
+	return asked
+}
+
 func (r *replica) carryOut(ctx context.Context, asked map[string]topology.Request) error {
 	if request, ok := asked[topology.RequestDelete]; ok {
 		return r.leave(ctx, request)
 	}
+	return r.compareOrAccept(ctx, asked)
+}
+
+// compareOrAccept carries out what operators ask about the replica's content. A new baseline ends the work under way: errResync.
+func (r *replica) compareOrAccept(ctx context.Context, asked map[string]topology.Request) error {
 	if request, ok := asked[topology.RequestResync]; ok {
 		r.log.Info("a new baseline was asked for", zap.String("by", request.Actor))
 		if !r.of.config.Policy.Replication {
@@ -842,7 +861,7 @@ func (r *replica) carryOut(ctx context.Context, asked map[string]topology.Reques
 		if remote := r.remote.Load(); remote != nil {
 			remote.target.Forget()
 		}
-		if err := r.save(ctx, func(s *topology.Replication) { *s = r.unknown("a new baseline was asked for") }); err != nil {
+		if err := r.save(ctx, func(s *topology.Replication) { *s = r.unknown(*s, "a new baseline was asked for") }); err != nil {
 			return err
 		}
 		r.mu.Lock()
@@ -855,6 +874,7 @@ func (r *replica) carryOut(ctx context.Context, asked map[string]topology.Reques
 	if request, ok := asked[topology.RequestAccept]; ok {
 		r.mu.Lock()
 		// Before the plan is there, as 'replica create --accept' asks, it is accepted beforehand.
+		before := r.accepted
 		r.accepted = r.state.Held != "" || !decided(r.state)
 		accepted := r.accepted
 		r.mu.Unlock()
@@ -862,8 +882,10 @@ func (r *replica) carryOut(ctx context.Context, asked map[string]topology.Reques
 			r.retract(ctx, topology.RequestAccept) // there is nothing to accept
 			return nil
 		}
-		r.log.Info("accepted", zap.String("by", request.Actor))
-		r.lookNow()
+		if !before {
+			r.log.Info("accepted", zap.String("by", request.Actor))
+			r.lookNow()
+		}
 	}
 	return nil
 }
@@ -885,7 +907,7 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 			return ctx.Err()
 		}
 	}
-	for r.of.config.Policy.Replication && decided(r.current()) {
+	for r.of.config.Policy.Replication && mayOwe(r.current()) {
 		waits, err := r.owes(ctx)
 		if err != nil {
 			waits = "whether its pushes are elsewhere cannot be told: " + err.Error()
@@ -894,7 +916,12 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 			break
 		}
 		status(waits)
-		if request.Force || r.forced(ctx) {
+		// What it waits for may take an operator, and force may be asked for later.
+		asked := map[string]topology.Request{topology.RequestDelete: request}
+		if tree, err := r.of.options.Store.List(ctx, r.requestsPrefix()); err == nil {
+			asked = r.requests(tree)
+		}
+		if request.Force || asked[topology.RequestDelete].Force {
 			r.log.Warn("the replica is deleted by force", zap.String("lost", waits))
 			// Whoever asked follows the status, which ends with the replica: what is lost has to stand there for a while.
 			err := r.save(ctx, func(s *topology.Replication) { s.Status, s.Reason = topology.Deleting, waits })
@@ -905,6 +932,9 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 				return ctx.Err()
 			}
 			break
+		}
+		if err := r.compareOrAccept(ctx, asked); err != nil {
+			return err
 		}
 		if !sleep(ctx, 500*time.Millisecond) {
 			return ctx.Err()
@@ -920,13 +950,6 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 // lastWords is how long a replica that is deleted by force says what is lost: commands look twice a second, and may be slow.
 const lastWords = 5 * time.Second
 
-// forced reports whether a deletion that waits is to go on by force: that may be asked for later.
-func (r *replica) forced(ctx context.Context) bool {
-	var request topology.Request
-	entry, err := r.of.options.Store.Get(ctx, topology.RequestKey(r.of.name, r.config.Region, topology.RequestDelete))
-	return err == nil && json.Unmarshal([]byte(entry.Value), &request) == nil && request.Force
-}
-
 // owes says what would be lost with the replica; empty if nothing would.
 func (r *replica) owes(ctx context.Context) (string, error) {
 	m := r.member()
@@ -934,6 +957,9 @@ func (r *replica) owes(ctx context.Context) (string, error) {
 		return "", errors.New("nothing can be asked of it yet")
 	}
 	state := r.current()
+	if !decided(state) {
+		return r.undecided(state)
+	}
 	if state.Held != "" {
 		return "the guard holds what was observed there: " + state.Held, nil
 	}
@@ -958,6 +984,19 @@ func (r *replica) owes(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%d pushes are in no other replica yet: %s", len(only), strings.Join(only[:min(len(only), maxNamed)], ", ")), nil
+}
+
+// undecided says what has to come to pass before it is known what only the replica has.
+func (r *replica) undecided(state topology.Replication) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.reading.reason != "":
+		return "", errors.New(r.reading.reason)
+	case state.Phase == topology.PhasePlanned:
+		return fmt.Sprintf("what only it has is decided when its plan is accepted: 'portolan replica accept %s/%s'", r.of.name, r.config.Region), nil
+	}
+	return "what only it has is known when its content was compared", nil
 }
 
 // fault notes that the replica as a whole cannot be read, or written.

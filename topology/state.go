@@ -65,6 +65,9 @@ type Replication struct {
 	// Epoch names the ledger's life to which the incarnation belongs: a ledger that was lost or rolled back begins another.
 	Epoch string `json:"epoch,omitempty"`
 	Phase Phase  `json:"phase"`
+	// Former says that the content was decided before, under an earlier incarnation: pushes may have been accepted there that no
+	// other replica has.
+	Former bool `json:"former,omitempty"`
 	// Held is why the guard holds back what is observed at the replica, until an operator decides; empty if it does not.
 	Held string `json:"held,omitempty"`
 	// Pending counts the versions still to be applied.

@@ -392,6 +392,7 @@ func (a *app) replicaDelete() *cobra.Command {
 		Long: `Take a replica out of its registry, in this order: no more clients are sent there; the
 last answer that names it expires; what was pushed there and is nowhere else yet is
 carried to the others. Then it is gone from the registry. Its content is never deleted.
+After a resync it is compared first: before that, nobody knows what only it has.
 
 With --force the last step does not wait: what would be lost to the others is printed.
 Interrupting the command does not stop the deletion.

@@ -1,0 +1,124 @@
+package replicator
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"portolan/store"
+	"portolan/topology"
+)
+
+// refusing answers some requests with 503, and hands the others on.
+type refusing struct {
+	http.Handler
+	refuses func(*http.Request) bool
+}
+
+func (h refusing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.refuses(r) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	h.Handler.ServeHTTP(w, r)
+}
+
+func writes(r *http.Request) bool { return r.Method != http.MethodGet && r.Method != http.MethodHead }
+
+// ours tells Portolan's requests from those of users.
+func ours(r *http.Request) bool { return strings.HasPrefix(r.UserAgent(), "portolan/") }
+
+func (f *fleetOfServers) handler(region string) http.Handler { return *f.handlers[region].Load() }
+
+// deleting reports whether a replica waits to be deleted, for a reason in which a text stands.
+func (f *fleetOfServers) deleting(region, why string) func() bool {
+	return func() bool {
+		s := f.state(region)
+		return s.Status == topology.Deleting && strings.Contains(s.Reason, why)
+	}
+}
+
+// A replica that is compared anew may hold what no other has, as it might before: it is not let go until that is known, unless
+// by force.
+func TestDeleteAfterResync(t *testing.T) {
+	t.Parallel()
+	for _, forced := range []bool{false, true} {
+		name := "patient"
+		if forced {
+			name = "forced"
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newServers(t, "home", "other")
+			f.start()
+			f.ready("home", "other")
+			home := f.handler("home")
+			f.replace("home", refusing{home, writes})
+			digest := f.push("other", "app:only")
+			f.until("the push to be due", func() bool { return f.state("home").Pending > 0 })
+			other := f.handler("other")
+			f.replace("other", refusing{other, ours})
+			before := f.state("other").Incarnation
+			f.ask("other", topology.RequestResync)
+			f.until("the resync", func() bool { return f.state("other").Incarnation != before })
+			f.ask("other", topology.RequestDelete)
+			f.until("the delete to wait", f.deleting("other", "cannot be told"))
+			if forced {
+				f.force("other")
+				f.until("the delete by force", func() bool { return f.state("other").Incarnation == "" })
+				return
+			}
+			f.replace("other", other)
+			f.until("the delete to name what is only there", f.deleting("other", "contoso/app:only"))
+			f.replace("home", home)
+			f.arrives("app:only", digest, "home")
+			f.until("the delete", func() bool { return f.state("other").Incarnation == "" })
+		})
+	}
+}
+
+// force asks for a delete by force.
+func (f *fleetOfServers) force(region string) {
+	f.t.Helper()
+	if _, err := f.store.Commit(f.t.Context(), store.Put(topology.RequestKey("contoso", region, topology.RequestDelete), `{"time":"`+time.Now().UTC().Format(time.RFC3339)+`","force":true}`)); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// Where conflicts wait for an operator after a resync, the delete says so, and the accept is heard.
+func TestDeleteWaitsForThePlan(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.ready("home", "other")
+	other := f.handler("other")
+	f.replace("other", refusing{other, ours})
+	before := f.state("other").Incarnation
+	f.ask("other", topology.RequestResync)
+	f.until("the resync", func() bool { return f.state("other").Incarnation != before })
+	f.push("other", "app:1")
+	f.replace("other", other)
+	f.until("the plan", func() bool { return f.state("other").Phase == topology.PhasePlanned })
+	f.ask("other", topology.RequestDelete)
+	f.until("the delete to wait for the plan", f.deleting("other", "portolan replica accept contoso/other"))
+	f.ask("other", topology.RequestAccept)
+	f.until("the delete", func() bool { return f.state("other").Incarnation == "" })
+}
+
+// From a replica that was never compared nothing was accepted: it may go whether or not it answers.
+func TestDeleteBeforeTheBaseline(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other", "away")
+	f.push("home", "app:1")
+	f.push("other", "app:1")
+	f.replace("away", refusing{f.handler("away"), ours})
+	f.start()
+	f.until("the plan", func() bool { return f.state("other").Phase == topology.PhasePlanned })
+	for _, region := range []string{"other", "away"} {
+		f.ask(region, topology.RequestDelete)
+		f.until(region+" to go", func() bool { return f.state(region).Incarnation == "" })
+	}
+}
