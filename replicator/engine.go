@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -568,6 +570,42 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	return cost, e.write(ctx, m, key, row.Record.Head.Digest, shown, func(ctx context.Context, intent ledger.Intent) error {
 		return m.Tag(ctx, key.Repository, key.Reference, intent.Digest, intent.WriteID)
 	})
+}
+
+// maxReason bounds the reasons that stand in records, in bytes.
+const maxReason = 500
+
+// refuse stores why a version of a key can never be applied to a member, so that every process can tell whoever waits for it.
+func (e *engine) refuse(ctx context.Context, m *member, key ledger.Key, sequence uint64, reason string) error {
+	reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "")
+	return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+		if r.Head.Sequence != sequence || r.Refused[m.Incarnation] == reason {
+			return r, false
+		}
+		return version.Refuse(r, e.fleet().replicas, m.Replica, reason), true
+	})
+}
+
+// refusals says, by incarnation, why what is under a key can never be applied there. A digest comes with any tag that leads to
+// it, too: it is refused where all of them are.
+func (e *engine) refusals(ctx context.Context, row ledger.Row) (map[string]string, error) {
+	if row.Key.Kind == ledger.Tag {
+		return row.Record.Refused, nil
+	}
+	var refused map[string]string
+	found := false
+	err := e.rows(ctx, row.Key.Repository, func(other ledger.Row) bool {
+		switch {
+		case other.Record.Head.Digest != row.Key.Reference:
+			return true
+		case !found:
+			refused, found = maps.Clone(other.Record.Refused), true
+		default:
+			maps.DeleteFunc(refused, func(incarnation, _ string) bool { return other.Record.Refused[incarnation] == "" })
+		}
+		return len(refused) > 0
+	})
+	return refused, err
 }
 
 // joinReferrers makes what refers to a record's head a member of the repository's set of manifests, as far as a replica that

@@ -370,17 +370,6 @@ func (q *queue) list(limit int) []PendingItem {
 	return all[:min(limit, len(all))]
 }
 
-// reason returns why that version of a key can never be applied; empty if it can, or may: what is known of an earlier one says
-// nothing of it.
-func (q *queue) reason(key ledger.Key, sequence uint64) string {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if p := q.parked[key]; p.sequence >= sequence {
-		return p.reason
-	}
-	return ""
-}
-
 // drainedPause is the least time between two looks of drained at the whole queue, which may be long.
 const drainedPause = 50 * time.Millisecond
 

@@ -619,7 +619,7 @@ func (r *replica) work(ctx context.Context) error {
 			return ctx.Err()
 		}
 		r.of.metrics.copied(r.of.name, r.config.Region, cost, err, began)
-		r.settle(ctx, i, err)
+		r.settle(ctx, m, i, err)
 	}
 }
 
@@ -632,7 +632,7 @@ const (
 )
 
 // settle gives an item back to the queue as its outcome demands.
-func (r *replica) settle(ctx context.Context, i *item, err error) {
+func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	var never *NotReplicableError
 	var unavailable *UnavailableError
 	switch {
@@ -641,7 +641,7 @@ func (r *replica) settle(ctx context.Context, i *item, err error) {
 		r.fine(&r.writing)
 	case errors.As(err, &never):
 		r.log.Warn("not replicable", zap.String("image", i.key.String()), zap.String("reason", never.Reason))
-		r.queue.park(i, never.Reason)
+		r.park(ctx, m, i, never.Reason)
 	case errors.As(err, &unavailable):
 		r.fault(&r.writing, err)
 		wait := max(unavailable.RetryAfter, backoff(i.attempts, time.Second, 30*time.Second))
@@ -659,7 +659,7 @@ func (r *replica) settle(ctx context.Context, i *item, err error) {
 		r.queue.retry(i, backoff(i.races, 20*time.Millisecond, 10*time.Second), nil)
 	case errors.Is(err, ErrUnsupported), errors.Is(err, ErrRefused) && i.attempts >= maxRefused:
 		r.log.Warn("not replicable at present", zap.String("image", i.key.String()), zap.Error(err))
-		r.queue.park(i, err.Error())
+		r.park(ctx, m, i, err.Error())
 	case errors.Is(err, ErrGone) && i.key.Kind == ledger.Manifest && i.attempts >= maxGoneManifest:
 		r.log.Warn("a manifest is in no replica any more; it is no longer looked for", zap.String("image", i.key.String()))
 		if err := r.of.engine.forgetGone(ctx, i.key); err != nil {
@@ -669,11 +669,20 @@ func (r *replica) settle(ctx context.Context, i *item, err error) {
 		r.queue.done(i)
 	case errors.Is(err, ErrGone) && i.key.Kind == ledger.Tag && i.attempts >= maxGone:
 		r.log.Warn("the content of a tag is in no replica any more", zap.String("image", i.key.String()))
-		r.queue.park(i, err.Error())
+		r.park(ctx, m, i, err.Error())
 	default:
 		r.log.Debug("a copy failed", zap.String("image", i.key.String()), zap.Int("attempt", i.attempts+1), zap.Error(err))
 		r.queue.retry(i, backoff(i.attempts, 500*time.Millisecond, 5*time.Minute), err)
 	}
+}
+
+// park gives up on an item for the time being, once the record says why.
+func (r *replica) park(ctx context.Context, m *member, i *item, reason string) {
+	if err := r.of.engine.refuse(ctx, m, i.key, i.begun, reason); err != nil {
+		r.queue.retry(i, time.Second, err)
+		return
+	}
+	r.queue.park(i, reason)
 }
 
 // hearings is how many events of one replica are looked at at a time.

@@ -260,11 +260,21 @@ func (r *Replicator) Inspect(ctx context.Context, registry, repository, referenc
 	if key.Kind == ledger.Manifest && row.Revision == 0 {
 		out.Digest = reference // known by its tag alone, or not at all: what the replicas show tells
 	}
+	everywhere := true
 	for n := range shown {
-		shown[n].NotReplicable = replicas[n].queue.reason(key, row.Record.Head.Sequence)
 		shown[n].Applied = shown[n].Error == "" && shown[n].Digest == out.Digest && out.Digest != ledger.Absent
+		everywhere = everywhere && shown[n].Applied
 	}
-	return out, nil
+	if everywhere {
+		return out, nil
+	}
+	refused, err := reg.engine.refusals(ctx, row)
+	for n := range shown {
+		if !shown[n].Applied {
+			shown[n].NotReplicable = refused[replicas[n].current().Incarnation]
+		}
+	}
+	return out, err
 }
 
 func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection {

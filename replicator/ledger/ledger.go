@@ -149,6 +149,8 @@ type Record struct {
 	// knows, whatever the phase.
 	Applied map[string]uint64 `json:"a,omitempty"`
 	Intents []Intent          `json:"i,omitempty"`
+	// Refused says, by the incarnation of a replica that lacks Head, why it can never be applied there: a sentence for people.
+	Refused map[string]string `json:"r,omitempty"`
 	// ConflictOf is the tag whose lost version this tag keeps: only on the records of <tag>.conflict-<region>-<n>.
 	ConflictOf string `json:"c,omitempty"`
 }
@@ -159,6 +161,7 @@ func (r Record) Clone() Record {
 	c.History = slices.Clone(r.History)
 	c.Applied = maps.Clone(r.Applied)
 	c.Intents = slices.Clone(r.Intents)
+	c.Refused = maps.Clone(r.Refused)
 	return c
 }
 

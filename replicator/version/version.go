@@ -12,6 +12,7 @@ package version
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -404,6 +405,7 @@ func advance(record ledger.Record, fleet Fleet, at Replica, digest string, when 
 		next.History = slices.Insert(next.History, 0, ledger.Past{Digest: record.Head.Digest, Sequence: record.Head.Sequence, Origin: record.Head.Origin, Latest: record.Head.Latest().UnixMilli()})
 	}
 	next.Head = ledger.Version{Digest: digest, Sequence: record.Head.Sequence + 1, Origin: at.Region, Time: when}
+	next.Refused = nil // what is said of the former head says nothing of this one
 	for _, r := range fleet {
 		if r.Incarnation == at.Incarnation {
 			continue
@@ -487,6 +489,16 @@ func Settle(record ledger.Record, fleet Fleet, at Replica, intent ledger.Intent)
 // Abandon returns the record without an intent whose request was certainly not carried out.
 func Abandon(record ledger.Record, fleet Fleet, intent ledger.Intent) ledger.Record {
 	return normalise(landed(record, intent.WriteID), fleet)
+}
+
+// Refuse returns the record that says why its head can never be applied to a replica.
+func Refuse(record ledger.Record, fleet Fleet, at Replica, reason string) ledger.Record {
+	next := record.Clone()
+	if next.Refused == nil {
+		next.Refused = make(map[string]string, 1)
+	}
+	next.Refused[at.Incarnation] = reason
+	return normalise(next, fleet)
 }
 
 // Keep returns the record of a conflict tag that keeps a lost version: a tag like any other, pushed in the region in
@@ -598,7 +610,7 @@ func outcome(v Verdict, before, after ledger.Record, fleet Fleet) Outcome {
 }
 
 // normalise drops what a record need not say: entries of replicas that are no more, entries that say what the phase
-// says anyway, and history that nobody refers to.
+// says anyway, refusals of what was applied after all, and history that nobody refers to.
 func normalise(record ledger.Record, fleet Fleet) ledger.Record {
 	member := func(incarnation string) (Replica, bool) {
 		for _, r := range fleet {
@@ -615,8 +627,16 @@ func normalise(record ledger.Record, fleet Fleet) ledger.Record {
 		}
 	}
 	record.Intents = slices.DeleteFunc(record.Intents, func(i ledger.Intent) bool { _, ok := member(i.Incarnation); return !ok })
+	for incarnation := range record.Refused {
+		if r, ok := member(incarnation); !ok || !Due(record, r) {
+			delete(record.Refused, incarnation)
+		}
+	}
 	if len(record.Applied) == 0 {
 		record.Applied = nil
+	}
+	if len(record.Refused) == 0 {
+		record.Refused = nil
 	}
 	if len(record.Intents) == 0 {
 		record.Intents = nil
@@ -646,7 +666,7 @@ func equal(a, b ledger.Record) bool {
 			return false
 		}
 	}
-	return slices.Equal(a.History, b.History) && slices.Equal(a.Intents, b.Intents)
+	return slices.Equal(a.History, b.History) && slices.Equal(a.Intents, b.Intents) && maps.Equal(a.Refused, b.Refused)
 }
 
 // maxTag is the longest tag that the OCI distribution specification allows.

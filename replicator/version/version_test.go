@@ -326,6 +326,31 @@ func TestLosingMakesNobodyLag(t *testing.T) {
 	}
 }
 
+// Why a head can never be applied stands in its record for as long as that is the head, and not applied after all.
+func TestRefuse(t *testing.T) {
+	t.Parallel()
+	before := record()
+	refused := Refuse(before, all, west, "schema 1")
+	if len(before.Refused) != 0 || refused.Refused["w"] != "schema 1" {
+		t.Fatalf("%v became %v", before.Refused, refused.Refused)
+	}
+	lost := Observe(refused, all, west, Policy{}, Observation{Digest: "C", Time: at(5)})
+	applied := Observe(refused, all, west, Policy{}, Observation{Digest: "B", Now: at(30)})
+	next := Observe(refused, all, east, Policy{}, Observation{Digest: "C", Time: at(20)})
+	for what, test := range map[string]struct {
+		Outcome
+		verdict Verdict
+		reasons int
+	}{"a push that is decided against": {lost, ConcurrentLost, 1}, "the head, applied": {applied, Applied, 0}, "a new head": {next, Successor, 0}} {
+		if test.Verdict != test.verdict || !test.Changed || len(test.Record.Refused) != test.reasons {
+			t.Errorf("%s is %v, and leaves %v", what, test.Verdict, test.Record.Refused)
+		}
+	}
+	if left := Refuse(refused, Fleet{east, north}, north, "x").Refused; len(left) != 0 {
+		t.Errorf("of replicas that are gone, or have the head, it says %v", left)
+	}
+}
+
 func TestConflictTag(t *testing.T) {
 	t.Parallel()
 	if got := ConflictTag("1.2", "westus", 3); got != "1.2.conflict-westus-3" {

@@ -150,6 +150,7 @@ func testRoundTrip(t *testing.T, l ledger.Ledger) {
 			History: []ledger.Past{{Digest: Digest(8), Sequence: 8}, {Sequence: 7}},
 			Applied: map[string]uint64{"7f3c9a": 7, "zero": 0},
 			Intents: []ledger.Intent{{Incarnation: "7f3c9a", Digest: Digest(9), Sequence: 9, WriteID: "w"}, {Incarnation: "x", Sequence: 10, WriteID: "y"}},
+			Refused: map[string]string{"7f3c9a": "it is \"too large\""},
 		},
 		{Head: ledger.Version{Digest: Digest(1), Sequence: 1, Origin: "o", Time: at}, ConflictOf: "latest"},
 	} {
