@@ -42,8 +42,8 @@ type Options struct {
 	Spool *events.Spool
 	// Remove takes a replica out of the topology when its delete is complete: topology.Editor's.
 	Remove func(ctx context.Context, registry, region string) error
-	// Memory is the file in which the highest position of the ledger that was seen is remembered; its folder must exist, and not be
-	// restored from a backup together with the ledger. Empty: a ledger that is lost or rolled back while the process does not
+	// Memory is the file in which the newest that was seen of the ledger is remembered; its folder must exist, and not be restored
+	// from a backup together with the ledger, nor be another process's. Empty: a ledger that is lost or rolled back while the process does not
 	// run goes unnoticed.
 	Memory string
 	// Holder names this process in leases: unique among all, new at every start.
@@ -128,12 +128,24 @@ func (r *Replicator) Run(ctx context.Context) error {
 // work works for the registries until ctx is done, or the ledger's epoch ends: errRolledBack.
 func (r *Replicator) work(ctx context.Context) error {
 	working, stop := context.WithCancelCause(ctx)
+	attested := make(chan struct{})
+	go func() {
+		defer close(attested)
+		r.attestAll(working, stop)
+	}()
 	defer func() {
 		stop(nil)
 		for _, one := range r.all() {
 			r.finish(one)
 		}
-		if err := r.memory.flush(); err != nil {
+		<-attested
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), attestTime)
+		defer cancel()
+		err := r.attest(last)
+		if errors.Is(err, errRolledBack) {
+			err = nil // whoever comes next will find it
+		}
+		if err = errors.Join(err, r.memory.flush()); err != nil {
 			r.options.Log.Warn("should the ledger be lost, that may go unnoticed", zap.Error(err))
 		}
 	}()

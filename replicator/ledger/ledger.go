@@ -203,7 +203,7 @@ type Ledger interface {
 	Page(ctx context.Context, registry, repository string, after Key, limit int) ([]Row, error)
 
 	// Head returns the cursor after the newest change. Revisions and cursors never go back: one that is lower than one
-	// seen before tells that the ledger was lost or restored.
+	// seen before tells that the ledger was lost or restored. One that is not may have come there again since.
 	Head(ctx context.Context) (Cursor, error)
 
 	// Changes waits until there is a change after the cursor, or ctx is done (then it returns no keys, the same
