@@ -13,7 +13,7 @@
 // one process that wait for each other share a transaction and a position; those of several processes contend for the
 // head, and the loser tries again.
 //
-// Limits. A Consul server holds every record in memory, about 7 KB each with what it keeps around it: beyond some
+// Limits. A Consul server holds every record in memory, 3 to 7 KB each with what it keeps around it: beyond some
 // 100,000 records another engine is wanted. Page reads the names of a whole repository for each page of it, and lets the
 // server walk the names of a registry to find the repository after it. A follower that falls more than 256 positions
 // behind pages.
