@@ -314,6 +314,29 @@ func TestConsulRestoredAndOvertaken(t *testing.T) {
 	}
 }
 
+// A process that ends leaves a witness of all that it saw.
+func TestLastWitness(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	pushed := time.Now().Truncate(time.Millisecond)
+	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.stop()
+	var witness time.Time
+	f.before = func() {
+		tree, err := f.store.List(t.Context(), agreements)
+		if err != nil {
+			t.Error(err)
+		}
+		witness = witnessAt(tree, f.replicator.memory.last().Name)
+	}
+	f.start()
+	if witness.Before(pushed) {
+		t.Errorf("the last witness is of %v, before the push at %v", witness, pushed)
+	}
+}
+
 // A process that runs joins the epoch that another begins.
 func TestEpochIsJoined(t *testing.T) {
 	t.Parallel()
