@@ -88,6 +88,15 @@ type UnavailableError struct {
 func (e *UnavailableError) Error() string { return e.Err.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
+// retryAfter is how long the replica that refused asked to be left alone; zero if it did not.
+func retryAfter(err error) time.Duration {
+	var unavailable *UnavailableError
+	if errors.As(err, &unavailable) {
+		return unavailable.RetryAfter
+	}
+	return 0
+}
+
 // writeTime is the longest that a single write to a tag may take. A write starts only while the lease lasts longer.
 const writeTime = 5 * time.Second
 
@@ -152,6 +161,10 @@ type rules struct {
 	keepConflicts bool
 	// untagged copies manifests that no tag leads to.
 	untagged bool
+	// patience is how long a scan leaves a push that it meets to the event that should tell of it; zero: no events come.
+	patience time.Duration
+	// listing is how often a scan that takes longer lists anew; zero: never.
+	listing time.Duration
 	// deleteConfirmation is how far two scans must be apart that find a tag missing, for that to be a delete.
 	deleteConfirmation time.Duration
 }
@@ -184,10 +197,10 @@ type evidence struct {
 // clockError is how far the corrected clocks of two registries may be apart before an event is taken for an older one.
 const clockError = time.Minute
 
-// deletes reports whether a delete event is about what the record says: one that is older than the head was accounted for
-// before the head came to be.
-func (ev evidence) deletes(record ledger.Record) bool {
-	return !ev.deletedAt.IsZero() && !ev.deletedAt.Before(record.Head.Time.Add(-clockError))
+// deletes reports whether a delete event is about what the record says: one that is older than the head, or than its copy in the
+// replica, is about what was there before. Should the tag be absent all the same, that takes two scans to be believed.
+func (ev evidence) deletes(record ledger.Record, at version.Replica) bool {
+	return !ev.deletedAt.IsZero() && !ev.deletedAt.Before(record.Head.Time.Add(-clockError)) && !version.Copied(record, at, ev.deletedAt)
 }
 
 // clockJitter is how far two corrected times of one registry may be apart from what its own clock said: until many answers
@@ -196,9 +209,9 @@ const clockJitter = time.Second
 
 // tells reports whether an event accounts for what a replica shows. The event of an old version's own push does not
 // account for that version being there again (rule 6): the replica may have been restored.
-func (ev evidence) tells(record ledger.Record, digest string) bool {
+func (ev evidence) tells(record ledger.Record, at version.Replica, digest string) bool {
 	if digest == ledger.Absent {
-		return ev.deletes(record) || ev.erased != ""
+		return ev.deletes(record, at) || ev.erased != ""
 	}
 	return slices.ContainsFunc(ev.pushes, func(p push) bool {
 		return p.Digest == digest && (p.WriteID != "" || !p.late(record))
@@ -274,12 +287,15 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 			return 0, err
 		}
 		out := version.Outcome{Verdict: version.Suspect, Record: row.Record}
-		if ev.guarded || ev.confirmed || ev.tells(row.Record, digest) || !version.Regress(row.Record, m.Replica, digest, e.now()) {
+		if ev.guarded || ev.confirmed || ev.tells(row.Record, m.Replica, digest) || !version.Regress(row.Record, m.Replica, digest, e.now()) {
 			o, err := e.observation(ctx, m, key, row.Record, digest, asked, ev)
 			if err != nil {
 				return 0, err
 			}
 			f := e.fleet()
+			if f.member(m.Incarnation) == nil {
+				return 0, errAgain // records say nothing of it any more, and their silence would be taken for consent
+			}
 			out = version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, o)
 			out.Record, err = e.store(ctx, f, row, out)
 			if errors.Is(err, ledger.ErrConflict) {
@@ -290,7 +306,7 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 			}
 		}
 		e.decided(m.Region, key, out.Verdict)
-		if ev.deletes(out.Record) && digest != ledger.Absent && !ev.tells(row.Record, digest) && e.tooEarly(ev) {
+		if ev.deletes(out.Record, m.Replica) && digest != ledger.Absent && !ev.tells(row.Record, m.Replica, digest) && e.tooEarly(ev) {
 			return out.Verdict, errAgain
 		}
 		if err := e.observeOverwritten(ctx, m, key, out.Record, out.Verdict, digest, ev); err != nil {
@@ -318,7 +334,7 @@ func (ev evidence) echo(record ledger.Record, at version.Replica) bool {
 // observation dates what HEAD gave and adds what events told of it.
 func (e *engine) observation(ctx context.Context, m *member, key ledger.Key, record ledger.Record, digest string, asked time.Time, ev evidence) (version.Observation, error) {
 	o := version.Observation{Digest: digest, Now: asked, Time: ev.since, Undated: true, Confirmed: ev.confirmed}
-	if ev.deletes(record) {
+	if ev.deletes(record, m.Replica) {
 		o.Confirmed = true
 		if key.Kind == ledger.Manifest {
 			o.Deleted = key.Reference
@@ -398,8 +414,10 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 		if p.WriteID == "" && !version.Knows(record, p.Digest) && e.tooEarly(ev) {
 			return errAgain
 		}
-		overwritten := !pushedHere && record.Head.Sequence > 0 && !ev.deletedAt.After(p.Time) &&
-			!version.Overtaken(record, m.Region, p.Time.Add(clockJitter/2)) && copied(record, m.Replica, digest, p)
+		by := version.Users
+		if !pushedHere && record.Head.Sequence > 0 && !ev.deletedAt.After(p.Time) && !version.Overtaken(record, m.Region, p.Time.Add(clockJitter/2)) {
+			by = overwriter(record, m.Replica, digest, p)
+		}
 		there, err := m.Head(ctx, key.Repository, p.Digest)
 		if err != nil {
 			return err
@@ -413,14 +431,14 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 				return errAgain // what stands there, and who put it there, is to be found out anew
 			}
 			f := e.fleet()
-			out := version.ObserveOverwritten(row.Record, f.replicas, m.Replica, p.Event, overwritten, there == p.Digest)
+			out := version.ObserveOverwritten(row.Record, f.replicas, m.Replica, p.Event, by, there == p.Digest)
 			if out.Joins != "" {
 				// Only this replica is known to hold it.
 				if err := e.join(ctx, f, key, out.Joins, m.Region, func(r version.Replica) bool { return r.Incarnation == m.Incarnation }); err != nil {
 					return err
 				}
 				out.Joins = ""
-			} else if overwritten && there != p.Digest && out.Verdict == version.Superseded {
+			} else if by != version.Users && there != p.Digest && out.Verdict == version.Superseded {
 				e.log.Warn("a push was overwritten by a copy before it was seen, and its manifest is gone",
 					zap.String("image", key.String()), zap.String("region", m.Region), zap.String("digest", p.Digest))
 			}
@@ -439,22 +457,32 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 	return nil
 }
 
-// copied reports whether what stands where p was pushed is a write of ours, not a later act of the same registry's users.
-func copied(record ledger.Record, at version.Replica, digest string, p push) bool {
+// overwriter tells whether what stands where p was pushed is a write of ours, or a later act of the same registry's users.
+func overwriter(record ledger.Record, at version.Replica, digest string, p push) version.Overwriter {
 	if digest != record.Head.Digest {
 		if slices.ContainsFunc(record.Intents, func(i ledger.Intent) bool { return i.Incarnation == at.Incarnation && i.Digest == digest }) {
-			return true
+			return version.Copy
 		}
 		if digest == ledger.Absent {
 			// Nobody knows who took away what was there before.
-			origin, _ := version.Origin(record, version.Has(record, at))
-			return origin != "" && origin != at.Region
+			if origin, _ := version.Origin(record, version.Has(record, at)); origin != "" && origin != at.Region {
+				return version.Copy
+			}
+			return version.Unsure
 		}
 	}
-	// A version that came from elsewhere came by a copy; one of the same region is its users', unless it is certainly older
-	// than this push: then a copy brought it back. What is no version at all was not put by us.
-	origin, latest := version.Origin(record, digest)
-	return origin != "" && (origin != at.Region || p.Time.After(latest.Add(clockJitter)))
+	// A version that came from elsewhere came by a copy; one of the same region is its users', unless it is older than this
+	// push: then a copy brought it back. What is no version at all was not put by us.
+	switch origin, latest := version.Origin(record, digest); {
+	case origin == "":
+		return version.Users
+	case origin != at.Region || p.Time.After(latest.Add(clockJitter)):
+		return version.Copy
+	case p.Time.After(latest):
+		return version.Unsure
+	default:
+		return version.Users
+	}
 }
 
 // maxConflicts bounds how many lost versions of one tag and region are kept under names of their own.
@@ -682,7 +710,7 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 		return err
 	}
 	return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
-		return version.Settle(r, e.fleet().replicas, m.Replica, intent), true
+		return version.Settle(r, e.fleet().replicas, m.Replica, intent, e.now()), true
 	})
 }
 
@@ -745,7 +773,7 @@ func (e *engine) deleteManifest(ctx context.Context, m *member, row ledger.Row) 
 		return err
 	}
 	return e.update(ctx, row.Key, func(r ledger.Record) (ledger.Record, bool) {
-		return version.Settle(r, e.fleet().replicas, m.Replica, intent), true
+		return version.Settle(r, e.fleet().replicas, m.Replica, intent, e.now()), true
 	})
 }
 

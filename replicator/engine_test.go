@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -147,7 +148,7 @@ func TestHiddenRepositoryDeletesNothing(t *testing.T) {
 		t.Error("nothing can be read there, and the guard is quiet")
 	}
 	// With something readable elsewhere the guard may be quiet; the repository is still not shown.
-	l := look{engine: s.engines[0], member: s.region(north), since: s.clock, wait: noPace, readable: true}
+	l := look{engine: s.engines[0], member: s.region(north), since: s.clock, wait: noPace, readable: true, shown: map[string]bool{}}
 	for range 4 {
 		l.regressed = nil
 		if err := l.repository(t.Context(), simRepository); err != nil {
@@ -166,49 +167,95 @@ func TestHiddenRepositoryDeletesNothing(t *testing.T) {
 func TestScanThatFails(t *testing.T) {
 	t.Parallel()
 	unavailable := &UnavailableError{Err: errors.New("503")}
-	for name, refuse := range map[string]func(request, reference string) error{
-		"not a registry": func(request, _ string) error {
+	for name, c := range map[string]struct {
+		refuse func(request, reference string) error
+		// What of it keeps a scan, and a baseline, from coming to an end.
+		scan, baseline bool
+	}{
+		"not a registry": {func(request, _ string) error {
 			if request == "ping" {
 				return errors.New("not a registry")
 			}
 			return nil
-		},
-		"the listing fails": func(request, _ string) error {
+		}, true, true},
+		"the listing fails": {func(request, _ string) error {
 			if request == "tags" {
 				return unavailable
 			}
 			return nil
-		},
-		"one tag fails": func(_, reference string) error {
+		}, false, true},
+		"one tag fails": {func(_, reference string) error {
 			if reference == "b" {
 				return unavailable
 			}
 			return nil
-		},
+		}, false, false},
+		"it asks to be left alone for long": {func(request, _ string) error {
+			if request == "tags" {
+				return &UnavailableError{Err: errors.New("429"), RetryAfter: time.Hour}
+			}
+			return nil
+		}, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, _, north, _ := seeded(t)
-			before := s.head("a")
-			north.refuse = refuse
-			delete(north.tags, "a")
+			before := s.head("b")
+			north.refuse = c.refuse
 			s.push(north, "c")
+			if name == "one tag fails" {
+				delete(north.tags, "a") // where something cannot be read, absence proves little
+				before = s.head("a")
+			} else {
+				delete(north.tags, "b")
+			}
 			for range 4 {
 				s.clock = s.clock.Add(6 * time.Minute)
-				if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil {
-					t.Fatal("no error")
+				found, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false)
+				if (err != nil) != c.scan || err == nil && len(found.unread) != 1 {
+					t.Fatalf("%v, unread %v", err, found.unread)
 				}
 			}
-			if s.head("a") != before {
+			if s.head("a") != before && s.head("b") != before {
 				t.Error("a scan with failures deleted a tag")
 			}
-			if name == "one tag fails" && s.head("c") != north.tags["c"] {
-				t.Error("a tag that fails hides the push of another")
+			if !c.scan && s.head("c") != north.tags["c"] {
+				t.Error("what fails hides the push of another tag")
 			}
-			if _, err := s.engines[0].compare(t.Context(), s.region(north), noPace); err == nil {
-				t.Error("a baseline is made of what could not be read")
+			b, err := s.engines[0].compare(t.Context(), s.region(north), noPace)
+			if (err != nil) != c.baseline {
+				t.Errorf("baseline: %v", err)
+			}
+			unknown := due{s.key("b"), s.ledger.rows[s.key("b")].Record.Head.Sequence, ledger.UnknownSequence}
+			if err == nil && !slices.Contains(b.due, unknown) {
+				t.Errorf("of a tag that cannot be read, something is known: %v", b.due)
 			}
 		})
+	}
+}
+
+// A request that fails once is made again, not the whole scan.
+func TestScanAsksAgain(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	failures := 0
+	north.refuse = func(request, reference string) error {
+		if failures++; failures%2 == 1 && request != "ping" {
+			return &UnavailableError{Err: errors.New("429"), RetryAfter: 7 * time.Second}
+		}
+		return nil
+	}
+	var rested time.Duration
+	pace := func(_ context.Context, rest time.Duration) error { rested = max(rested, rest); return nil }
+	found, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, pace, false)
+	if err != nil || len(found.unread) != 0 || found.tags != 3 {
+		t.Errorf("%v, %+v", err, found)
+	}
+	if rested < 7*time.Second {
+		t.Errorf("it was asked again after %v", rested)
+	}
+	if _, err := s.engines[0].compare(t.Context(), s.region(north), pace); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -226,8 +273,94 @@ func TestScanGivesUpOnARegistryThatIsAway(t *testing.T) {
 	for n := range 50 {
 		north.tags[fmt.Sprint("t", n)] = "sha256:0001"
 	}
-	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil || asked != maxFailures {
+	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil || asked != maxFailures*maxTries {
 		t.Errorf("asked %d times: %v", asked, err)
+	}
+}
+
+// A look at all tags may take long. Pushes that no event told of are found meanwhile.
+func TestScanListsAnewWhenItTakesLong(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	pushed := false
+	pace := func(context.Context, time.Duration) error {
+		s.clock = s.clock.Add(2 * time.Minute)
+		return nil
+	}
+	north.refuse = func(request, reference string) error {
+		if request == "head" && !pushed {
+			pushed = true
+			s.push(north, "new")
+		}
+		return nil
+	}
+	heads := 0
+	s.engines[0].decided = func(_ string, key ledger.Key, _ version.Verdict) {
+		if heads++; key.Reference != "new" {
+			t.Errorf("%s was decided", key)
+		}
+	}
+	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, pace, false); err != nil {
+		t.Fatal(err)
+	}
+	if heads == 0 || s.head("new") != north.tags["new"] {
+		t.Error("what was pushed during the scan was not found by it")
+	}
+}
+
+// An event dates a push better than a scan that meets it first.
+func TestScanLeavesAPushToItsEvent(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	s.clock = s.clock.Add(time.Hour)
+	s.push(north, "a")
+	pushed := s.clock
+	rested := time.Duration(0)
+	pace := func(_ context.Context, rest time.Duration) error {
+		if rest > 0 { // the scan waits, and the event comes
+			rested = rest
+			s.clock = s.clock.Add(rest)
+			for _, e := range north.events {
+				if err := s.hear(t.Context(), s.engines[0], s.region(north), e); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return nil
+	}
+	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock.Add(-time.Hour), pace, false); err != nil {
+		t.Fatal(err)
+	}
+	if rested == 0 || !s.ledger.rows[s.key("a")].Record.Head.Time.Equal(pushed.Add(north.skew)) {
+		t.Errorf("after %v it is dated %v, and was pushed at %v", rested, s.ledger.rows[s.key("a")].Record.Head.Time, pushed)
+	}
+}
+
+// A delete event that is older than the copy of the head says nothing about it, whatever a replica that lies once shows.
+func TestDeleteEventFromBeforeTheCopy(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	s.clock = s.clock.Add(time.Second)
+	s.push(east, "a")
+	head := east.tags["a"]
+	s.clock = s.clock.Add(time.Second)
+	deleted := s.clock
+	s.clock = s.clock.Add(time.Second)
+	s.converge(t)
+	delete(north.tags, "a") // for once
+	if err := s.hear(t.Context(), s.engines[0], s.region(north), simEvent{tag: "a", delete: true, at: deleted}); err != nil {
+		t.Fatal(err)
+	}
+	if s.head("a") != head {
+		t.Errorf("the head is %q", s.head("a"))
+	}
+	// One that came after it does.
+	s.clock = s.clock.Add(time.Second)
+	if err := s.hear(t.Context(), s.engines[0], s.region(north), simEvent{tag: "a", delete: true, at: s.clock}); err != nil {
+		t.Fatal(err)
+	}
+	if s.head("a") != ledger.Absent {
+		t.Errorf("the head is %q", s.head("a"))
 	}
 }
 
@@ -637,7 +770,7 @@ func TestSupersededPushJoins(t *testing.T) {
 }
 
 // What stands where a push was: a copy of ours, or what the same registry's users did later?
-func TestCopied(t *testing.T) {
+func TestOverwriter(t *testing.T) {
 	t.Parallel()
 	begin := time.Unix(1_800_000_000, 0).UTC()
 	at := func(seconds int) time.Time { return begin.Add(time.Duration(seconds) * time.Second) }
@@ -658,23 +791,23 @@ func TestCopied(t *testing.T) {
 		record ledger.Record
 		shown  string
 		pushed int
-		want   bool
+		want   version.Overwriter
 	}{
-		{"another region's head", record, "H", 35, true},
-		{"this region's head", own, "H", 39, false},
-		{"this region's head, at almost the same time", own, "H", 41, false},
-		{"this region's head, brought back over a later push", own, "H", 42, true},
-		{"another region's older version", record, "F", 35, true},
-		{"this region's older version", record, "O", 15, false},
-		{"this region's older version, brought back over a later push", record, "O", 25, true},
-		{"a throw-away manifest of ours", record, "T", 35, true},
-		{"one that was for another replica", record, "U", 35, false},
-		{"what is no version", record, "X", 35, false},
-		{"nothing, where this region's version was", record, "", 35, false},
-		{"nothing, where a copy was", elsewhere, "", 35, true},
+		{"another region's head", record, "H", 35, version.Copy},
+		{"this region's head", own, "H", 39, version.Users},
+		{"this region's head, at almost the same time", own, "H", 41, version.Unsure},
+		{"this region's head, brought back over a later push", own, "H", 42, version.Copy},
+		{"another region's older version", record, "F", 35, version.Copy},
+		{"this region's older version", record, "O", 15, version.Users},
+		{"this region's older version, brought back over a later push", record, "O", 25, version.Copy},
+		{"a throw-away manifest of ours", record, "T", 35, version.Copy},
+		{"one that was for another replica", record, "U", 35, version.Users},
+		{"what is no version", record, "X", 35, version.Users},
+		{"nothing, where this region's version was", record, "", 35, version.Unsure},
+		{"nothing, where a copy was", elsewhere, "", 35, version.Copy},
 	} {
-		if got := copied(c.record, west, c.shown, push{Event: version.Event{Digest: "P", Time: at(c.pushed)}}); got != c.want {
-			t.Errorf("%s: %t", c.name, got)
+		if got := overwriter(c.record, west, c.shown, push{Event: version.Event{Digest: "P", Time: at(c.pushed)}}); got != c.want {
+			t.Errorf("%s: %d", c.name, got)
 		}
 	}
 }
@@ -726,6 +859,7 @@ func TestDeleteOfAManifestIsThatOfItsTags(t *testing.T) {
 	t.Parallel()
 	s, _, north, _ := seeded(t)
 	digest := s.head("a")
+	s.clock = s.clock.Add(time.Second) // since it was copied there
 	s.eraseByUser(north, "a")
 	heard := false
 	for _, e := range north.events {

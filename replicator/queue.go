@@ -37,8 +37,9 @@ type item struct {
 	since   time.Time
 	// sequence is the newest version that is known to be due, begun the one that is being worked on.
 	sequence, begun uint64
-	// attempts counts how often it was tried and failed; lastError says how, last time.
+	// attempts counts how often it was tried and failed, since failing; lastError says how, last time.
 	attempts  int
+	failing   time.Time
 	lastError string
 	// races counts how often it has to be looked at again, with nothing wrong, since it last came to an end.
 	races     int
@@ -259,6 +260,9 @@ func (q *queue) retry(i *item, after time.Duration, err error) {
 		return
 	}
 	if err != nil {
+		if i.attempts == 0 {
+			i.failing = q.now()
+		}
 		i.attempts++
 		i.lastError = err.Error()
 	} else {

@@ -80,8 +80,12 @@ func newRegistry(config *topology.Registry, options *Options, memory *memory, me
 			guard:              version.Guard,
 			keepConflicts:      config.Policy.Conflicts != topology.ConflictsLog,
 			untagged:           config.Policy.Untagged != topology.UntaggedTagsOnly,
+			listing:            options.ScanInterval,
 			deleteConfirmation: options.DeleteConfirmation,
 		},
+	}
+	if options.Spool != nil {
+		r.engine.rules.patience = early
 	}
 	return r
 }
@@ -265,6 +269,9 @@ func (r *registry) muster() {
 	for region, one := range r.replicas {
 		places[region] = one.config.Location
 		state, remote := one.current(), one.remote.Load()
+		if former, ok := one.succeeded(); ok {
+			absent = append(absent, former)
+		}
 		switch {
 		case !r.knows(state):
 		case remote == nil || !one.describes(state):
@@ -399,7 +406,7 @@ func (r *registry) homeFirst(ctx context.Context, one *replica) error {
 	return nil
 }
 
-// fill puts in a replica's queue what the ledger says that it lacks. While it is seeded, only explicit words count.
+// fill puts in a replica's queue what the ledger says that it lacks. Before it is baselined, only explicit words count.
 func (r *registry) fill(ctx context.Context, one *replica) error {
 	state := one.current()
 	at := version.Replica{Region: one.config.Region, Incarnation: state.Incarnation, Baselined: state.Phase == topology.PhaseBaselined}

@@ -45,12 +45,15 @@ type replica struct {
 
 	mu       sync.Mutex
 	state    topology.Replication
-	revision uint64 // of the state in the store; zero: it is not there
+	revision uint64          // of the state in the store; zero: it is not there
+	former   version.Replica // what stood at the endpoint before, as long as others may believe that it still does
 	reading  trouble
 	writing  trouble
 	doubted  time.Time // since when the guard would hold the replica; zero: it would not
 	accepted bool      // the operator accepts what the guard holds, or the baseline's plan
 	leaving  string    // what a delete waits for
+	unread   []unread  // what the last look at it could not read
+	worked   time.Time // when something was last brought to it
 	restart  context.CancelCauseFunc
 }
 
@@ -95,6 +98,13 @@ func (r *replica) current() topology.Replication {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.state
+}
+
+// succeeded returns the incarnation before this one, while others may not know yet that it is gone.
+func (r *replica) succeeded() (version.Replica, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.former, r.former.Incarnation != ""
 }
 
 // last returns the state with its revision.
@@ -335,6 +345,12 @@ func (r *replica) adopt(next topology.Replication, revision uint64) {
 	r.mu.Lock()
 	old := r.state
 	r.state, r.revision = next, revision
+	switch {
+	case decided(next):
+		r.former = version.Replica{} // everybody knew of this one before it was compared: see familiar
+	case old.Incarnation != next.Incarnation && r.of.knows(old):
+		r.former = identity(r.config.Region, old)
+	}
 	r.mu.Unlock()
 	if old.Incarnation != next.Incarnation || old.Phase != next.Phase {
 		r.of.muster()
@@ -350,8 +366,13 @@ func (r *replica) learn(next topology.Replication, revision uint64) {
 	}
 }
 
-// wait is a scan's pace: the request budget of the replica.
-func (r *replica) wait(ctx context.Context) error { return r.budget.Wait(ctx) }
+// wait is a scan's pace: the request budget of the replica, after a rest.
+func (r *replica) wait(ctx context.Context, rest time.Duration) error {
+	if rest > 0 && !sleep(ctx, rest) {
+		return ctx.Err()
+	}
+	return r.budget.Wait(ctx)
+}
 
 // keep brings the replica from unknown to baselined, and from then on scans it.
 func (r *replica) keep(ctx context.Context) error {
@@ -360,7 +381,10 @@ func (r *replica) keep(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	for r.current().Phase != topology.PhaseBaselined {
+	if err := r.familiar(ctx); err != nil {
+		return err
+	}
+	for attempt := 0; r.current().Phase != topology.PhaseBaselined; attempt++ {
 		err := r.baseline(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -368,7 +392,7 @@ func (r *replica) keep(ctx context.Context) error {
 		if err != nil {
 			r.fault(&r.reading, err)
 			r.log.Warn("the baseline was interrupted", zap.Error(err))
-			sleep(ctx, jitter(2*time.Second))
+			sleep(ctx, max(retryAfter(err), backoff(attempt, 2*time.Second, 30*time.Second)))
 		}
 	}
 	for {
@@ -382,6 +406,45 @@ func (r *replica) keep(ctx context.Context) error {
 		r.log.Warn("what the replica lacks cannot be read; trying again", zap.Error(err))
 		sleep(ctx, time.Second)
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.seed(ctx) })
+	g.Go(func() error { return r.scans(ctx) })
+	return g.Wait()
+}
+
+// familiarTime is how long an incarnation is known before it is compared: some times as long as a watch of the store takes.
+const familiarTime = 3 * time.Second
+
+// familiar waits until every process knows of the replica's incarnation. What is decided after the comparison has to say whether
+// the replica has it, and whoever does not know of the incarnation keeps silent about it.
+func (r *replica) familiar(ctx context.Context) error {
+	if _, alone := r.of.options.Store.(store.Exclusive); !alone && r.current().Phase != topology.PhaseBaselined {
+		sleep(ctx, familiarTime)
+	}
+	return ctx.Err()
+}
+
+// seed waits until the replica has had all that it lacked when it was baselined, and says so: from then on it gets clients.
+func (r *replica) seed(ctx context.Context) error {
+	state := r.current()
+	if state.Seeded {
+		return nil
+	}
+	if err := r.queue.drained(ctx, time.Now()); err != nil {
+		return err
+	}
+	for {
+		err := r.saveOf(ctx, state.Incarnation, func(s *topology.Replication) { s.Seeded = true })
+		if err == nil || ctx.Err() != nil || errors.Is(err, errRenewed) || errors.Is(err, errRemoved) {
+			return ctx.Err()
+		}
+		r.log.Warn("that the replica is seeded could not be stored; trying again", zap.Error(err))
+		sleep(ctx, time.Second)
+	}
+}
+
+// scans scans the replica again and again.
+func (r *replica) scans(ctx context.Context) error {
 	for {
 		again := r.of.options.ScanInterval
 		if !r.scan(ctx) {
@@ -427,6 +490,7 @@ func (r *replica) scan(ctx context.Context) bool {
 		return false
 	}
 	r.fine(&r.reading)
+	r.missed(s.unread)
 	if r.doubts(s, began) {
 		r.log.Warn("much of the replica is gone or old at once; it is looked at again, because events may tell of it yet", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
 		return false
@@ -464,6 +528,16 @@ const (
 	maxDoubt = 2 * time.Minute
 )
 
+// missed keeps what the last look at the replica could not read.
+func (r *replica) missed(unread []unread) {
+	if len(unread) > 0 {
+		r.log.Warn("some of the replica cannot be read; what is pushed there goes nowhere", zap.Int("tags", len(unread)), zap.Error(unread[0].err))
+	}
+	r.mu.Lock()
+	r.unread = unread
+	r.mu.Unlock()
+}
+
 // doubts reports whether what the guard would hold the replica for has to be looked at again first. Nothing is made of it
 // meanwhile.
 func (r *replica) doubts(s survey, now time.Time) bool {
@@ -496,7 +570,10 @@ func (r *replica) retract(ctx context.Context, verb string) {
 	}
 }
 
-// baseline learns what the replica holds, merges it, and waits until it has what it lacked.
+// owings is how many records a baseline writes at a time; ledgers write many in one transaction.
+const owings = 16
+
+// baseline learns what the replica holds, merges it, and writes down what it lacks.
 func (r *replica) baseline(ctx context.Context) error {
 	began := time.Now().UTC()
 	if err := r.of.homeFirst(ctx, r); err != nil {
@@ -540,31 +617,22 @@ func (r *replica) baseline(ctx context.Context) error {
 	r.accepted = false
 	r.mu.Unlock()
 	r.retract(ctx, topology.RequestAccept)
-	now := time.Now()
+	r.missed(b.unread)
 	for _, d := range b.due {
-		r.queue.add(d.key, d.sequence, true, began)
+		r.queue.add(d.key, d.sequence, true, began) // it need not wait for the last of them
 	}
-	// What was decided while the scan ran is said by the records themselves.
-	if err := r.of.fill(ctx, r); err != nil {
-		return err
+	g, writing := errgroup.WithContext(ctx)
+	g.SetLimit(owings)
+	for _, d := range b.due {
+		g.Go(func() error { return r.of.engine.owe(writing, m, d) })
 	}
-	if err := r.queue.drained(ctx, now); err != nil {
-		return err
-	}
-	if _, alone := r.of.options.Store.(store.Exclusive); !alone {
-		// From now on silence of a record means "applied". Whoever does not know of this incarnation yet would keep silent
-		// about it in what it decides.
-		if known := time.Since(began); known < familiarTime && !sleep(ctx, familiarTime-known) {
-			return ctx.Err()
-		}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("writing down what %s lacks: %w", m.Region, err)
 	}
 	return r.saveOf(ctx, m.Incarnation, func(s *topology.Replication) {
-		s.Phase, s.Seeded, s.LastScan = topology.PhaseBaselined, true, began
+		s.Phase, s.LastScan = topology.PhaseBaselined, began
 	})
 }
-
-// familiarTime is how long an incarnation is known before it counts as baselined: some times as long as a watch of the store takes.
-const familiarTime = 3 * time.Second
 
 // ask shows the plan and waits for the operator to accept it.
 func (r *replica) ask(ctx context.Context, m *member, plan topology.Plan) error {
@@ -629,7 +697,17 @@ const (
 	maxGone, maxGoneManifest = 8, 12
 	// maxRefused is how often a registry may refuse the same before it is taken at its word.
 	maxRefused = 5
+	// maxFailed is how often the same may fail while the replica takes everything else, before it rests for parkTime: for minutes.
+	maxFailed = 9
 )
+
+// stuck reports whether the replica took something else since the item began to fail: then the trouble is the item's, whatever it
+// looks like.
+func (r *replica) stuck(i *item) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return i.attempts > 0 && r.worked.After(i.failing)
+}
 
 // settle gives an item back to the queue as its outcome demands.
 func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
@@ -639,10 +717,13 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	case err == nil:
 		r.queue.done(i)
 		r.fine(&r.writing)
+		r.mu.Lock()
+		r.worked = time.Now()
+		r.mu.Unlock()
 	case errors.As(err, &never):
 		r.log.Warn("not replicable", zap.String("image", i.key.String()), zap.String("reason", never.Reason))
 		r.park(ctx, m, i, never.Reason)
-	case errors.As(err, &unavailable):
+	case errors.As(err, &unavailable) && !r.stuck(i):
 		r.fault(&r.writing, err)
 		wait := max(unavailable.RetryAfter, backoff(i.attempts, time.Second, 30*time.Second))
 		r.queue.block(time.Now().Add(wait), unavailable.RetryAfter > 0)
@@ -670,6 +751,9 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	case errors.Is(err, ErrGone) && i.key.Kind == ledger.Tag && i.attempts >= maxGone:
 		r.log.Warn("the content of a tag is in no replica any more", zap.String("image", i.key.String()))
 		r.park(ctx, m, i, err.Error())
+	case unavailable != nil && i.attempts >= maxFailed:
+		r.log.Warn("not replicable at present", zap.String("image", i.key.String()), zap.Error(err))
+		r.park(ctx, m, i, fmt.Sprintf("failed %d times: %v", i.attempts+1, err))
 	default:
 		r.log.Debug("a copy failed", zap.String("image", i.key.String()), zap.Int("attempt", i.attempts+1), zap.Error(err))
 		r.queue.retry(i, backoff(i.attempts, 500*time.Millisecond, 5*time.Minute), err)
@@ -1074,6 +1158,9 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 	if b.pending == 0 {
 		r.writing = trouble{} // nothing is left that could show it
 	}
+	if n := len(r.unread); n > 0 && s.LastError == "" {
+		s.LastError = fmt.Sprintf("%d of its tags cannot be read; the first: %v", n, r.unread[0].err)
+	}
 	s.Status, s.Reason = topology.Ready, ""
 	switch {
 	case r.leaving != "":
@@ -1095,7 +1182,7 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 	case s.Phase == topology.PhasePlanned && s.Plan != nil:
 		s.Status, s.Reason = topology.Creating, fmt.Sprintf("%d tags differ from the other replicas: look at the plan, then 'portolan replica accept %s/%s'",
 			s.Plan.Conflicts, r.of.name, r.config.Region)
-	case s.Phase != topology.PhaseBaselined:
+	case !s.Seeded:
 		s.Status, s.Reason = topology.Syncing, "being seeded"
 	case s.Pending > 0 && s.OldestPending.Before(s.LastScan):
 		s.Status, s.Reason = topology.Syncing, "versions that were decided before the last scan are on their way"

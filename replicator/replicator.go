@@ -332,8 +332,15 @@ func (r *Replicator) Pending(registry, region string, limit int) []PendingItem {
 	if err != nil {
 		return nil
 	}
-	if one := reg.replica(region); one != nil {
-		return one.queue.list(limit)
+	one := reg.replica(region)
+	if one == nil {
+		return nil
 	}
-	return nil
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	var items []PendingItem
+	for _, u := range one.unread[:min(limit, len(one.unread))] {
+		items = append(items, PendingItem{Image: u.key.String(), Error: u.err.Error()})
+	}
+	return append(items, one.queue.list(limit-len(items))...)
 }

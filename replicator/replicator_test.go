@@ -782,3 +782,87 @@ func TestDamagedSpool(t *testing.T) {
 	f.arrives("app:1", f.push("home", "app:1"), "other")
 	f.arrives("app:2", f.push("other", "app:2"), "home")
 }
+
+// failing answers 500 to whatever concerns a reference, whoever asks.
+func failing(next http.Handler, reference string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/"+reference) {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// A tag that a registry cannot read hides nothing else of it, and is named.
+func TestUnreadableTag(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.push("home", "app:bad")
+	good := f.push("home", "app:good")
+	whole := *f.handlers["home"].Load()
+	f.replace("home", failing(whole, "bad"))
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:good", good, "other")
+	f.arrives("app:later", f.push("home", "app:later"), "other") // no event: a scan finds it
+	f.until("the tag to be named", func() bool {
+		pending := f.replicator.Pending("contoso", "home", 10)
+		return len(pending) == 1 && pending[0].Image == "contoso/app:bad" && pending[0].Error != "" && f.state("home").LastError != ""
+	})
+	f.replace("home", whole)
+	bad := f.digest("home", "app:bad")
+	f.arrives("app:bad", bad, "other")
+	f.until("nothing to be named", func() bool {
+		return len(f.replicator.Pending("contoso", "home", 10)) == 0 && f.state("home").LastError == ""
+	})
+}
+
+// What a registry cannot take is not the registry's trouble as long as it takes everything else: nothing waits behind it.
+func TestUnwritableTag(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	whole := *f.handlers["other"].Load()
+	f.replace("other", failing(whole, "bad"))
+	bad := f.push("home", "app:bad")
+	f.until("the trouble", func() bool { return f.state("other").LastError != "" })
+	f.arrives("app:good", f.push("home", "app:good"), "other")
+	f.until("no trouble of the whole", func() bool {
+		s := f.state("other")
+		return s.Pending == 1 && s.Status != topology.Degraded
+	})
+	f.replace("other", whole)
+	f.arrives("app:bad", bad, "other")
+	f.ready("other")
+}
+
+// While a replica lacks content that is nowhere to be had, what is pushed there is seen nevertheless, with no event telling of it.
+func TestPushBeforeTheReplicaIsSeeded(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	digest := f.push("home", "app:1")
+	whole := *f.handlers["home"].Load()
+	f.replace("home", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") { // its disk, say
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		whole.ServeHTTP(w, r)
+	}))
+	f.start()
+	f.until("the baseline", func() bool { return f.state("other").Phase == topology.PhaseBaselined })
+	pushed := f.push("other", "app:2")
+	f.until("the push to be seen", func() bool { return f.state("home").Pending > 0 || f.digest("home", "app:2") == pushed })
+	if s := f.state("other"); s.Seeded || s.Status != topology.Syncing {
+		t.Errorf("%+v", s)
+	}
+	f.replace("home", whole)
+	f.ready("home", "other")
+	f.arrives("app:1", digest, "other")
+	f.arrives("app:2", pushed, "home")
+	if !f.state("other").Seeded {
+		t.Error("not seeded")
+	}
+}

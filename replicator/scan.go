@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -14,8 +15,8 @@ import (
 	"portolan/topology"
 )
 
-// pace is asked before every request of a scan; it waits as long as the request budget of the host demands.
-type pace func(ctx context.Context) error
+// pace lets a scan make its next request: it waits for as long as the request budget of the host demands, and for rest at least.
+type pace func(ctx context.Context, rest time.Duration) error
 
 // survey is what one scan of a member found.
 type survey struct {
@@ -23,21 +24,35 @@ type survey struct {
 	regressions int
 	// guarded says that the regressions are too many to be believed; nothing was made of them.
 	guarded bool
+	// unread is what could not be read while the rest could: nothing was made of it.
+	unread []unread
 }
 
-// maxFailures is how many requests in a row may fail before a scan gives up: a tag that cannot be read must not hide all the
-// others, and a registry that is away is not asked a hundred thousand times.
-const maxFailures = 3
+// unread is a tag that could not be read, or a repository that could not be listed (then the key has no reference).
+type unread struct {
+	key ledger.Key
+	err error
+}
+
+const (
+	// maxTries is how often a request of a scan is made before it counts as failed.
+	maxTries = 3
+	// maxRest is how long a scan waits amid its work when a registry asks to be left alone.
+	maxRest = time.Minute
+	// maxFailures is how many requests in a row may fail before a scan gives up, maxUnread how many in all: a tag that cannot be
+	// read must not hide all the others, and a registry that is away is not asked a hundred thousand times.
+	maxFailures, maxUnread = 3, 1000
+)
 
 // scan looks at every tag of a baselined member and observes those that are not as the ledger has them. since is when the
-// scan before it began. Pushes are observed at once; what looks like deletes and rollbacks only at the end, if nothing
-// failed and they are few enough for the guard, or if an operator is sure. With an error, the survey is not complete.
+// scan before it began. Pushes are observed on the way; what looks like deletes and rollbacks only at the end, if they are few
+// enough for the guard, or if an operator is sure. With an error, the survey is not complete.
 func (e *engine) scan(ctx context.Context, m *member, since time.Time, wait pace, sure bool) (survey, error) {
-	l := look{engine: e, member: m, since: since, wait: wait}
+	l := look{engine: e, member: m, since: since, wait: wait, shown: make(map[string]bool)}
 	if err := m.Ping(ctx); err != nil {
 		return l.survey, err
 	}
-	repositories, err := e.repositories(ctx, m)
+	repositories, err := l.list(ctx)
 	if err != nil {
 		return l.survey, err
 	}
@@ -46,8 +61,8 @@ func (e *engine) scan(ctx context.Context, m *member, since time.Time, wait pace
 			return l.survey, err
 		}
 	}
-	if l.failed != nil {
-		return l.survey, l.failed
+	if err := l.judge(ctx, true); err != nil {
+		return l.survey, err
 	}
 	l.survey.regressions = len(l.regressed)
 	l.survey.guarded = !sure && len(l.regressed) > 0 && (!l.readable || l.rules.guard(l.survey.tags, len(l.regressed)))
@@ -62,16 +77,26 @@ func (e *engine) scan(ctx context.Context, m *member, since time.Time, wait pace
 type look struct {
 	*engine
 	member *member
-	since  time.Time
-	wait   pace
+	// since dates pushes that no event tells of: when the scan, or the listing, before began.
+	since time.Time
+	wait  pace
 
 	survey survey
+	// listed is when the last listing began; shown are the repositories that the member shows.
+	listed time.Time
+	shown  map[string]bool
 	// readable says that some tag could be read.
 	readable  bool
+	found     []found
 	regressed []regression
-	// failed is the first failure, in a row how many there were since something succeeded.
-	failed error
+	// inARow is how many requests failed since one succeeded.
 	inARow int
+}
+
+// found is a tag that is not as the ledger has it.
+type found struct {
+	key       ledger.Key
+	at, since time.Time
 }
 
 // regression is a tag of which the member shows less, or an older version, than it had.
@@ -79,73 +104,189 @@ type regression struct {
 	key      ledger.Key
 	absent   bool
 	sequence uint64 // what it had
-	// credible says that the member shows the repository: the absence is not that of rights.
+	// credible says that the member shows the repository, and all that was asked of it: the absence is not that of rights, nor
+	// of disks.
 	credible bool
 }
 
-// fail notes a failure, and reports whether the scan should go on.
-func (l *look) fail(ctx context.Context, err error) bool {
-	if l.failed == nil {
-		l.failed = err
-	}
-	l.inARow++
-	return l.inARow < maxFailures && ctx.Err() == nil
-}
-
-func (l *look) repository(ctx context.Context, repository string) error {
-	m := l.member
-	if err := l.wait(ctx); err != nil {
-		return err
-	}
-	tags, shown, err := m.Tags(ctx, repository)
-	if err != nil {
-		err = fmt.Errorf("listing the tags of %s in %s: %w", repository, m.Region, err)
-		if !l.fail(ctx, err) {
+// ask makes a request after rest, and again if it fails.
+func (l *look) ask(ctx context.Context, rest time.Duration, request func() error) error {
+	for try := 1; ; try++ {
+		if err := l.wait(ctx, rest); err != nil {
 			return err
 		}
-		return nil
+		err := request()
+		asked := retryAfter(err)
+		if err == nil || try == maxTries || asked > maxRest || ctx.Err() != nil {
+			return err
+		}
+		rest = max(asked, backoff(try, 250*time.Millisecond, maxRest))
+	}
+}
+
+// pass notes that something cannot be read, and returns the error if the scan should not go on.
+func (l *look) pass(ctx context.Context, key ledger.Key, err error) error {
+	l.survey.unread = append(l.survey.unread, unread{key, err})
+	l.inARow++
+	if l.inARow >= maxFailures || len(l.survey.unread) >= maxUnread || retryAfter(err) > maxRest || ctx.Err() != nil {
+		return err
+	}
+	return nil
+}
+
+// tags lists the tags of a repository; ok is false if it cannot be listed.
+func (l *look) tags(ctx context.Context, repository string) (tags []string, ok bool, err error) {
+	err = l.ask(ctx, 0, func() error {
+		listed, shown, err := l.member.Tags(ctx, repository)
+		if err == nil {
+			tags, l.shown[repository] = listed, l.shown[repository] || shown
+		}
+		return err
+	})
+	if err != nil {
+		key := ledger.Key{Registry: l.registry, Repository: repository, Kind: ledger.Tag}
+		return nil, false, l.pass(ctx, key, fmt.Errorf("listing the tags of %s in %s: %w", repository, l.member.Region, err))
 	}
 	l.inARow = 0
+	return tags, true, nil
+}
+
+// head looks at a tag; ok is false if it cannot be read.
+func (l *look) head(ctx context.Context, key ledger.Key) (digest string, ok bool, err error) {
+	err = l.ask(ctx, 0, func() (err error) {
+		digest, err = l.member.Head(ctx, key.Repository, key.Reference)
+		return err
+	})
+	if err != nil {
+		return "", false, l.pass(ctx, key, fmt.Errorf("looking at %s in %s: %w", key, l.member.Region, err))
+	}
+	l.inARow = 0
+	l.survey.tags++
+	if digest != ledger.Absent {
+		l.readable, l.shown[key.Repository] = true, true
+	}
+	return digest, true, nil
+}
+
+// list lists all repositories, and looks at the tags that the ledger does not know to be there: so a push that no event told of is
+// found as soon as listing takes, however long the look at all tags does. It returns the repositories.
+func (l *look) list(ctx context.Context) ([]string, error) {
+	since := l.since
+	if !l.listed.IsZero() {
+		since = l.listed
+	}
+	l.listed = l.now()
+	var repositories []string
+	err := l.ask(ctx, 0, func() (err error) {
+		repositories, err = l.repositories(ctx, l.member)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, repository := range repositories {
+		tags, _, err := l.tags(ctx, repository)
+		if err != nil {
+			return nil, err
+		}
+		if len(tags) == 0 {
+			continue
+		}
+		records, err := l.tagRecords(ctx, repository)
+		if err != nil {
+			return nil, err
+		}
+		for _, tag := range tags {
+			if l.had(records[tag]) {
+				continue
+			}
+			key := ledger.Key{Registry: l.registry, Repository: repository, Kind: ledger.Tag, Reference: tag}
+			if err := l.tag(ctx, key, records[tag], since); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return repositories, nil
+}
+
+// had reports whether the member is known to have had a version of the record.
+func (l *look) had(record ledger.Record) bool {
+	sequence, known := version.Sequence(record, l.member.Replica)
+	return known && sequence != 0
+}
+
+// repository looks at the tags of a repository that the ledger knows to be there, whether they are listed or not.
+func (l *look) repository(ctx context.Context, repository string) error {
 	records, err := l.tagRecords(ctx, repository)
 	if err != nil {
 		return err
 	}
-	for tag, record := range records {
-		if sequence, known := version.Sequence(record, m.Replica); known && sequence != 0 {
-			tags = append(tags, tag)
-		}
-	}
-	slices.Sort(tags)
 	first := len(l.regressed)
-	for _, tag := range slices.Compact(tags) {
-		if err := l.wait(ctx); err != nil {
-			return err
-		}
-		key := ledger.Key{Registry: l.registry, Repository: repository, Kind: ledger.Tag, Reference: tag}
-		digest, err := m.Head(ctx, repository, tag)
-		if err == nil {
-			l.survey.tags++
-			shown = shown || digest != ledger.Absent
-			l.readable = l.readable || digest != ledger.Absent
-			switch record := records[tag]; {
-			case version.Regress(record, m.Replica, digest, l.now()):
-				sequence, _ := version.Sequence(record, m.Replica)
-				l.regressed = append(l.regressed, regression{key: key, absent: digest == ledger.Absent, sequence: sequence})
-			case l.noticeable(m, record, digest):
-				_, err = l.observe(ctx, m, key, evidence{since: l.since})
-			}
-		}
-		if err != nil {
-			err = fmt.Errorf("looking at %s in %s: %w", key, m.Region, err)
-			if !l.fail(ctx, err) {
-				return err
-			}
+	for _, tag := range slices.Sorted(maps.Keys(records)) {
+		if !l.had(records[tag]) {
 			continue
 		}
-		l.inARow = 0
+		if l.rules.listing > 0 && l.now().Sub(l.listed) >= l.rules.listing {
+			if _, err := l.list(ctx); err != nil {
+				return err
+			}
+		}
+		key := ledger.Key{Registry: l.registry, Repository: repository, Kind: ledger.Tag, Reference: tag}
+		if err := l.tag(ctx, key, records[tag], l.since); err != nil {
+			return err
+		}
 	}
+	failed := slices.ContainsFunc(l.survey.unread, func(u unread) bool { return u.key.Repository == repository })
 	for i := range l.regressed[first:] {
-		l.regressed[first+i].credible = shown
+		l.regressed[first+i].credible = l.shown[repository] && !failed
+	}
+	return nil
+}
+
+// tag looks at a tag and notes what is not as the ledger has it.
+func (l *look) tag(ctx context.Context, key ledger.Key, record ledger.Record, since time.Time) error {
+	if err := l.judge(ctx, false); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(l.survey.unread, func(u unread) bool { return u.key == key }) {
+		return nil // listed anew
+	}
+	digest, ok, err := l.head(ctx, key)
+	if err != nil || !ok {
+		return err
+	}
+	switch {
+	case version.Regress(record, l.member.Replica, digest, l.now()):
+		sequence, _ := version.Sequence(record, l.member.Replica)
+		l.regressed = append(l.regressed, regression{key: key, absent: digest == ledger.Absent, sequence: sequence})
+	case l.noticeable(l.member, record, digest):
+		l.found = append(l.found, found{key, l.now(), since})
+	}
+	return nil
+}
+
+// judge observes what was found so long ago that an event, which dates a push better than a scan can, would have told of it; with
+// all, it waits for that.
+func (l *look) judge(ctx context.Context, all bool) error {
+	for len(l.found) > 0 {
+		f := l.found[0]
+		rest := f.at.Add(l.rules.patience).Sub(l.now())
+		if rest > 0 && !all {
+			return nil
+		}
+		l.found = l.found[1:]
+		err := l.ask(ctx, rest, func() error {
+			_, err := l.observe(ctx, l.member, f.key, evidence{since: f.since})
+			return err
+		})
+		if err != nil {
+			err = l.pass(ctx, f.key, fmt.Errorf("observing %s in %s: %w", f.key, l.member.Region, err))
+		} else {
+			l.inARow = 0
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -237,12 +378,14 @@ type baseline struct {
 	differing []ledger.Key
 	// due are the versions that the member lacks.
 	due []due
+	// unread is what could not be compared: nothing is known of it.
+	unread []unread
 }
 
-// due is a version of a key.
+// due is a version of a key that a member lacks, and what it has instead.
 type due struct {
-	key      ledger.Key
-	sequence uint64
+	key               ledger.Key
+	sequence, applied uint64
 }
 
 // maxSized bounds how many images a plan reads to tell the bytes to be copied.
@@ -255,39 +398,45 @@ const maxExamples = 10
 // member's own. It changes nothing.
 func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, error) {
 	var b baseline
+	l := look{engine: e, member: m, wait: wait, shown: make(map[string]bool)}
 	if err := m.Ping(ctx); err != nil {
 		return b, err
 	}
-	repositories, err := e.repositories(ctx, m)
+	var repositories []string
+	err := l.ask(ctx, 0, func() (err error) {
+		repositories, err = e.repositories(ctx, m)
+		return err
+	})
 	if err != nil {
 		return b, err
 	}
 	blobs := make(map[string]int64)
 	sized := 0
-	size := func(repository, digest string, from []*member) {
+	size := func(repository, digest string) {
 		if sized++; sized > maxSized {
 			return
 		}
-		for _, s := range from {
+		for _, s := range m.sources {
 			if sizes, err := s.Blobs(ctx, repository, digest); err == nil {
-				for blob, n := range sizes {
-					blobs[blob] = n
-				}
+				maps.Copy(blobs, sizes)
 				return
 			}
 		}
 	}
+	lacks := func(row ledger.Row, applied uint64) {
+		b.due = append(b.due, due{row.Key, row.Record.Head.Sequence, applied})
+		if row.Key.Kind == ledger.Tag && !row.Record.Head.Tombstone() {
+			b.plan.Copy++
+			size(row.Key.Repository, row.Record.Head.Digest)
+		}
+	}
 	for _, repository := range repositories {
-		if err := wait(ctx); err != nil {
+		tags, ok, err := l.tags(ctx, repository)
+		if err != nil {
 			return b, err
 		}
-		tags, _, err := m.Tags(ctx, repository)
-		if err != nil {
-			return b, fmt.Errorf("listing the tags of %s in %s: %w", repository, m.Region, err)
-		}
-		there := make(map[string]bool, len(tags))
-		for _, tag := range tags {
-			there[tag] = true
+		if !ok {
+			return b, l.survey.unread[len(l.survey.unread)-1].err // what differs there would go by unasked
 		}
 		if len(tags) > 0 {
 			b.plan.Repositories++
@@ -296,22 +445,25 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 		if err != nil {
 			return b, err
 		}
+		there, unknown := make(map[string]bool, len(tags)), make(map[string]bool)
 		for _, tag := range tags {
-			if err := wait(ctx); err != nil {
+			key := ledger.Key{Registry: e.registry, Repository: repository, Kind: ledger.Tag, Reference: tag}
+			digest, ok, err := l.head(ctx, key)
+			if err != nil {
 				return b, err
 			}
-			digest, err := m.Head(ctx, repository, tag)
-			if err != nil {
-				return b, fmt.Errorf("looking at %s:%s in %s: %w", repository, tag, m.Region, err)
-			}
-			if digest == ledger.Absent {
-				there[tag] = false // deleted since it was listed
+			if !ok {
+				unknown[tag] = true
 				continue
 			}
+			if digest == ledger.Absent {
+				continue // deleted since it was listed
+			}
+			there[tag] = true
 			b.plan.Tags++
-			key := ledger.Key{Registry: e.registry, Repository: repository, Kind: ledger.Tag, Reference: tag}
 			record := records[tag]
-			switch version.Observe(record, e.fleet().replicas, m.Replica, e.rules.Policy, version.Observation{Digest: digest, Now: e.now()}).Verdict {
+			out := version.Observe(record, e.fleet().replicas, m.Replica, e.rules.Policy, version.Observation{Digest: digest, Now: e.now(), Undated: true})
+			switch out.Verdict {
 			case version.Applied:
 				b.plan.Same++
 			case version.Successor, version.ConcurrentWon:
@@ -324,23 +476,17 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 					b.plan.Examples = append(b.plan.Examples, fmt.Sprintf("%s:%s is %s here, %s in %s", repository, tag, digest, record.Head.Digest, record.Head.Origin))
 				}
 			default:
-				b.due = append(b.due, due{key, record.Head.Sequence})
-				if !record.Head.Tombstone() { // else it was deleted, and will be there
-					b.plan.Copy++
-					size(repository, record.Head.Digest, m.sources)
+				applied, known := version.Sequence(out.Record, m.Replica)
+				if !known {
+					applied = ledger.UnknownSequence
 				}
+				lacks(ledger.Row{Key: key, Record: record}, applied)
 			}
 		}
 		err = e.rows(ctx, repository, func(row ledger.Row) bool {
-			live := !row.Record.Head.Tombstone()
-			switch {
-			case row.Key.Kind == ledger.Tag && there[row.Key.Reference]:
-			case row.Key.Kind == ledger.Tag && live:
-				b.plan.Copy++
-				b.due = append(b.due, due{row.Key, row.Record.Head.Sequence})
-				size(repository, row.Record.Head.Digest, m.sources)
-			case row.Key.Kind == ledger.Manifest && live:
-				b.due = append(b.due, due{row.Key, row.Record.Head.Sequence})
+			live, tag := !row.Record.Head.Tombstone(), row.Key.Kind == ledger.Tag
+			if live && !(tag && there[row.Key.Reference]) || tag && unknown[row.Key.Reference] {
+				lacks(row, ledger.UnknownSequence)
 			}
 			return true
 		})
@@ -351,20 +497,31 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 	for _, n := range blobs {
 		b.plan.Bytes += n
 	}
+	b.unread = l.survey.unread
 	return b, nil
 }
 
 // adopt observes what a baseline found to differ.
 func (e *engine) adopt(ctx context.Context, m *member, b baseline, wait pace) error {
+	l := look{engine: e, member: m, wait: wait}
 	for _, key := range b.differing {
-		if err := wait(ctx); err != nil {
+		var verdict version.Verdict
+		err := l.ask(ctx, 0, func() (err error) {
+			verdict, err = e.observe(ctx, m, key, evidence{})
 			return err
-		}
-		verdict, err := e.observe(ctx, m, key, evidence{})
+		})
 		if err != nil {
 			return fmt.Errorf("adopting %s from %s: %w", key, m.Region, err)
 		}
 		e.log.Debug("baseline", zap.String("image", key.String()), zap.String("region", m.Region), zap.Stringer("verdict", verdict))
 	}
 	return nil
+}
+
+// owe writes down what a baseline found the member to lack, so that from then on the silence of a record means that the member
+// has its head.
+func (e *engine) owe(ctx context.Context, m *member, d due) error {
+	return e.update(ctx, d.key, func(r ledger.Record) (ledger.Record, bool) {
+		return version.Owe(r, e.fleet().replicas, m.Replica, d.applied)
+	})
 }

@@ -64,6 +64,7 @@ type simulation struct {
 	engines [2]*engine
 	fleets  [2]*fleet
 	states  []version.Replica
+	former  []version.Replica // those that were replaced, and whose successors are not compared yet
 	ledger  *simLedger
 	regions []*simRegistry
 	actors  []*actor
@@ -236,6 +237,8 @@ type simRegistry struct {
 	backup    *simRegistry
 	restored  bool                // from a backup, and no operator said so yet
 	held      bool                // by the guard
+	accepting bool                // an operator says that what the guard holds is right
+	familiar  bool                // both processes know of its incarnation
 	adopted   bool                // by the baseline of its incarnation
 	copied    map[string][]string // by tag, what the replicator put there
 	lied      map[string]bool     // tags that a HEAD denied once
@@ -409,7 +412,7 @@ func newSimulation(t *testing.T, seed uint64, trace bool) *simulation {
 	s.cleared, s.undated, s.retagged, s.taken, s.removed, s.replaced = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string][]string{}
 	s.ledger = &simLedger{s: s, rows: map[ledger.Key]ledger.Row{}}
 	for i, name := range []string{"eastus", "northeurope", "westus"} {
-		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, copied: map[string][]string{},
+		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, familiar: true, adopted: true, lied: map[string]bool{}, copied: map[string][]string{},
 			skew: time.Duration(s.rng.IntN(400)-200) * time.Millisecond})
 		s.states = append(s.states, version.Replica{Region: name, Incarnation: fmt.Sprint("i", i), Baselined: true})
 	}
@@ -435,7 +438,7 @@ func newSimulation(t *testing.T, seed uint64, trace bool) *simulation {
 	return s
 }
 
-func noPace(context.Context) error { return nil }
+func noPace(context.Context, time.Duration) error { return nil }
 
 // baseline learns what a region holds and merges it.
 func (s *simulation) baseline(ctx context.Context, e *engine, i int) error {
@@ -444,8 +447,14 @@ func (s *simulation) baseline(ctx context.Context, e *engine, i int) error {
 	if err == nil {
 		err = e.adopt(ctx, m, b, noPace)
 	}
+	for _, d := range b.due {
+		if err == nil {
+			err = e.owe(ctx, m, d)
+		}
+	}
 	if err == nil && m.Incarnation == s.states[i].Incarnation {
 		s.regions[i].adopted = true
+		s.former = slices.DeleteFunc(s.former, func(r version.Replica) bool { return r.Region == m.Region })
 	}
 	return err
 }
@@ -463,7 +472,7 @@ func (s *simulation) muster(process int) {
 			}
 		}
 	}
-	s.fleets[process] = newFleet(members)
+	s.fleets[process] = newFleet(members, s.former...)
 }
 
 // restart replaces the engines: all that a process keeps in memory is gone.
@@ -478,7 +487,7 @@ func (s *simulation) restart() {
 			decided: func(region string, key ledger.Key, v version.Verdict) {
 				s.logf("%s: %s is %s (%d)", region, key, v, process)
 			},
-			rules: rules{guard: s.guard(), keepConflicts: true, untagged: true, deleteConfirmation: 10 * time.Minute},
+			rules: rules{guard: s.guard(), keepConflicts: true, untagged: true, patience: early, listing: 5 * time.Minute, deleteConfirmation: 10 * time.Minute},
 		}
 	}
 }
@@ -496,7 +505,7 @@ func (s *simulation) guard() func(int, int) bool {
 
 // restore puts a registry back to what it was a while ago.
 func (s *simulation) restore(r *simRegistry) {
-	if r.backup == nil || r.restored || !r.adopted {
+	if r.backup == nil || r.restored || !r.adopted || r.accepting {
 		return
 	}
 	s.restores++
@@ -527,6 +536,8 @@ func (s *simulation) operate(ctx context.Context, e *engine, i int) error {
 	r.held = false
 	if !r.restored {
 		s.logf("%s: the operator accepts", r.region)
+		r.accepting = true // nobody restores it at that very moment
+		defer func() { r.accepting = false }()
 		_, err := e.scan(ctx, e.fleet().members[i], s.clock.Add(-5*time.Minute), noPace, true)
 		return err
 	}
@@ -537,8 +548,9 @@ func (s *simulation) operate(ctx context.Context, e *engine, i int) error {
 		s.taken[p.digest] = s.taken[p.digest] || unseen
 	}
 	s.ids++
+	s.former = append(s.former, s.states[i])
 	s.states[i] = version.Replica{Region: r.region, Incarnation: fmt.Sprint("i", i, "-", s.ids)}
-	r.restored, r.adopted = false, false
+	r.restored, r.adopted, r.familiar = false, false, false
 	s.muster(0) // the other process hears of it later
 	return nil
 }
@@ -629,6 +641,9 @@ func (s *simulation) key(tag string) ledger.Key {
 func (s *simulation) run() {
 	for range 400 + s.rng.IntN(400) {
 		s.clock = s.clock.Add(time.Duration(s.rng.IntN(60)) * time.Millisecond)
+		if s.chance(0.02) {
+			s.muster(1)
+		}
 		if s.chance(0.002) {
 			s.clock = s.clock.Add(6 * time.Minute)
 		}
@@ -636,6 +651,15 @@ func (s *simulation) run() {
 		r := s.regions[n]
 		if s.restoring() {
 			s.disaster(n)
+		}
+		if !r.familiar && len(s.actors) == 0 && s.chance(0.3) {
+			s.muster(1)
+			r.familiar = true
+		}
+		if r.adopted && !s.states[n].Baselined && len(s.actors) == 0 && s.chance(0.3) {
+			s.states[n].Baselined = true
+			s.muster(0)
+			s.muster(1)
 		}
 		switch p := s.rng.Float64(); {
 		case r.restored && p < 0.037: // nobody works there
@@ -684,12 +708,6 @@ func (s *simulation) disaster(n int) {
 		}
 		e := s.engines[0]
 		s.start(func(ctx context.Context) { _ = s.operate(ctx, e, n) })
-	case p < 0.05:
-		s.muster(1)
-	case p < 0.1 && r.adopted && !s.states[n].Baselined && len(s.actors) == 0 && len(s.due(s.fleets[0].members[n])) == 0:
-		s.states[n].Baselined = true
-		s.muster(1) // it heard of the incarnation, at least, a while ago
-		s.muster(0)
 	}
 }
 
@@ -698,6 +716,9 @@ func (s *simulation) spawn(n int) {
 	e, r := s.engines[s.rng.IntN(len(s.engines))], s.regions[n]
 	m := e.fleet().members[n]
 	if r.held || m.Incarnation != s.states[n].Incarnation {
+		return
+	}
+	if !r.adopted && !r.familiar {
 		return
 	}
 	if !r.adopted {
@@ -806,6 +827,8 @@ func (s *simulation) settle() {
 					s.t.Fatalf("seed %d: %v", s.seed, err)
 				}
 			}
+			s.states[i].Baselined = true
+			s.muster(0)
 			m := s.fleets[0].members[i]
 			for len(r.events) > 0 {
 				event := r.events[0]
@@ -819,21 +842,15 @@ func (s *simulation) settle() {
 				s.t.Fatalf("seed %d: %v", s.seed, err)
 			}
 			r.held = found.guarded
-			waits := false
 			for _, key := range s.due(m) {
 				_, err := e.apply(ctx, m, key, time.Time{}, false)
 				head := s.ledger.rows[key].Record.Head.Digest
 				switch {
 				case errors.Is(err, ErrGone) && (s.erased[head] || s.taken[head]):
 					s.gone[key.Reference] = true // nobody has the content of that version any more
-				case errors.Is(err, errRegressed):
-					waits = true
-				case err != nil && !errors.Is(err, errAgain):
+				case err != nil && !errors.Is(err, errAgain) && !errors.Is(err, errRegressed):
 					s.t.Fatalf("seed %d: applying %s to %s: %v", s.seed, key, m.Region, err)
 				}
-			}
-			if !m.Baselined && !waits && !slices.ContainsFunc(s.due(m), func(k ledger.Key) bool { return !s.gone[k.Reference] }) {
-				s.states[i].Baselined = true
 			}
 		}
 		if s.ledger.next == before && round > 2 {
@@ -845,11 +862,18 @@ func (s *simulation) settle() {
 
 // certainlyReplaced reports whether a push was superseded by one that left evidence, and so much later that no clock errs.
 func (s *simulation) certainlyReplaced(digest string) bool {
-	at := func(digest string) time.Time {
-		return s.pushes[slices.IndexFunc(s.pushes, func(p simPush) bool { return p.digest == digest })].at
+	find := func(digest string) simPush {
+		return s.pushes[slices.IndexFunc(s.pushes, func(p simPush) bool { return p.digest == digest })]
+	}
+	// What the same users pushed on top speaks for it: if nothing dates that, it may lose.
+	speaks := func(by string) bool {
+		one := find(by)
+		return !slices.ContainsFunc(s.pushes, func(p simPush) bool {
+			return p.region == one.region && p.tag == one.tag && !p.at.Before(one.at) && (s.undated[p.digest] || s.eventLost[p.digest])
+		})
 	}
 	return slices.ContainsFunc(s.replaced[digest], func(by string) bool {
-		return at(by).Sub(at(digest)) > clockJitter && !s.eventLost[by] && !s.undated[by] && !s.erased[by] && !s.taken[by] && !s.retagged[by] && !s.removed[by]
+		return find(by).at.Sub(find(digest).at) > clockJitter && speaks(by) && !s.erased[by] && !s.taken[by] && !s.retagged[by] && !s.removed[by]
 	})
 }
 

@@ -43,7 +43,7 @@ const (
 	PhaseUnknown Phase = "unknown"
 	// PhasePlanned: the baseline's plan has conflicts and waits for the operator's accept.
 	PhasePlanned Phase = "planned"
-	// PhaseSeeding: the baseline is decided and being applied.
+	// PhaseSeeding: the baseline is decided, and what the replica lacks is being written down.
 	PhaseSeeding Phase = "seeding"
 	// PhaseBaselined: what is not recorded as lagging is applied.
 	PhaseBaselined Phase = "baselined"

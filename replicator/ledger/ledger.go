@@ -100,6 +100,8 @@ type Version struct {
 	Time time.Time `json:"t,omitzero"`
 	// Seen is set where no event told of it: it happened between Time and then.
 	Seen time.Time `json:"n,omitzero"`
+	// Copied is when it was last found to have come to a replica from another region.
+	Copied time.Time `json:"c,omitzero"`
 }
 
 // Latest is the latest time at which the version may have come to be.

@@ -226,7 +226,7 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 			}
 			return Outcome{Verdict: Applied, Record: record}
 		}
-		return outcome(Applied, record, withApplied(landed(record, o.WriteID), at, record.Head.Sequence), fleet)
+		return outcome(Applied, record, arrived(landed(record, o.WriteID), at, o.Now), fleet)
 	}
 	if known {
 		if had, _ := digestAt(record, sequence); had == o.Digest { // 2
@@ -264,7 +264,7 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 		return outcome(Ours, record, withApplied(next, at, ledger.UnknownSequence), fleet)
 	}
 
-	if !known && !at.Baselined && (o.Undated || record.Head.Sequence == 0) {
+	if !known && (o.Undated || record.Head.Sequence == 0) {
 		return observeUnknown(record, fleet, at, o)
 	}
 	p, old := past(record, o.Digest)
@@ -273,7 +273,9 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 	}
 	// A head that was pushed in this very region, and is not there any more, was before what is there.
 	sameRegister := record.Head.Origin == at.Region && !old
-	if known && sequence == record.Head.Sequence || sameRegister { // 4
+	// A push from before the head was copied there did not know of it.
+	knew := known && sequence == record.Head.Sequence && (o.Undated || !Copied(record, at, o.Time))
+	if knew || sameRegister { // 4
 		out := outcome(Successor, record, advance(record, fleet, at, o.Digest, o.Time), fleet)
 		out.Joins = record.Head.Digest
 		return out
@@ -293,9 +295,7 @@ func observeUnknown(record ledger.Record, fleet Fleet, at Replica, o Observation
 		// Nobody deleted this version: a tag wins over a delete it knew nothing of.
 		return outcome(ConcurrentWon, record, advance(record, fleet, at, o.Digest, o.Time), fleet)
 	}
-	out := outcome(ConcurrentLost, record, lose(record, at, o.Digest, o.latest(), true), fleet)
-	out.Lost = &Lost{Digest: o.Digest, Region: at.Region, Time: o.Time}
-	return out
+	return lost(record, fleet, at, o.Digest, o.Time, o.latest(), true)
 }
 
 func observeAbsence(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Observation, sequence uint64, known bool) Outcome {
@@ -314,10 +314,22 @@ func observeAbsence(record ledger.Record, fleet Fleet, at Replica, policy Policy
 	}
 }
 
+// Overwriter is who put what stands where a push was.
+type Overwriter uint8
+
+const (
+	// Users of the same registry, who saw what they replaced.
+	Users Overwriter = iota
+	// Unsure: a copy of ours or users, as near as clocks can tell.
+	Unsure
+	// Copy: a write of ours.
+	Copy
+)
+
 // ObserveOverwritten decides what an event means whose digest is no longer under the tag: rules 5 and 6. It is called
-// after Observe has accounted for what is under the tag now. overwritten says that it is our own write that stands there,
-// readable that the digest can still be read at the replica.
-func ObserveOverwritten(record ledger.Record, fleet Fleet, at Replica, e Event, overwritten, readable bool) Outcome {
+// after Observe has accounted for what is under the tag now. by says who put that there, readable that the digest can still be
+// read at the replica.
+func ObserveOverwritten(record ledger.Record, fleet Fleet, at Replica, e Event, by Overwriter, readable bool) Outcome {
 	if e.WriteID != "" {
 		// Our write has landed, and something has taken its place since.
 		return outcome(Late, record, landed(record, e.WriteID), fleet)
@@ -328,13 +340,17 @@ func ObserveOverwritten(record ledger.Record, fleet Fleet, at Replica, e Event, 
 	if _, ok := past(record, e.Digest); ok {
 		return Outcome{Verdict: Late, Record: record}
 	}
-	if !overwritten || !readable {
+	if by == Users || !readable {
 		// Overwritten by a push of the same region, which knew of it: only its content is owed. Or it is gone already.
 		out := Outcome{Verdict: Superseded, Record: record}
 		if readable {
 			out.Joins = e.Digest
 		}
 		return out
+	}
+	if by == Unsure {
+		// If users replaced it, it must not come back.
+		return lost(record, fleet, at, e.Digest, e.Time, e.Time, false)
 	}
 	return concurrent(record, fleet, at, e.Digest, e.Time, e.Time, false)
 }
@@ -391,6 +407,11 @@ func concurrent(record ledger.Record, fleet Fleet, at Replica, digest string, wh
 		}
 		return out
 	}
+	return lost(record, fleet, at, digest, when, latest, shown)
+}
+
+// lost decides against a push.
+func lost(record ledger.Record, fleet Fleet, at Replica, digest string, when, latest time.Time, shown bool) Outcome {
 	out := outcome(ConcurrentLost, record, lose(record, at, digest, latest, shown), fleet)
 	out.Lost = &Lost{Digest: digest, Region: at.Region, Time: when}
 	return out
@@ -423,9 +444,9 @@ func advance(record ledger.Record, fleet Fleet, at Replica, digest string, when 
 // before the head, whose version keeps its digest and gets the next sequence. Who had the head has it still.
 func lose(record ledger.Record, at Replica, digest string, latest time.Time, shown bool) ledger.Record {
 	next := record.Clone()
-	lost := record.Head.Sequence + 1
-	next.Head.Sequence = lost + 1
-	next.History = slices.Insert(next.History, 0, ledger.Past{Digest: digest, Sequence: lost, Origin: at.Region, Latest: latest.UnixMilli()})
+	place := record.Head.Sequence + 1
+	next.Head.Sequence = place + 1
+	next.History = slices.Insert(next.History, 0, ledger.Past{Digest: digest, Sequence: place, Origin: at.Region, Latest: latest.UnixMilli()})
 	for incarnation, s := range record.Applied {
 		if s == record.Head.Sequence {
 			next.Applied[incarnation] = next.Head.Sequence
@@ -437,7 +458,7 @@ func lose(record ledger.Record, at Replica, digest string, latest time.Time, sho
 		}
 	}
 	if shown {
-		next = withApplied(next, at, lost)
+		next = withApplied(next, at, place)
 	}
 	return next
 }
@@ -467,9 +488,9 @@ func Begin(record ledger.Record, fleet Fleet, at Replica, digest, writeID string
 	return normalise(next, fleet), intent
 }
 
-// Settle returns the record after the write of an intent was acknowledged by the replica. The head may have moved on
+// Settle returns the record after the write of an intent was acknowledged by the replica, at now. The head may have moved on
 // meanwhile.
-func Settle(record ledger.Record, fleet Fleet, at Replica, intent ledger.Intent) ledger.Record {
+func Settle(record ledger.Record, fleet Fleet, at Replica, intent ledger.Intent, now time.Time) ledger.Record {
 	next := landed(record, intent.WriteID)
 	sequence := intent.Sequence
 	// The sequence may have been moved by a version that lost meanwhile; the stored intent knows.
@@ -478,10 +499,13 @@ func Settle(record ledger.Record, fleet Fleet, at Replica, intent ledger.Intent)
 			sequence = i.Sequence
 		}
 	}
-	if d, ok := digestAt(next, sequence); ok && d == intent.Digest {
-		next = withApplied(next, at, sequence)
-	} else {
+	switch d, ok := digestAt(next, sequence); {
+	case !ok || d != intent.Digest:
 		next = withApplied(next, at, ledger.UnknownSequence)
+	case sequence == next.Head.Sequence:
+		next = arrived(next, at, now)
+	default:
+		next = withApplied(next, at, sequence)
 	}
 	return normalise(next, fleet)
 }
@@ -499,6 +523,23 @@ func Refuse(record ledger.Record, fleet Fleet, at Replica, reason string) ledger
 	}
 	next.Refused[at.Incarnation] = reason
 	return normalise(next, fleet)
+}
+
+// Owe returns the record that says in words what the replica at has of it, the sequence applied, which a comparison of its
+// content found: from the moment at which the replica is baselined, silence means that it has the head. A record that speaks of
+// the replica already knows better, and is unchanged.
+func Owe(record ledger.Record, fleet Fleet, at Replica, applied uint64) (ledger.Record, bool) {
+	if _, told := record.Applied[at.Incarnation]; told || record.Head.Sequence == 0 {
+		return record, false
+	}
+	return normalise(withApplied(record.Clone(), at, applied), fleet), true
+}
+
+// Copied reports whether the head may have come to the replica, from another region, after that time: what happened to the tag
+// there by then happened to an earlier version.
+func Copied(record ledger.Record, at Replica, when time.Time) bool {
+	s, known := Sequence(record, at)
+	return record.Head.Origin != at.Region && known && s == record.Head.Sequence && when.Before(record.Head.Copied)
 }
 
 // Keep returns the record of a conflict tag that keeps a lost version: a tag like any other, pushed in the region in
@@ -593,6 +634,14 @@ func withApplied(record ledger.Record, at Replica, sequence uint64) ledger.Recor
 	}
 	record.Applied[at.Incarnation] = sequence
 	return record
+}
+
+// arrived returns the record with its head applied at the replica.
+func arrived(record ledger.Record, at Replica, now time.Time) ledger.Record {
+	if s, known := Sequence(record, at); at.Region != record.Head.Origin && (!known || s != record.Head.Sequence) {
+		record.Head.Copied = now
+	}
+	return withApplied(record, at, record.Head.Sequence)
 }
 
 // landed returns the record without the intent of a write that is known to have been carried out.

@@ -160,25 +160,27 @@ func TestWhenAPushCameIsKnownOrNot(t *testing.T) {
 func TestObserveOverwritten(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		name                  string
-		event                 Event
-		overwritten, readable bool
-		verdict               Verdict
-		head, lost, joins     string
+		name              string
+		event             Event
+		by                Overwriter
+		readable          bool
+		verdict           Verdict
+		head, lost, joins string
 	}{
-		{"6: the head's own event", Event{Digest: "B", Time: at(10)}, true, true, Late, "B", "", ""},
-		{"6: an old version's event", Event{Digest: "A", Time: at(99)}, true, true, Late, "B", "", ""},
-		{"ours", Event{Digest: "X", Time: at(99), WriteID: "id"}, true, true, Late, "B", "", ""},
-		{"5: superseded by a push of the same region", Event{Digest: "X", Time: at(99)}, false, true, Superseded, "B", "", "X"},
-		{"5: superseded, and gone", Event{Digest: "X", Time: at(99)}, false, false, Superseded, "B", "", ""},
-		{"5: overwritten by a copy, later than the head", Event{Digest: "X", Time: at(99)}, true, true, ConcurrentWon, "X", "B", ""},
-		{"5: overwritten by a copy, earlier than the head", Event{Digest: "X", Time: at(1)}, true, true, ConcurrentLost, "B", "X", ""},
-		{"5: overwritten by a copy, and gone", Event{Digest: "X", Time: at(99)}, true, false, Superseded, "B", "", ""},
+		{"6: the head's own event", Event{Digest: "B", Time: at(10)}, Copy, true, Late, "B", "", ""},
+		{"6: an old version's event", Event{Digest: "A", Time: at(99)}, Copy, true, Late, "B", "", ""},
+		{"ours", Event{Digest: "X", Time: at(99), WriteID: "id"}, Copy, true, Late, "B", "", ""},
+		{"5: superseded by a push of the same region", Event{Digest: "X", Time: at(99)}, Users, true, Superseded, "B", "", "X"},
+		{"5: superseded, and gone", Event{Digest: "X", Time: at(99)}, Users, false, Superseded, "B", "", ""},
+		{"5: overwritten by a copy, later than the head", Event{Digest: "X", Time: at(99)}, Copy, true, ConcurrentWon, "X", "B", ""},
+		{"5: overwritten by a copy, earlier than the head", Event{Digest: "X", Time: at(1)}, Copy, true, ConcurrentLost, "B", "X", ""},
+		{"5: overwritten by nobody knows whom", Event{Digest: "X", Time: at(99)}, Unsure, true, ConcurrentLost, "B", "X", ""},
+		{"5: overwritten by a copy, and gone", Event{Digest: "X", Time: at(99)}, Copy, false, Superseded, "B", "", ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			out := ObserveOverwritten(record(), all, west, test.event, test.overwritten, test.readable)
+			out := ObserveOverwritten(record(), all, west, test.event, test.by, test.readable)
 			lost := ""
 			if out.Lost != nil {
 				lost = out.Lost.Digest
@@ -229,14 +231,14 @@ func TestWriteIsKnownAsOurs(t *testing.T) {
 	r, first := Begin(record(), all, west, "B", "w1", at(20))
 	r, second := Begin(r, all, west, "B", "w2", at(21))
 	// The second attempt succeeds; the first is still on its way.
-	r = Settle(r, all, west, second)
+	r = Settle(r, all, west, second, at(22))
 	if Due(r, west) {
 		t.Fatal("westus is due after its write was acknowledged")
 	}
 	// Somebody pushes elsewhere, westus applies it, and then the first write lands.
 	r = Observe(r, all, east, Policy{}, Observation{Digest: "C", Time: at(30), Now: at(30)}).Record
 	r, third := Begin(r, all, west, "C", "w3", at(31))
-	r = Settle(r, all, west, third)
+	r = Settle(r, all, west, third, at(32))
 	out := Observe(r, all, west, Policy{}, Observation{Digest: first.Digest, Now: at(40), Time: at(40)})
 	if out.Verdict != Ours || out.Record.Head.Digest != "C" || !Due(out.Record, west) {
 		t.Fatalf("a late write is %s, the head %q", out.Verdict, out.Record.Head.Digest)
@@ -248,7 +250,7 @@ func TestSettleAfterALoss(t *testing.T) {
 	t.Parallel()
 	r, intent := Begin(record(), all, west, "B", "w1", at(20))
 	r = Observe(r, all, west, Policy{}, Observation{Digest: "C", Time: at(5), Now: at(21)}).Record
-	if r = Settle(r, all, west, intent); Due(r, west) || Has(r, west) != "B" {
+	if r = Settle(r, all, west, intent, at(60)); Due(r, west) || Has(r, west) != "B" {
 		t.Errorf("%+v", r)
 	}
 }
@@ -257,7 +259,7 @@ func TestSettleAfterALoss(t *testing.T) {
 func TestSettleOfNoVersion(t *testing.T) {
 	t.Parallel()
 	r, intent := Begin(record(), all, west, "throw-away", "w1", at(20))
-	r = Settle(r, all, west, intent)
+	r = Settle(r, all, west, intent, at(60))
 	if _, known := Sequence(r, west); known || !Due(r, west) {
 		t.Errorf("%+v", r)
 	}
@@ -386,7 +388,7 @@ func TestFlips(t *testing.T) {
 			for _, other := range all {
 				var intent ledger.Intent
 				r, intent = Begin(r, all, other, digest, fmt.Sprint(i, other.Region), at(60*i))
-				r = Settle(r, all, other, intent)
+				r = Settle(r, all, other, intent, at(60))
 			}
 		}
 		return r
@@ -435,7 +437,7 @@ func TestProperties(t *testing.T) {
 					i := r.Intents[rng.IntN(len(r.Intents))]
 					for _, target := range all {
 						if target.Incarnation == i.Incarnation {
-							r = Settle(r, all, target, i)
+							r = Settle(r, all, target, i, at(60))
 						}
 					}
 				}
