@@ -226,6 +226,10 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 			}
 			return Outcome{Verdict: Applied, Record: record}
 		}
+		if had := Has(record, at); record.Head.Tombstone() && had != ledger.Absent && !o.Confirmed && o.WriteID == "" {
+			// One look does not tell that what it had is gone. Deleting what is gone does no harm.
+			return Outcome{Verdict: Unchanged, Record: record}
+		}
 		return outcome(Applied, record, arrived(landed(record, o.WriteID), at, o.Now), fleet)
 	}
 	if known {

@@ -55,7 +55,8 @@ func TestObserve(t *testing.T) {
 	}{
 		{"1: the head", record(), west, Policy{}, Observation{Digest: "B"}, Applied, "B", "eastus", "", ""},
 		{"1: nothing, of what was never seen", ledger.Record{}, west, Policy{}, Observation{}, Applied, "", "", "", ""},
-		{"1: the absence that is the head", with(func(r *ledger.Record) { r.Head.Digest = "" }), west, Policy{}, Observation{}, Applied, "", "eastus", "", ""},
+		{"1: the absence that is the head", with(func(r *ledger.Record) { r.Head.Digest = "" }), west, Policy{}, Observation{Confirmed: true}, Applied, "", "eastus", "", ""},
+		{"2: the absence that is the head, seen once", with(func(r *ledger.Record) { r.Head.Digest = "" }), west, Policy{}, Observation{}, Unchanged, "", "eastus", "", "w"},
 		{"2: what it had", record(), west, Policy{}, Observation{Digest: "A"}, Unchanged, "B", "eastus", "", "w"},
 		{"3: an intent", with(func(r *ledger.Record) { r.Intents = []ledger.Intent{intent} }), west, Policy{},
 			Observation{Digest: "I", Now: at(30)}, Ours, "B", "eastus", "", "w"},
