@@ -59,6 +59,8 @@ var (
 	ErrUnsupported = errors.New("not supported by this registry")
 	// ErrGone says that a manifest or blob is in none of the replicas it could have come from.
 	ErrGone = errors.New("no replica has it any more")
+	// errUnreadable says that the replicas that have it cannot give it: it is damaged there, or refused.
+	errUnreadable = errors.New("no replica gives it")
 	// ErrRefused says that the registry answered a request with a plain no, and did not carry it out.
 	ErrRefused = errors.New("refused by the registry")
 
@@ -180,8 +182,8 @@ type suspect struct {
 type evidence struct {
 	// pushes are the pushes that events told of, the oldest first.
 	pushes []push
-	// deletedAt is when an event told of a delete that was not ours; zero: none did.
-	deletedAt time.Time
+	// deletedAt is when, by an event received at deleteHeard, there was a delete that was not ours; zero: none told of one.
+	deletedAt, deleteHeard time.Time
 	// erased is the write id of a delete of our own that an event told of; empty: none did.
 	erased string
 	// since is when the key was looked at before: the date of a push that no event told of.
@@ -190,8 +192,6 @@ type evidence struct {
 	guarded bool
 	// confirmed says that an absence is to be believed: two scans found it, or an operator vouched for it.
 	confirmed bool
-	// heard is when the newest event was received; zero for a scan.
-	heard time.Time
 }
 
 // clockError is how far the corrected clocks of two registries may be apart before an event is taken for an older one.
@@ -227,13 +227,14 @@ func (p push) late(record ledger.Record) bool {
 // stored, and sets the tag afterwards.
 const early = 2 * time.Second
 
-// tooEarly reports whether events tell of what the replica does not show yet, so that it should be looked at again.
-func (e *engine) tooEarly(ev evidence) bool {
-	return !ev.heard.IsZero() && e.now().Sub(ev.heard) < early
-}
+// tooEarly reports whether an event that was received then may tell of what the replica does not show yet, so that it should be
+// looked at again.
+func (e *engine) tooEarly(heard time.Time) bool { return !heard.IsZero() && e.now().Sub(heard) < early }
 
 type push struct {
 	version.Event
+	// heard is when the event was received.
+	heard time.Time
 	// byOther says that the event names a writer, and that it was not Portolan.
 	byOther bool
 }
@@ -306,7 +307,7 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 			}
 		}
 		e.decided(m.Region, key, out.Verdict)
-		if ev.deletes(out.Record, m.Replica) && digest != ledger.Absent && !ev.tells(row.Record, m.Replica, digest) && e.tooEarly(ev) {
+		if ev.deletes(out.Record, m.Replica) && digest != ledger.Absent && !ev.tells(row.Record, m.Replica, digest) && e.tooEarly(ev.deleteHeard) {
 			return out.Verdict, errAgain
 		}
 		if err := e.observeOverwritten(ctx, m, key, out.Record, out.Verdict, digest, ev); err != nil {
@@ -411,7 +412,7 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 		if p.Digest == digest || key.Kind != ledger.Tag {
 			continue
 		}
-		if p.WriteID == "" && !version.Knows(record, p.Digest) && e.tooEarly(ev) {
+		if p.WriteID == "" && !version.Knows(record, p.Digest) && e.tooEarly(p.heard) {
 			return errAgain
 		}
 		by := version.Users

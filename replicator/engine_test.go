@@ -129,7 +129,7 @@ func TestOnlyScansConfirmAnAbsence(t *testing.T) {
 	delete(north.tags, "a")
 	s.look(t, north)
 	s.clock = s.clock.Add(time.Hour)
-	for _, ev := range []evidence{{}, {heard: s.clock, pushes: []push{{Event: version.Event{Digest: "sha256:9999", Time: s.clock}}}}} {
+	for _, ev := range []evidence{{}, {pushes: []push{{Event: version.Event{Digest: "sha256:9999", Time: s.clock}, heard: s.clock}}}} {
 		verdict, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), ev)
 		if err != nil && !errors.Is(err, errAgain) || s.head("a") == ledger.Absent {
 			t.Errorf("%+v: %s, %v", ev, verdict, err)
@@ -161,6 +161,23 @@ func TestHiddenRepositoryDeletesNothing(t *testing.T) {
 	}
 	if s.head("a") == ledger.Absent {
 		t.Error("rights that were lost deleted tags")
+	}
+}
+
+// One that pushes to a tag all the time does not keep what was overwritten there from being judged.
+func TestEachPushWaitsForItself(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	s.clock = s.clock.Add(time.Minute)
+	old := push{Event: version.Event{Digest: "sha256:0077", Time: s.clock.Add(-time.Minute)}, heard: s.clock.Add(-time.Minute)}
+	north.manifests[old.Digest] = true
+	fresh := push{Event: version.Event{Digest: north.tags["a"], Time: s.clock}, heard: s.clock}
+	if _, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), evidence{pushes: []push{old, fresh}}); err != nil {
+		t.Error(err)
+	}
+	old.heard = s.clock
+	if _, err := s.engines[0].observe(t.Context(), s.region(north), s.key("b"), evidence{pushes: []push{old}}); !errors.Is(err, errAgain) {
+		t.Errorf("what was heard of this moment may come yet: %v", err)
 	}
 }
 

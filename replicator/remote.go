@@ -150,13 +150,20 @@ func (r *remote) Tag(ctx context.Context, repository, tag, digest, writeID strin
 
 func (r *remote) Untag(ctx context.Context, repository, tag, writeID string, declare func(digest string) error) error {
 	err := r.client.DeleteTag(ctx, repository, tag, writeID)
-	if errors.Is(err, distribution.ErrUnsupported) {
-		err = r.client.DeleteTagByReplacement(ctx, repository, tag, writeID, declare)
+	if !errors.Is(err, distribution.ErrUnsupported) && !errors.Is(err, distribution.ErrNotFound) {
+		return translate(err)
 	}
-	if errors.Is(err, distribution.ErrNotFound) {
+	// Nothing need be put where nothing is; and "not found" may be what is said to whoever may not delete.
+	shown, heading := r.Head(ctx, repository, tag)
+	switch {
+	case heading != nil:
+		return fmt.Errorf("%w: %w", errAgain, heading)
+	case shown == ledger.Absent:
 		return nil
+	case errors.Is(err, distribution.ErrNotFound):
+		return fmt.Errorf("%w: the tag is there, and its deletion is answered with: %w", ErrRefused, err)
 	}
-	return translate(err)
+	return translate(r.client.DeleteTagByReplacement(ctx, repository, tag, writeID, declare))
 }
 
 func (r *remote) Delete(ctx context.Context, repository, digest, writeID string) error {
@@ -265,8 +272,11 @@ func translate(err error) error {
 	case errors.As(err, &never):
 		return &NotReplicableError{Reason: never.Reason}
 	case errors.As(err, &source):
-		if source.Missing {
+		switch {
+		case source.Missing:
 			return fmt.Errorf("%w: %w", ErrGone, err)
+		case source.Lasting:
+			return fmt.Errorf("%w: %w", errUnreadable, err)
 		}
 		return err
 	case errors.Is(err, distribution.ErrUnsupported):

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"portolan/replicator/transfer"
 	"portolan/topology"
 )
 
@@ -114,6 +116,47 @@ func TestManifestsKeptAreBounded(t *testing.T) {
 		last := fmt.Sprint(3*maxRead - 1)
 		if m, err := r.take(t.Context(), "app", last); err != nil || len(m.body) != size || len(r.read)*size != r.size {
 			t.Errorf("%v, %d left of %d bytes", err, len(r.read), r.size)
+		}
+	}
+}
+
+// Some registries answer "not found" to whoever may not delete.
+func TestUntagSeesThatTheTagIsThere(t *testing.T) {
+	t.Parallel()
+	digest := "sha256:" + strings.Repeat("a", 64)
+	for name, there := range map[string]bool{"gone": false, "hidden": true} {
+		r := remoteOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead && there {
+				w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+				w.Header().Set("Docker-Content-Digest", digest)
+				w.Header().Set("Content-Length", "400")
+				return
+			}
+			w.WriteHeader(http.StatusNotFound)
+		}))
+		err := r.Untag(t.Context(), "app", "1", "w", func(string) error { return errors.New("something would be put there") })
+		if there != errors.Is(err, ErrRefused) || !there && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What is damaged where it lies is not gone: nobody may forget it.
+func TestErrorsOfSources(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		err  transfer.SourceError
+		want error
+	}{
+		"nowhere":           {transfer.SourceError{Missing: true, Lasting: true}, ErrGone},
+		"damaged":           {transfer.SourceError{Lasting: true}, errUnreadable},
+		"away for a moment": {transfer.SourceError{}, nil},
+	} {
+		err := translate(&c.err)
+		for _, kind := range []error{ErrGone, errUnreadable, ErrRefused} {
+			if errors.Is(err, kind) != (kind == c.want) {
+				t.Errorf("%s is %v", name, err)
+			}
 		}
 	}
 }

@@ -748,8 +748,8 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 			return
 		}
 		r.queue.done(i)
-	case errors.Is(err, ErrGone) && i.key.Kind == ledger.Tag && i.attempts >= maxGone:
-		r.log.Warn("the content of a tag is in no replica any more", zap.String("image", i.key.String()))
+	case errors.Is(err, errUnreadable) && i.attempts >= maxGone, errors.Is(err, ErrGone) && i.key.Kind == ledger.Tag && i.attempts >= maxGone:
+		r.log.Warn("no replica gives the content any more", zap.String("image", i.key.String()), zap.Error(err))
 		r.park(ctx, m, i, err.Error())
 	case unavailable != nil && i.attempts >= maxFailed:
 		r.log.Warn("not replicable at present", zap.String("image", i.key.String()), zap.Error(err))
@@ -814,7 +814,7 @@ func (r *replica) hear(ctx context.Context) error {
 
 // listen looks at what an item of the spool is about, and gives it back to the spool as the outcome demands.
 func (r *replica) listen(ctx context.Context, i events.Item) {
-	heard, err := r.observe(ctx, i)
+	err := r.observe(ctx, i)
 	if err == nil {
 		err = r.of.options.Spool.Done(ctx, i)
 	}
@@ -827,20 +827,21 @@ func (r *replica) listen(ctx context.Context, i events.Item) {
 	wait := jitter(time.Second)
 	if errors.Is(err, errAgain) {
 		// Within milliseconds most often; the longer it takes, the longer it is likely to take.
-		wait = min(max(time.Since(heard)/2, 10*time.Millisecond), time.Second)
+		newest, _ := i.Newest()
+		wait = min(max(time.Since(newest.Received)/2, 10*time.Millisecond), time.Second)
 	}
 	r.of.options.Spool.Release(wait, i)
 }
 
-// observe looks at what an item of the spool is about. It returns when the newest event was heard.
-func (r *replica) observe(ctx context.Context, i events.Item) (heard time.Time, err error) {
+// observe looks at what an item of the spool is about.
+func (r *replica) observe(ctx context.Context, i events.Item) error {
 	m, state := r.member(), r.current()
 	if m == nil || !decided(state) || state.Held != "" {
-		return heard, errors.New("the baseline, or an operator, comes first")
+		return errors.New("the baseline, or an operator, comes first")
 	}
 	if i.Repository == "" || i.Reference == "" {
 		r.lookNow()
-		return heard, nil
+		return nil
 	}
 	key := ledger.Key{Registry: r.of.name, Repository: i.Repository, Kind: ledger.Tag, Reference: i.Reference}
 	if digestLike(i.Reference) {
@@ -848,22 +849,19 @@ func (r *replica) observe(ctx context.Context, i events.Item) (heard time.Time, 
 	}
 	ev := r.evidence(i, state.LastScan)
 	if key.Kind == ledger.Manifest {
-		return ev.heard, r.of.engine.observeManifest(ctx, m, key, ev)
+		return r.of.engine.observeManifest(ctx, m, key, ev)
 	}
-	_, err = r.of.engine.observe(ctx, m, key, ev)
+	_, err := r.of.engine.observe(ctx, m, key, ev)
 	if err == nil && len(i.Evidence) > 0 {
 		r.of.metrics.heard.WithLabelValues(r.of.name, r.config.Region).Observe(time.Since(i.Since).Seconds())
 	}
-	return ev.heard, err
+	return err
 }
 
 // evidence is what an item's events tell.
 func (r *replica) evidence(i events.Item, since time.Time) evidence {
 	ev := evidence{since: since}
 	for _, e := range i.Evidence {
-		if e.Received.After(ev.heard) {
-			ev.heard = e.Received
-		}
 		// The registry's clock, corrected by what is known of it; nothing has happened after it was heard of.
 		at := e.Received
 		if remote := r.remote.Load(); remote != nil && !e.Time.IsZero() {
@@ -876,12 +874,13 @@ func (r *replica) evidence(i events.Item, since time.Time) evidence {
 		case e.Action == events.Push:
 			ev.pushes = append(ev.pushes, push{
 				Event:   version.Event{Digest: e.Digest, Time: at, WriteID: e.WriteID},
+				heard:   e.Received,
 				byOther: e.UserAgent != "" && e.WriteID == "",
 			})
 		case e.WriteID != "":
 			ev.erased = e.WriteID
 		default:
-			ev.deletedAt = at
+			ev.deletedAt, ev.deleteHeard = at, e.Received
 		}
 	}
 	return ev

@@ -376,14 +376,6 @@ func (c *Client) DeleteTagByReplacement(ctx context.Context, repo, tag, writeID 
 	return nil
 }
 
-// IsThrowAway reports whether a manifest is one that DeleteTagByReplacement puts: seen on a tag, it is a delete that was interrupted.
-func IsThrowAway(body []byte) bool {
-	var doc struct {
-		Annotations map[string]string `json:"annotations"`
-	}
-	return json.Unmarshal(body, &doc) == nil && doc.Annotations[throwAwayAnnotation] != ""
-}
-
 const throwAwayAnnotation = "portolan.throw-away"
 
 func throwAway() (body []byte, digest string, err error) {

@@ -184,7 +184,7 @@ func (s *stream) open() {
 			failed.add(src.Name, src.err)
 		}
 		if len(s.sources) == 0 {
-			failed.Missing, failed.Causes = false, []string{"no sources"}
+			failed.Missing, failed.Lasting, failed.Causes = false, false, []string{"no sources"}
 		}
 		s.failed = failed
 		return

@@ -102,16 +102,17 @@ type Stats struct {
 var (
 	// ErrSource says that the sources, not the target, failed: see SourceError.
 	ErrSource = errors.New("no source delivers")
-	// ErrIncomplete says that something is missing at every source, or damaged there: perhaps not yet there, or no longer.
-	ErrIncomplete = errors.New("content is missing at every source")
+	// ErrIncomplete says that something is missing at every source, or damaged or refused there: perhaps not yet there, or no longer.
+	ErrIncomplete = errors.New("content is missing or damaged at every source")
 )
 
-// SourceError says that content could not be had. It matches ErrSource and, if no source has it, ErrIncomplete; it never matches
+// SourceError says that content could not be had. It matches ErrSource and, if no source will give it, ErrIncomplete; it never matches
 // the errors of package distribution, which are about the target when they come from Copy.
 type SourceError struct {
 	Digest string
-	// Missing is true if every source answered that there is no such content, or gave something else in its place.
-	Missing bool
+	// Missing is true if every source answered that there is no such content, Lasting if the others at least will not come to give
+	// it by being asked again: they have it damaged, or refuse it.
+	Missing, Lasting bool
 	// RetryAfter is the shortest that a source asked for, or zero.
 	RetryAfter time.Duration
 	// Causes are the last errors, by source, in text.
@@ -120,7 +121,7 @@ type SourceError struct {
 
 func (e *SourceError) Error() string {
 	what := ErrSource
-	if e.Missing {
+	if e.Lasting {
 		what = ErrIncomplete
 	}
 	return fmt.Sprintf("%s: %v (%s)", e.Digest, what, strings.Join(e.Causes, "; "))
@@ -128,7 +129,7 @@ func (e *SourceError) Error() string {
 
 // Is matches ErrSource and ErrIncomplete.
 func (e *SourceError) Is(target error) bool {
-	return target == ErrSource || target == ErrIncomplete && e.Missing
+	return target == ErrSource || target == ErrIncomplete && e.Lasting
 }
 
 // NotReplicableError says that this content can never go there as things are.
@@ -360,12 +361,15 @@ func (c *copying) fetch(ctx context.Context, digest string) ([]byte, string, err
 	return nil, "", failed
 }
 
-func newSourceError(digest string) *SourceError { return &SourceError{Digest: digest, Missing: true} }
+func newSourceError(digest string) *SourceError {
+	return &SourceError{Digest: digest, Missing: true, Lasting: true}
+}
 
 func (e *SourceError) add(name string, err error) {
 	e.Causes = append(e.Causes, name+": "+err.Error())
-	if !errors.Is(err, distribution.ErrNotFound) && !errors.Is(err, distribution.ErrCorrupt) {
+	if !errors.Is(err, distribution.ErrNotFound) {
 		e.Missing = false
+		e.Lasting = e.Lasting && (errors.Is(err, distribution.ErrCorrupt) || errors.Is(err, distribution.ErrInvalid))
 	}
 	if d := distribution.RetryAfter(err); d > 0 && (e.RetryAfter == 0 || d < e.RetryAfter) {
 		e.RetryAfter = d

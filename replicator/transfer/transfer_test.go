@@ -484,7 +484,8 @@ func TestDamagedAtEverySource(t *testing.T) {
 				return true
 			})
 			_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(damaged, without)})
-			if !errors.Is(err, ErrIncomplete) {
+			var source *SourceError
+			if !errors.Is(err, ErrIncomplete) || !errors.As(err, &source) || name == "wrong bytes" && source.Missing || !source.Lasting {
 				t.Fatalf("got %v", err)
 			}
 		})

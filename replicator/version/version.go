@@ -575,14 +575,14 @@ func Join(record ledger.Record, fleet Fleet, digest, origin string, when time.Ti
 }
 
 // Regress reports whether what a replica shows is what a restored backup or a wiped disk would show: nothing, or an
-// older known version, where a newer one was applied. Single ones are deletes and rollbacks; many are for the guard.
+// older known version, where a newer one or a delete was applied. Single ones are deletes and rollbacks; many are for the guard.
 func Regress(record ledger.Record, at Replica, digest string, now time.Time) bool {
 	s, known := Sequence(record, at)
 	if !known || digest == record.Head.Digest {
 		return false
 	}
 	had, ok := digestAt(record, s)
-	if !ok || had == digest || had == ledger.Absent {
+	if !ok || had == digest {
 		return false
 	}
 	if slices.ContainsFunc(record.Intents, func(i ledger.Intent) bool {
@@ -591,7 +591,7 @@ func Regress(record ledger.Record, at Replica, digest string, now time.Time) boo
 		return false
 	}
 	p, old := past(record, digest)
-	return digest == ledger.Absent || old && p.Sequence < s
+	return digest == ledger.Absent || old && (had == ledger.Absent || p.Sequence < s)
 }
 
 // Guard reports whether so many regressions in one scan must be an accident of the replica, not its users' will: more

@@ -482,3 +482,79 @@ func TestDecisionsAreDueToThoseBeingCompared(t *testing.T) {
 		}
 	}
 }
+
+func TestRegress(t *testing.T) {
+	t.Parallel()
+	has := func(sequence uint64) ledger.Record {
+		return ledger.Record{Head: ledger.Version{Digest: "C", Sequence: 4, Origin: "eastus"},
+			History: []ledger.Past{{Digest: "", Sequence: 3, Origin: "eastus"}, {Digest: "B", Sequence: 2, Origin: "eastus"}, {Digest: "A", Sequence: 1, Origin: "eastus"}},
+			Applied: map[string]uint64{west.Incarnation: sequence},
+			Intents: []ledger.Intent{{Incarnation: west.Incarnation, Digest: "I", Since: at(20)}}}
+	}
+	ours := has(4)
+	ours.Intents[0].Digest = "A"
+	for _, c := range []struct {
+		name   string
+		record ledger.Record
+		shows  string
+		want   bool
+	}{
+		{"what it had", has(2), "B", false},
+		{"the head", has(2), "C", false},
+		{"something new", has(4), "X", false},
+		{"nothing", has(4), "", true},
+		{"nothing, where nothing was", has(0), "", false},
+		{"an older version", has(4), "B", true},
+		{"an older version of what lags", has(2), "A", true},
+		{"a newer version than what it had", has(1), "B", false},
+		{"a version that was deleted there", has(3), "B", true},
+		{"a version, where nothing was", has(0), "A", true},
+		{"an older version, by a write of ours", ours, "A", false},
+		{"whatever it shows of which nothing is known", has(ledger.UnknownSequence), "A", false},
+	} {
+		if got := Regress(c.record, west, c.shows, at(30)); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
+
+// What happened to a tag before the head was copied there happened to an earlier version, and did not know of the head.
+func TestCopied(t *testing.T) {
+	t.Parallel()
+	r, intent := Begin(record(), all, west, "B", "w1", at(20))
+	r = Settle(r, all, west, intent, at(25))
+	if !Copied(r, west, at(24)) || Copied(r, west, at(26)) {
+		t.Errorf("copied at %v", r.Head.Copied)
+	}
+	if Copied(r, east, at(1)) {
+		t.Error("the head was copied to where it was pushed")
+	}
+	if out := Observe(r, all, west, Policy{}, Observation{Digest: "X", Time: at(24), Now: at(30)}); out.Verdict != ConcurrentWon || out.Lost == nil {
+		t.Errorf("a push of before the copy is %s", out.Verdict)
+	}
+	if out := Observe(r, all, west, Policy{}, Observation{Digest: "X", Time: at(26), Now: at(30)}); out.Verdict != Successor || out.Lost != nil {
+		t.Errorf("a push of after the copy is %s", out.Verdict)
+	}
+	if out := Observe(r, all, west, Policy{}, Observation{Digest: "X", Time: at(24), Now: at(30), Undated: true}); out.Verdict != Successor {
+		t.Errorf("a push that nothing dates is %s", out.Verdict)
+	}
+}
+
+// A replica is baselined when its lag is in the records. What speaks of it already is newer than the comparison.
+func TestOwe(t *testing.T) {
+	t.Parallel()
+	seeding := Replica{Region: "northeurope", Incarnation: "n"}
+	fleet := append(Fleet{seeding}, all...)
+	r := ledger.Record{Head: ledger.Version{Digest: "B", Sequence: 2, Origin: "eastus"}, History: []ledger.Past{{Digest: "A", Sequence: 1}}}
+	owed, changed := Owe(r, fleet, seeding, 1)
+	seeding.Baselined = true
+	if !changed || !Due(owed, seeding) || Has(owed, seeding) != "A" {
+		t.Errorf("%+v", owed)
+	}
+	if again, changed := Owe(owed, fleet, seeding, 0); changed || Has(again, seeding) != "A" {
+		t.Errorf("%+v", again)
+	}
+	if never, changed := Owe(ledger.Record{}, fleet, seeding, 0); changed {
+		t.Errorf("%+v", never)
+	}
+}
