@@ -13,6 +13,8 @@ var ErrInvalid = errors.New("invalid")
 type Fault struct {
 	// Path is where in the document, as registries[0].replicas[1].weight; or whatever else names the place.
 	Path string `json:"path"`
+	// Value is what stands there, as far as it may be shown; empty if nothing does, or in a fault of how it is written.
+	Value string `json:"value,omitempty"`
 	// Line and Column are where in the file, from 1; 0 if the document came from no file.
 	Line   int `json:"line,omitempty"`
 	Column int `json:"column,omitempty"`
@@ -29,7 +31,7 @@ type InvalidError struct {
 	Faults []Fault `json:"faults"`
 }
 
-// Error gives one line a fault, and beneath it the line of the file.
+// Error gives one line a fault, and beneath it the line of the file, or else at its end the value.
 func (e *InvalidError) Error() string {
 	var b strings.Builder
 	for i, f := range e.Faults {
@@ -47,8 +49,11 @@ func (e *InvalidError) Error() string {
 			b.WriteString(f.Path + ": ")
 		}
 		b.WriteString(f.Reason)
-		if f.Source != "" {
+		switch {
+		case f.Source != "":
 			fmt.Fprintf(&b, "\n    %4d | %s", f.Line, f.Source)
+		case !strings.Contains(f.Reason, f.Value): // which is empty, or known from it
+			fmt.Fprintf(&b, " (given: %s)", f.Value)
 		}
 	}
 	return b.String()

@@ -23,6 +23,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
@@ -38,10 +39,11 @@ type Options struct {
 	Secret func(path, line string) bool
 	// Check refuses the text of the single value at path, before its type does. Nil: the type alone decides.
 	Check func(path, text string) error
-	// Unknown says where and what the fault of a key is that the section at path does not have; allowed are those that it
-	// has. Nil: at the key's own path, what the function Unknown says.
-	Unknown func(path, key string, allowed []string) (at string, reason error)
 }
+
+// maxDepth is how deep lists and sections may be nested: several times what any file here needs. The time that the library
+// takes grows with the square of the depth.
+const maxDepth = 64
 
 // File is a file that was decoded, and what is wrong with it. It is for one goroutine.
 type File struct {
@@ -95,14 +97,62 @@ func Decode(name string, text []byte, into any, o Options) *File {
 	return f
 }
 
-// parse turns a panic of the library, which hostile input has provoked in it before, into an error.
+// parse refuses what is nested too deep, and turns a panic of the library, which hostile input has provoked in it before, into an
+// error.
 func parse(text []byte) (tree *ast.File, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("is not YAML that can be read: %v", r)
 		}
 	}()
-	return parser.ParseBytes(text, 0)
+	tokens := lexer.Tokenize(string(text))
+	if deep := beyond(tokens, maxDepth); deep != nil {
+		return nil, &yaml.SyntaxError{Message: fmt.Sprintf("is nested more than %d levels deep", maxDepth), Token: deep}
+	}
+	return parser.Parse(tokens, 0)
+}
+
+// beyond returns the token that begins a level of nesting beyond depth; nil if there is none. Within brackets and braces a level
+// ends with its own; otherwise with a token further to the left (YAML 1.2 section 6.1), where a list may be no further right
+// than the key that it belongs to (section 8.2.3, seq-spaces).
+func beyond(tokens token.Tokens, depth int) *token.Token {
+	type level struct {
+		column int
+		list   bool
+	}
+	var blocks []level
+	flow := 0
+	for i, t := range tokens {
+		begins := t // what stands furthest to the left of the level
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			flow++
+		case token.SequenceEndType, token.MappingEndType:
+			flow = max(0, flow-1)
+			continue
+		case token.MappingValueType:
+			if i > 0 {
+				begins = tokens[i-1] // the key
+			}
+			fallthrough
+		case token.SequenceEntryType, token.MappingKeyType:
+			if flow > 0 {
+				continue
+			}
+			l := level{begins.Position.Column, t.Type == token.SequenceEntryType}
+			ended := func(o level) bool { return o.column > l.column || o.column == l.column && o.list && !l.list }
+			for len(blocks) > 0 && ended(blocks[len(blocks)-1]) {
+				blocks = blocks[:len(blocks)-1]
+			}
+			if len(blocks) == 0 || blocks[len(blocks)-1] != l {
+				blocks = append(blocks, l)
+			}
+		}
+		if flow+len(blocks) > depth {
+			return begins
+		}
+	}
+	return nil
 }
 
 // Err returns nil, or an *InvalidError with the faults in the order of the file.
@@ -117,20 +167,29 @@ func (f *File) Err() error {
 // Empty reports whether the file was read and says nothing.
 func (f *File) Empty() bool { return len(f.positions) == 0 && len(f.faults) == 0 }
 
+// Faults are those noted so far. The slice is the File's.
+func (f *File) Faults() []Fault { return f.faults }
+
 // Fault notes a fault of the value at path, with the place of that or of what it would stand in.
 func (f *File) Fault(path, format string, args ...any) { f.fault(nil, path, format, args...) }
 
+// Add notes a fault that was found without the file, and gives it its place there as Fault does.
+func (f *File) Add(fault Fault) { f.add(nil, fault) }
+
 func (f *File) fault(position *token.Position, path, format string, args ...any) {
-	fault := Fault{Path: path, Reason: fmt.Sprintf(format, args...)}
+	f.add(position, Fault{Path: path, Reason: fmt.Sprintf(format, args...)})
+}
+
+func (f *File) add(position *token.Position, fault Fault) {
 	if position == nil {
-		position = f.position(path)
+		position = f.position(fault.Path)
 	}
 	if position != nil {
 		fault.Line, fault.Column = position.Line, position.Column
 	}
 	if fault.Line > 0 && fault.Line <= len(f.lines) {
 		line := string(f.lines[fault.Line-1])
-		if f.options.Secret == nil || !f.options.Secret(path, line) {
+		if f.options.Secret == nil || !f.options.Secret(fault.Path, line) {
 			fault.Source = clip(strings.TrimRight(strings.ToValidUTF8(line, "?"), "\r"), 200)
 		}
 	}
@@ -363,11 +422,7 @@ func (f *File) section(n ast.Node, path string, into reflect.Value) {
 			f.value(value, join(path, name), field)
 			return
 		}
-		at, reason := join(path, name), Unknown(name, names)
-		if f.options.Unknown != nil {
-			at, reason = f.options.Unknown(path, name, names)
-		}
-		f.fault(start(key), at, "%v", reason)
+		f.fault(start(key), join(path, name), "%v", Unknown(name, names))
 	})
 }
 
@@ -419,7 +474,7 @@ func describe(n ast.Node) string {
 
 // Unknown is the error for a word that is not among those allowed.
 func Unknown(given string, allowed []string) error {
-	given = clip(given, 64)
+	given = clip(given, 80)
 	if near, ok := nearmiss.Of(strings.ToLower(given), allowed); ok {
 		return fmt.Errorf("%q is not known here; did you mean %q?", given, near)
 	}

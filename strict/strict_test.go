@@ -131,6 +131,55 @@ func TestEmpty(t *testing.T) {
 	}
 }
 
+// What is nested deeper than any file needs is refused before it costs anything; what is long, or as deep as allowed, is not.
+func TestDepth(t *testing.T) {
+	t.Parallel()
+	block := func(n int, line string) string {
+		var b strings.Builder
+		for i := range n {
+			b.WriteString(strings.Repeat(" ", 2*i) + line)
+		}
+		return b.String()
+	}
+	for name, c := range map[string]struct {
+		text string
+		want string // the place of the fault; empty: none
+	}{
+		"lists in brackets":   {strings.Repeat("[", 65) + strings.Repeat("]", 65), "f.yaml:1:65:"},
+		"allowed brackets":    {strings.Repeat("[", 64) + strings.Repeat("]", 64), ""},
+		"sections in braces":  {strings.Repeat("{a: ", 65) + "b" + strings.Repeat("}", 65), "f.yaml:1:257:"},
+		"brackets unclosed":   {strings.Repeat("[", 900), "f.yaml:1:65:"},
+		"closed in a string":  {strings.Repeat(`["]",`, 100), "f.yaml:1:321:"},
+		"sections":            {block(65, "a:\n"), "f.yaml:65:129:"},
+		"lists on one line":   {strings.Repeat("- ", 65) + "a", "f.yaml:1:129:"},
+		"keys on one line":    {strings.Repeat("? ", 65) + "a", "f.yaml:1:129:"},
+		"lists below keys":    {block(32, "a:\n") + strings.Repeat(" ", 64) + strings.Repeat("- ", 33) + "a", "f.yaml:33:129:"},
+		"lists beside keys":   {block(33, "- a:\n") + strings.Repeat(" ", 66) + "b:", "f.yaml:33:65:"},
+		"brackets in a block": {block(60, "a:\n") + strings.Repeat(" ", 122) + "[[[[[", "f.yaml:61:127:"},
+		"allowed sections":    {block(64, "a:\n"), ""},
+		"many beside another": {strings.Repeat("- a: [b]\n- [c]\n", 200), ""},
+		"brackets in strings": {"word: \"" + strings.Repeat("[", 200) + "\"", ""},
+		"brackets in a word":  {"word: a" + strings.Repeat("[", 200), ""},
+		"brackets in remarks": {"word: a # " + strings.Repeat("[", 200), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var into file
+			f := Decode("f.yaml", []byte(c.text), &into, Options{Limit: 10000})
+			err, deep := f.Err(), "is nested more than 64 levels deep"
+			if c.want == "" {
+				if err != nil && strings.Contains(err.Error(), deep) {
+					t.Errorf("refused: %v", err)
+				}
+				return
+			}
+			if err == nil || !strings.HasPrefix(err.Error(), c.want+" "+deep+"\n") {
+				t.Errorf("got %.300v\nwant %s %s", err, c.want, deep)
+			}
+		})
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add("word: a\nsections: [{name: b}]\n")
 	f.Add("word: [&a *a, {? x}]\n---\n- 1")

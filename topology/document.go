@@ -110,10 +110,11 @@ type outline struct {
 	values Values
 	paths  map[string]string // by key, and by the beginning of the keys of a registry or replica
 	faults []Fault
+	bare   []string // the endpoints of replicas that have no key at all, so that no parse could see them
 }
 
-func (o *outline) fault(path, format string, args ...any) {
-	o.faults = append(o.faults, Fault{Path: path, Reason: fmt.Sprintf(format, args...)})
+func (o *outline) fault(path, value, format string, args ...any) {
+	o.faults = append(o.faults, Fault{Path: path, Value: clip(value), Reason: fmt.Sprintf(format, args...)})
 }
 
 func (o *outline) put(k key, path, value string) {
@@ -125,9 +126,9 @@ func (o *outline) put(k key, path, value string) {
 func (o *outline) list(path string, parts []string) string {
 	for i, part := range parts {
 		if strings.TrimSpace(part) == "" {
-			o.fault(path, "element %d is empty", i+1)
+			o.fault(path, part, "element %d is empty", i+1)
 		} else if strings.Contains(part, ",") {
-			o.fault(path, "%q holds a comma: write one element for each", clip(part))
+			o.fault(path, part, "%q holds a comma: write one element for each", clip(part))
 		}
 	}
 	return joinList(parts)
@@ -141,11 +142,11 @@ func (d *Document) outline() outline {
 		r := &d.Registries[i]
 		at := fmt.Sprintf("registries[%d]", i)
 		if err := checkLabel(r.Name); err != nil {
-			o.fault(at+".name", "%v", err)
+			o.fault(at+".name", r.Name, "%v", err)
 			continue
 		}
 		if first, twice := registries[r.Name]; twice {
-			o.fault(at+".name", "registry %s stands there twice: registries[%d] has that name too", r.Name, first)
+			o.fault(at+".name", r.Name, "registry %s stands there twice: registries[%d] has that name too", r.Name, first)
 			continue
 		}
 		registries[r.Name] = i
@@ -165,7 +166,7 @@ func (d *Document) outline() outline {
 					path := at + "." + kind + "." + match + "." + text
 					m, err := parseMatch(match, text)
 					if err != nil {
-						o.fault(path, "%v", err)
+						o.fault(path, text, "%v", err)
 						continue
 					}
 					o.put(key{registry: r.Name, field: kind, match: m}, path, o.list(path, rules[text]))
@@ -183,11 +184,11 @@ func (o *outline) replicas(r *RegistryDocument, at string) {
 		p := &r.Replicas[j]
 		at := fmt.Sprintf("%s.replicas[%d]", at, j)
 		if err := checkLabel(p.Region); err != nil {
-			o.fault(at+".region", "%v", err)
+			o.fault(at+".region", p.Region, "%v", err)
 			continue
 		}
 		if first, twice := regions[p.Region]; twice {
-			o.fault(at+".region", "region %s stands there twice: replicas[%d] is there too", p.Region, first)
+			o.fault(at+".region", p.Region, "region %s stands there twice: replicas[%d] is there too", p.Region, first)
 			continue
 		}
 		regions[p.Region] = j
@@ -214,8 +215,9 @@ func (o *outline) replicas(r *RegistryDocument, at string) {
 		if p.Weight != nil {
 			put(fieldWeight, strconv.Itoa(*p.Weight))
 		}
-		if len(o.values) == before { // no key, so nobody else can see that it is there
-			o.fault(at+".endpoint", "is missing: the URL of the registry's API is needed")
+		if len(o.values) == before {
+			o.fault(at+".endpoint", "", missingEndpoint)
+			o.bare = append(o.bare, replicaPrefix(r.Name, p.Region)+fieldEndpoint)
 		}
 	}
 }
@@ -261,11 +263,95 @@ func (d *Document) faults(reserved []string) []Fault {
 			faults = append(faults, Fault{Path: at + ".home", Reason: missingHome})
 		}
 	}
-	snapshot, _ := Parse(o.values, nil, reserved)
-	for _, p := range snapshot.Problems {
-		faults = append(faults, Fault{Path: o.path(p.Key), Reason: p.Reason})
+	values := maps.Clone(o.values)
+	for _, name := range o.bare {
+		mend(values, name)
+	}
+	for _, p := range problems(values, reserved) {
+		faults = append(faults, Fault{Path: o.path(p.Key), Value: p.Value, Reason: p.Reason})
 	}
 	return faults
+}
+
+// problems are all that is wrong with values, also what stands in the shadow of something else: a replica with a bad address may
+// have the endpoint of another besides. What a parse refuses is mended, somehow, until it refuses nothing more.
+func problems(values Values, reserved []string) []Problem {
+	// Nothing else is wrong only because a name is reserved.
+	snapshot, _ := Parse(values, nil, reserved)
+	all := slices.DeleteFunc(snapshot.Problems, func(p Problem) bool { return !strings.HasSuffix(p.Key, "/") })
+	values = maps.Clone(values)
+	for range mendings {
+		snapshot, _ := Parse(values, nil, nil)
+		fresh := slices.DeleteFunc(snapshot.Problems, func(p Problem) bool {
+			return slices.ContainsFunc(all, func(q Problem) bool { return q.Key == p.Key && q.Reason == p.Reason })
+		})
+		if len(fresh) == 0 {
+			break
+		}
+		all = append(all, fresh...)
+		for _, p := range fresh {
+			mend(values, p.Key)
+		}
+	}
+	return all
+}
+
+// mendings is more than there can be in each other's shadow: of a replica the three things that it needs, what they are, both
+// addresses and a host name, the kind of the others, another's endpoint.
+const mendings = 8
+
+// mend puts something in the place of what is wrong at a key, or missing, that is right beside the other values.
+func mend(values Values, name string) {
+	k, err := parseKey(name)
+	if err != nil {
+		return
+	}
+	prefix := replicaPrefix(k.registry, k.region)
+	value, there := values[name]
+	switch k.field {
+	case fieldHome:
+		if regions := declaredRegions(values, k.registry); len(regions) > 0 {
+			values[name] = regions[0]
+		}
+	case fieldEndpoint:
+		values[name] = "https://" + k.region + ".invalid"
+	case fieldLocation:
+		values[name] = "0,0"
+	case fieldAddresses, fieldHostname:
+		kind := k.field
+		if !there || k.check(value) == nil {
+			delete(values, prefix+fieldAddresses)
+			delete(values, prefix+fieldHostname)
+			kind = leadingKind(values, k.registry)
+		}
+		values[prefix+kind] = map[string]string{fieldAddresses: "192.0.2.1", fieldHostname: "mended.invalid"}[kind]
+	default:
+		delete(values, name)
+	}
+}
+
+// declaredRegions are those of a registry of which there is any key, sorted.
+func declaredRegions(values Values, registry string) []string {
+	set := map[string]struct{}{}
+	for name := range values {
+		if rest, ok := strings.CutPrefix(name, registryPrefix(registry)+"replicas/"); ok {
+			region, _, _ := strings.Cut(rest, "/")
+			set[region] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
+}
+
+// leadingKind is what the others have to have too: what the home has, else the first that has anything.
+func leadingKind(values Values, registry string) string {
+	for _, region := range append([]string{values[registryPrefix(registry)+fieldHome]}, declaredRegions(values, registry)...) {
+		for _, kind := range []string{fieldAddresses, fieldHostname} {
+			if _, ok := values[replicaPrefix(registry, region)+kind]; ok {
+				return kind
+			}
+		}
+	}
+	return fieldAddresses
 }
 
 // documentOf is the way back from keys. Keys and values that cannot be used are left out; the registry or replica that has

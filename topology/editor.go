@@ -70,14 +70,7 @@ type workspace struct {
 
 // regions are those of which anything is declared.
 func (w *workspace) regions(registry string) []string {
-	set := map[string]struct{}{}
-	for name := range w.after {
-		if rest, ok := strings.CutPrefix(name, registryPrefix(registry)+"replicas/"); ok {
-			region, _, _ := strings.Cut(rest, "/")
-			set[region] = struct{}{}
-		}
-	}
-	return slices.Sorted(maps.Keys(set))
+	return declaredRegions(w.after, registry)
 }
 
 func (w *workspace) has(prefix string) bool { return w.after.has(prefix) }

@@ -2,9 +2,10 @@ package topology
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
-	"portolan/strict/nearmiss"
+	"portolan/strict"
 )
 
 // The fields of a registry and of a replica, as the ends of their keys.
@@ -103,7 +104,7 @@ func parseKey(s string) (key, error) {
 				return k, nil
 			}
 		}
-		return key{}, unknown("key of a replica", f, replicaFields)
+		return key{}, strict.Unknown(f, replicaFields)
 	case "orders", "fences":
 		kind, text, ok := strings.Cut(tail, "/")
 		if !ok {
@@ -122,15 +123,7 @@ func parseKey(s string) (key, error) {
 		k.field, k.match = head, m
 		return k, nil
 	}
-	return key{}, unknown("key of a registry", rest, append(append([]string(nil), registryFields...), "replicas", "orders", "fences"))
-}
-
-// unknown is the error for a word that is not among those allowed.
-func unknown(what, word string, allowed []string) error {
-	if near, ok := nearmiss.Of(strings.ToLower(word), allowed); ok {
-		return fmt.Errorf("%q is no %s; did you mean %q?", clip(word), what, near)
-	}
-	return fmt.Errorf("%q is no %s: one of %s", clip(word), what, strings.Join(allowed, ", "))
+	return key{}, strict.Unknown(rest, append(slices.Clone(registryFields), "replicas", "orders", "fences"))
 }
 
 // check refuses a value that cannot stand at k.

@@ -19,8 +19,11 @@ import (
 // Values are keys below the store's prefix with their values: what operators wrote, or what of it was good.
 type Values map[string]string
 
-// missingHome is what is wrong with a registry that has no home.
-const missingHome = "is missing: the region in which the registry was created is needed"
+// What is wrong with a registry that has no home, and a replica that has no endpoint.
+const (
+	missingHome     = "is missing: the region in which the registry was created is needed"
+	missingEndpoint = "is missing: the URL of the registry's API is needed"
+)
 
 // has is whether there is a key that begins with prefix.
 func (v Values) has(prefix string) bool {
@@ -144,7 +147,7 @@ func (r *registryCells) regions() []string { return slices.Sorted(maps.Keys(r.re
 // missing says what a replica lacks to be served; empty: nothing.
 func (r *registryCells) missing(p *replicaCells) (f, reason string) {
 	if !r.at(p, fieldEndpoint).in {
-		return fieldEndpoint, "is missing: the URL of the registry's API is needed"
+		return fieldEndpoint, missingEndpoint
 	}
 	if !r.at(p, fieldAddresses).in && !r.at(p, fieldHostname).in {
 		return fieldAddresses, "is missing: addresses (or a hostname) for clients are needed"

@@ -70,7 +70,7 @@ func TestParseKeepsTheLastGoodValue(t *testing.T) {
 		"a new bad order":           {base, with(base, "orders/country/FR", "uksouth"), "orders/country/FR", "names uksouth", "this rule is left out", true, ""},
 		"an unknown key":            {base, with(base, r+"wieght", "3"), r + "wieght", `did you mean "weight"?`, "ignored", true, ""},
 		"an unknown policy":         {base, with(base, "policy/al_down", "none"), "policy/al_down", `did you mean "policy/all_down"?`, "ignored", true, ""},
-		"a bad policy":              {base, with(base, "policy/merge", "hmoe"), "policy/merge", "did you mean home?", "the default ask holds", true, ""},
+		"a bad policy":              {base, with(base, "policy/merge", "hmoe"), "policy/merge", `did you mean "home"?`, "the default ask holds", true, ""},
 		"a lower-case country":      {base, with(base, "orders/country/de", "westus"), "orders/country/de", "write DE", "ignored", true, ""},
 		"a new replica, bad weight": {base, with(base, "replicas/uksouth/endpoint", "http://x", "replicas/uksouth/addresses", "192.0.2.9", "replicas/uksouth/weight", "x"), "replicas/uksouth/weight", "not a weight", "replica uksouth is not served", false, "uksouth"},
 		"a new replica, half":       {base, with(base, "replicas/uksouth/endpoint", "http://x"), "replicas/uksouth/addresses", "is missing", "replica uksouth is not served", false, "uksouth"},

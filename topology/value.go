@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"portolan/strict/nearmiss"
+	"portolan/strict"
 )
 
 // This file reads single values. An error says what is wrong and what would be right, in a form that reads on after the
@@ -263,11 +263,7 @@ func oneOf(s string, words ...string) error {
 	if slices.Contains(words, s) {
 		return nil
 	}
-	hint := ""
-	if near, ok := nearmiss.Of(strings.ToLower(s), words); ok {
-		hint = fmt.Sprintf(" (did you mean %s?)", near)
-	}
-	return fmt.Errorf("%q is not one of %s%s", clip(s), strings.Join(words, ", "), hint)
+	return strict.Unknown(s, words)
 }
 
 func parseAllDown(s string) (AllDown, error) {
@@ -284,7 +280,7 @@ func parseAllDown(s string) (AllDown, error) {
 	case "none":
 		return AllDown{Mode: AllDownNone}, nil
 	}
-	return AllDown{}, fmt.Errorf("%q is not one of nearest, none, cname:HOSTNAME", clip(s))
+	return AllDown{}, strict.Unknown(s, []string{"nearest", "none", "cname:HOSTNAME"})
 }
 
 // parseProbe reads a probe; the empty string is the default for an endpoint of that scheme.
@@ -310,7 +306,7 @@ func parseProbe(s, scheme string) (Probe, error) {
 		}
 		return Probe{Mode: ProbeConsul, Service: service}, nil
 	}
-	return Probe{}, fmt.Errorf("%q is not one of https, http, tcp, consul:SERVICE, none", clip(s))
+	return Probe{}, strict.Unknown(s, []string{"https", "http", "tcp", "consul:SERVICE", "none"})
 }
 
 // checkCredentials refuses what is not a reference, without repeating it: it may be the secret itself.

@@ -98,15 +98,15 @@ func TestYAMLFaults(t *testing.T) {
 		text string
 		want []string // each "line:column: path: part of the reason"
 	}{
-		"unknown key":        {head + "      - {region: westus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1], wieght: 3}\n", []string{`5:85: registries[0].replicas[0]: "wieght" is no key here; did you mean "weight"?`}},
-		"unknown at the top": {"registeries: []\n", []string{`1:1: "registeries" is no key here; did you mean "registries"?`}},
+		"unknown key":        {head + "      - {region: westus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1], wieght: 3}\n", []string{`5:85: registries[0].replicas[0].wieght: "wieght" is not known here; did you mean "weight"?`}},
+		"unknown at the top": {"registeries: []\n", []string{`1:1: registeries: "registeries" is not known here; did you mean "registries"?`}},
 		"weight":             {head + "      - region: westus\n        endpoint: http://127.0.1.1:5000\n        addresses: [127.0.1.1]\n        weight: 101\n", []string{`8:17: registries[0].replicas[0].weight: "101" is not a weight`}},
 		"two weights":        {head + "      - {region: westus, weight: -1}\n      - {region: eastus, weight: 1.5}\n", []string{`5:34: registries[0].replicas[0].weight: "-1"`, `6:34: registries[0].replicas[1].weight: "1.5"`}},
 		"two registries":     {head + one + "  - name: contoso\n    home: westus\n    replicas: []\n", []string{`6:11: registries[1].name: registry contoso stands there twice`}},
 		"region twice":       {head + one + "      - {region: westus, endpoint: \"http://127.0.1.2:5000\", addresses: [127.0.1.2]}\n", []string{`6:18: registries[0].replicas[1].region: region westus stands there twice`}},
 		"address":            {head + "      - {region: westus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1, 1.2.3]}\n", []string{`5:72: registries[0].replicas[0].addresses: "1.2.3" is not an IP address`}},
 		"endpoint missing":   {head + "      - {region: westus, addresses: [127.0.1.1]}\n", []string{`5:9: registries[0].replicas[0].endpoint: is missing`}},
-		"nothing but a name": {head + "      - {region: westus}\n", []string{`5:9: registries[0].replicas[0].endpoint: is missing`, `3:11: registries[0].home`}},
+		"nothing but a name": {head + "      - {region: westus}\n", []string{`5:9: registries[0].replicas[0].endpoint: is missing`, `5:9: registries[0].replicas[0].addresses: is missing`}},
 		"only a registry":    {"registries:\n  - name: contoso\n    replicas: []\n", []string{`2:5: registries[0].home: is missing`}},
 		"home missing":       {"registries:\n  - name: contoso\n    replicas:\n" + one, []string{`2:5: registries[0].home: is missing`}},
 		"home elsewhere":     {"registries:\n  - name: contoso\n    home: eastus\n    replicas:\n" + one, []string{`3:11: registries[0].home: the home region has no replica`}},
@@ -150,10 +150,68 @@ func TestYAMLFaults(t *testing.T) {
 	}
 }
 
+// What is wrong in the shadow of something else is told with it, and nothing is that is wrong only for that.
+func TestFaultsInEachOthersShadow(t *testing.T) {
+	t.Parallel()
+	const good = "endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1]"
+	for name, c := range map[string]struct {
+		home, replicas string
+		want           []string // the paths, and what reasons begin with
+	}{
+		"all that is missing": {"westus", "      - {region: westus, " + good + "}\n      - {region: attic, weight: 3}\n",
+			[]string{"replicas[1].endpoint: is missing", "replicas[1].addresses: is missing", "replicas[1].location: is missing"}},
+		"bad, and another's": {"westus", "      - {region: westus, " + good + "}\n      - {region: eastus, endpoint: \"http://127.0.1.1:5000\", addresses: [x], weight: 100}\n",
+			[]string{`replicas[1].addresses: "x" is not an IP address`, "replicas[1].endpoint: is the endpoint of replica westus too"}},
+		"beside a bad home": {"nowhere", "      - {region: westus, " + good + "}\n      - {region: eastus, endpoint: \"http://127.0.1.1:5000\", hostname: a.example.com}\n",
+			[]string{"home: the home region has no replica", "replicas[0].addresses: replica westus has addresses", "is the endpoint of replica"}},
+		"a bad home replica": {"westus", "      - {region: westus, endpoint: \"ftp://x\", addresses: [127.0.1.1]}\n      - {region: eastus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1], hostname: a.example.com}\n",
+			[]string{"replicas[0].endpoint: has neither http:// nor https://", "replicas[1].addresses: addresses and hostname are both set"}},
+		"beside a misspelt key": {"nowhere", "      - {region: westus, " + good + ", wieght: 3}\n      - {region: eastus, endpoint: \"http://127.0.1.2:5000\", addresses: [x]}\n",
+			[]string{"home: the home region has no replica", `replicas[0].wieght: "wieght" is not known`, `replicas[1].addresses: "x" is not`}},
+		"a misspelt region": {"westus", "      - {regoin: westus, " + good + "}\n", []string{`replicas[0].regoin: "regoin" is not known`}},
+		"bad, beside a misspelt key": {"westus", "      - {region: westus, endpoint: \"ftp://x\", adresses: [127.0.1.1]}\n",
+			[]string{`replicas[0].adresses: "adresses" is not known`, "replicas[0].endpoint: has neither http:// nor https://"}},
+		"a misspelt need": {"westus", "      - {region: westus, endpiont: \"http://127.0.1.1:5000\"}\n", []string{`replicas[0].endpiont: "endpiont" is not known`}},
+		"reserved":        {"ns1", "      - {region: ns1, location: [0, 0], " + good + "}\n      - {region: eastus, weight: 3}\n", []string{"replicas[0]: the name \"ns1\" is reserved", "replicas[1].endpoint: is missing", "replicas[1].addresses: is missing"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			text := "registries:\n  - name: contoso\n    home: " + c.home + "\n    replicas:\n" + c.replicas
+			_, err := ParseYAML("t.yaml", []byte(text), "ns1")
+			var invalid *InvalidError
+			if !errors.As(err, &invalid) || len(invalid.Faults) != len(c.want) {
+				t.Fatalf("got\n%v\nwant %q", err, c.want)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("no %q in:\n%v", want, err)
+				}
+			}
+		})
+	}
+}
+
+// Where no line of a file shows it, the value is told with the fault, but for secrets.
+func TestFaultsHaveTheirValue(t *testing.T) {
+	t.Parallel()
+	d := Document{Registries: []RegistryDocument{{Name: "contoso", Home: "westus", Replicas: []ReplicaDocument{
+		{Region: "westus", Endpoint: "ftp://127.0.1.1", Addresses: []string{"127.0.1.1"}},
+		{Region: "eastus", Endpoint: "http://me:hunter2@127.0.1.2", Addresses: []string{"127.0.1"}}}}}}
+	err := d.Validate()
+	for _, want := range []string{"(given: ftp://127.0.1.1)", "(given: (not shown", `"127.0.1" is not an IP address`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in:\n%v", want, err)
+		}
+	}
+	if err != nil && (strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "given: 127.0.1)")) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestYAMLErrorShowsTheLineButNoSecret(t *testing.T) {
 	t.Parallel()
 	_, err := ParseYAML("t.yaml", []byte("registries:\n  - name: contoso\n    nmae: 2\n"))
-	if want := "t.yaml:3:5: registries[0]: \"nmae\" is no key here; did you mean \"name\"?\n       3 |     nmae: 2"; err == nil || err.Error() != want {
+	if want := "t.yaml:3:5: registries[0].nmae: \"nmae\" is not known here; did you mean \"name\"?\n       3 |     nmae: 2"; err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
 	_, err = ParseYAML("t.yaml", []byte("registries:\n  - name: contoso\n    home: westus\n    replicas:\n      - region: westus\n        addresses: [127.0.0.1]\n        endpoint: https://me:hunter2@host\n        credentials: hunter2\n"))
