@@ -427,6 +427,7 @@ func (c *Config) validate(f *strict.File) {
 		c.validateDNS(f)
 	}
 	c.validateIdentity(f)
+	c.validateListeners(f)
 	between(f, "dns.rate_limit.responses_per_second", c.DNS.RateLimit.ResponsesPerSecond, 0, 10000)
 	between(f, "dns.rate_limit.slip", c.DNS.RateLimit.Slip, 0, 10)
 	between(f, "dns.ttl.min", c.DNS.TTL.Min, time.Second, 24*time.Hour)
@@ -475,11 +476,39 @@ func (c *Config) validateDNS(f *strict.File) {
 	if len(c.DNS.Listen) == 0 {
 		f.Fault("dns.listen", "is empty: at least one ADDRESS:PORT is needed")
 	}
-	for i, at := range c.DNS.Listen {
-		if at.Port() != 0 && slices.Contains(c.DNS.Listen[:i], at) {
-			f.Fault(fmt.Sprintf("dns.listen[%d]", i), "%v is listed twice", at)
+}
+
+// validateListeners finds addresses that two listeners of this process would both have: the second would be told only that the
+// first is there. DNS listens over TCP too.
+func (c *Config) validateListeners(f *strict.File) {
+	type listener struct {
+		path string
+		at   netip.AddrPort
+	}
+	var all []listener
+	if c.Has(RoleDNS) {
+		for i, at := range c.DNS.Listen {
+			all = append(all, listener{fmt.Sprintf("dns.listen[%d]", i), at})
 		}
 	}
+	all = append(all, listener{"api.listen", c.API.Listen})
+	if c.Has(RoleReplicator) && c.Events.Listen.IsValid() {
+		all = append(all, listener{"events.listen", c.Events.Listen})
+	}
+	for i, l := range all {
+		for _, other := range all[:i] {
+			if l.at.Port() != 0 && l.at.Port() == other.at.Port() && overlap(l.at.Addr(), other.at.Addr()) {
+				f.Fault(l.path, "%v cannot be had, because %s is %v: give one of them another port", l.at, other.path, other.at)
+				break
+			}
+		}
+	}
+}
+
+// overlap reports whether listeners on one port at both addresses would be in each other's way.
+func overlap(a, b netip.Addr) bool {
+	a, b = a.Unmap(), b.Unmap()
+	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
 }
 
 func (c *Config) validateIdentity(f *strict.File) {

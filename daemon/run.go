@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
@@ -91,6 +92,7 @@ type daemon struct {
 	spool        *events.Spool
 	handler      *events.Handler
 	eventMetrics *prometheus.Registry
+	databases    *databases // those that the start found
 	eventKey     events.Key
 	eventsPair   *listener.Certificate // nil: no TLS
 	apiToken     string
@@ -103,8 +105,9 @@ type daemon struct {
 
 	mu       sync.Mutex
 	drift    []topology.Change
-	notices  map[string]string // what went wrong with files, by what they are for
-	declared *topology.Document
+	notices  map[string]string  // what went wrong with files, by what they are for
+	declared *topology.Document // the topology file; nil: there is none, or unusable says why it cannot be used
+	unusable error
 }
 
 // Run is portolan serve: it starts what the configuration asks for, runs until ctx is done or a part fails, and ends in
@@ -125,8 +128,25 @@ func Run(ctx context.Context, o Options) (err error) {
 	return d.run(ctx, o)
 }
 
+// Check reads what operators write besides the configuration, the topology file and the static records, as Run does, and returns
+// all that is wrong with them. What belongs to one machine, as databases, keys and ports do, is not looked at: a configuration is
+// often checked on another.
+func Check(c Config) error {
+	d := &daemon{config: c, log: zap.NewNop(), metrics: prometheus.NewRegistry()}
+	var records, file error
+	if c.Has(RoleDNS) {
+		o := d.dnsOptions()
+		o.CookieSecret = ""
+		_, records = dns.New(o)
+	}
+	if c.Topology != "" {
+		_, file = d.parseTopologyFile()
+	}
+	return errors.Join(records, file)
+}
+
 // prepare makes all parts and binds all listeners but DNS's. What is wrong with the configuration, files or ports is found
-// here, before anything runs.
+// here, before anything runs; and what can be found without the data, before there is any.
 func (d *daemon) prepare(ctx context.Context) error {
 	c := &d.config
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "portolan_build_info", Help: "Always 1; its labels say what runs.",
@@ -134,29 +154,17 @@ func (d *daemon) prepare(ctx context.Context) error {
 	build.Set(1)
 	d.metrics.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	if err := os.MkdirAll(c.Data, 0o700); err != nil {
-		return fmt.Errorf("making the data folder: %w", err)
-	}
-	databases, err := openDatabases(c.Geo)
-	if err != nil {
+	if err := d.read(); err != nil {
 		return err
 	}
-	if c.Has(RoleDNS) {
-		if d.server, err = dns.New(d.dnsOptions()); err != nil {
-			return err
-		}
-		if err := tryDNS(ctx, c.DNS.Listen); err != nil {
-			return err
-		}
-	}
-	if d.apiToken, err = readToken(c.API.TokenFile); err != nil {
-		return err
-	}
-	if d.apiPair, err = loadCertificate("api.tls", c.API.TLS, d.log.Named("api")); err != nil {
-		return err
+	if d.unusable != nil && c.Store.Bolt != "" && !exists(c.Store.Bolt) {
+		return d.unusable
 	}
 	if err := d.bind(ctx); err != nil {
 		return err
+	}
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
 	}
 	if err := d.openStore(); err != nil {
 		return err
@@ -165,6 +173,9 @@ func (d *daemon) prepare(ctx context.Context) error {
 		LastGoodPath: d.lastGood(), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
 	})
 	d.editor = topology.NewEditor(d.store, topology.EditorOptions{Reserved: d.reserved(), Pending: func() []topology.Pending { return d.keeper.Status().Pending }})
+	if err := d.useTopologyFile(ctx); err != nil {
+		return err
+	}
 	d.states = newStateWatcher(d.store, filepath.Join(c.Data, "seeded.json"), d.log.Named("state"))
 	if c.Has(RoleDNS) {
 		agent, err := d.consulAgent()
@@ -176,13 +187,51 @@ func (d *daemon) prepare(ctx context.Context) error {
 			StatePath: filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
 		})
 	}
-	d.front = newFrontdoor(d.keeper, d.states, d.monitor, d.server, databases, func(text string) { d.notice("charts", text) }, d.log.Named("geo"))
+	d.front = newFrontdoor(d.keeper, d.states, d.monitor, d.server, d.databases, func(text string) { d.notice("charts", text) }, d.log.Named("geo"))
 	if c.Has(RoleReplicator) {
-		if err := d.prepareReplicator(); err != nil {
-			return err
+		return d.prepareReplicator()
+	}
+	return nil
+}
+
+// read reads the files that the configuration names; the error tells of all that cannot be used but the topology file, which
+// is needed only while there is no topology yet.
+func (d *daemon) read() error {
+	c := &d.config
+	var faults [6]error
+	d.databases, faults[0] = openDatabases(c.Geo)
+	if c.Has(RoleDNS) {
+		d.server, faults[1] = dns.New(d.dnsOptions())
+	}
+	d.apiToken, faults[2] = readToken(c.API.TokenFile)
+	d.apiPair, faults[3] = loadCertificate("api.tls", c.API.TLS, d.log.Named("api"))
+	if d.listensToEvents() {
+		d.eventsPair, faults[4] = loadCertificate("events.tls", c.Events.TLS, d.log.Named("events"))
+		if exists(c.EventsKey()) { // else it is made, with the data
+			faults[5] = d.loadEventsKey()
 		}
 	}
-	return d.readTopologyFile(ctx)
+	if c.Topology != "" {
+		d.declared, d.unusable = d.parseTopologyFile()
+	}
+	return errors.Join(faults[:]...)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// listensToEvents is whether replicas may tell this process what happens there.
+func (d *daemon) listensToEvents() bool {
+	return d.config.Has(RoleReplicator) && d.config.Events.Listen.IsValid()
+}
+
+func (d *daemon) loadEventsKey() (err error) {
+	if d.eventKey, err = events.LoadKey(d.config.EventsKey()); err != nil {
+		return fmt.Errorf("events.key: %w", err)
+	}
+	return nil
 }
 
 // lastGood is the file of the last good topology.
@@ -226,12 +275,17 @@ func (d *daemon) reserved() []string {
 }
 
 func (d *daemon) bind(ctx context.Context) (err error) {
+	if d.config.Has(RoleDNS) {
+		if err := tryDNS(ctx, d.config.DNS.Listen); err != nil {
+			return err
+		}
+	}
 	at := d.config.API.Listen
 	if d.apiListener, err = listen(ctx, "api.listen", "tcp"+family(at, ""), at); err != nil {
 		return err
 	}
 	d.close = append(d.close, ignoreClosed(d.apiListener.Close))
-	if at := d.config.Events.Listen; d.config.Has(RoleReplicator) && at.IsValid() {
+	if at := d.config.Events.Listen; d.listensToEvents() {
 		if d.evListener, err = listen(ctx, "events.listen", "tcp"+family(at, ""), at); err != nil {
 			return err
 		}
@@ -327,10 +381,7 @@ func (d *daemon) consulAgent() (*consulapi.Client, error) {
 func (d *daemon) prepareReplicator() (err error) {
 	c := &d.config
 	if d.evListener != nil {
-		if d.eventKey, err = events.LoadKey(c.EventsKey()); err != nil {
-			return fmt.Errorf("events.key: %w", err)
-		}
-		if d.eventsPair, err = loadCertificate("events.tls", c.Events.TLS, d.log.Named("events")); err != nil {
+		if err := d.loadEventsKey(); err != nil {
 			return err
 		}
 		path := filepath.Join(c.Data, "events.db")
@@ -400,30 +451,21 @@ func (d *daemon) repository(registry, region, repository string) (string, bool) 
 
 // ---- the topology file -------------------------------------------------------------------------------------------------
 
-// readTopologyFile reads the topology file and applies it if the store is empty. While Consul is away it is left to
-// followTopologyFile. A file that cannot be used is an error where it is needed, and otherwise a warning: what is in the
-// store is what counts, or while that is away what is on disk.
-func (d *daemon) readTopologyFile(ctx context.Context) error {
-	if d.config.Topology == "" {
-		return nil
-	}
-	document, err := d.parseTopologyFile()
-	if err != nil {
+// useTopologyFile applies the topology file if the store is empty. While Consul is away that is left to followTopologyFile.
+// A file that cannot be used is an error where it is needed, and otherwise a warning: what is in the store is what counts, or
+// while that is away what is on disk.
+func (d *daemon) useTopologyFile(ctx context.Context) error {
+	switch {
+	case d.unusable != nil:
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
 		stored, away := d.editor.Export(ctx)
-		if away != nil {
-			if _, e := os.Stat(d.lastGood()); e != nil {
-				return err
-			}
-		} else if len(stored.Registries) == 0 {
-			return err
+		if away != nil && !exists(d.lastGood()) || away == nil && len(stored.Registries) == 0 {
+			return d.unusable
 		}
-		d.notice("topology", fmt.Sprintf("the topology file cannot be used; what is in the store holds: %v", err))
+		d.notice("topology", fmt.Sprintf("the topology file cannot be used; what is in the store holds: %v", d.unusable))
 		return nil
-	}
-	d.declared = document
-	if d.config.Store.Bolt == "" {
+	case d.declared == nil || d.config.Store.Bolt == "":
 		return nil
 	}
 	return d.applyIfEmpty(ctx)
@@ -434,14 +476,7 @@ func (d *daemon) parseTopologyFile() (*topology.Document, error) {
 	if err != nil {
 		return nil, fmt.Errorf("topology: %w", err)
 	}
-	document, err := topology.ParseYAML(d.config.Topology, text)
-	if err != nil {
-		return nil, err
-	}
-	if err := document.Validate(d.reserved()...); err != nil {
-		return nil, fmt.Errorf("%s: %w", d.config.Topology, err)
-	}
-	return document, nil
+	return topology.ParseYAML(d.config.Topology, text, d.reserved()...)
 }
 
 func (d *daemon) applyIfEmpty(ctx context.Context) error {

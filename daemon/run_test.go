@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -254,6 +255,7 @@ func TestRefusesToStart(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			before := files(t, dir)
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			err = Run(ctx, Options{Config: config, Log: zap.NewNop(), Bound: func(Addresses) { stop() }})
@@ -265,7 +267,56 @@ func TestRefusesToStart(t *testing.T) {
 					t.Errorf("no %q in: %v", want, err)
 				}
 			}
+			if after := files(t, dir); !slices.Equal(before, after) {
+				t.Errorf("left behind: %q, and there was %q", after, before)
+			}
 		})
+	}
+}
+
+// files are the names of what is in a folder.
+func files(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// A check tells all that is wrong with what operators write at once, and leaves nothing behind.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, "topology.yaml", strings.Replace(twoRegions("127.0.0.1:1", "127.0.0.2:1"), "westeurope", "ns1", 1)+"  - {name: fabrikam, home: nowhere, replicas: []}\n")
+	write(t, dir, "zone.db", "x NS y\n")
+	text := strings.Replace(base, "dns: {", "dns: {static: zone.db, ", 1) + "topology: topology.yaml\ngeo: {database: elsewhere.mmdb}\n"
+	check := func() error {
+		t.Helper()
+		config, err := Parse(filepath.Join(dir, "p.yaml"), []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := files(t, dir)
+		err = Check(config)
+		if after := files(t, dir); !slices.Equal(before, after) {
+			t.Errorf("left behind: %q, and there was %q", after, before)
+		}
+		return err
+	}
+	err := check()
+	for _, want := range []string{"zone.db:1", `topology.yaml:6:9: registries[0].replicas[1]: the name "ns1" is reserved`, "topology.yaml:7:28: registries[1].home: the home region has no replica"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in: %v", want, err)
+		}
+	}
+	write(t, dir, "zone.db", "www A 192.0.2.1\n")
+	write(t, dir, "topology.yaml", twoRegions("127.0.0.1:1", "127.0.0.2:1"))
+	if err := check(); err != nil {
+		t.Error(err)
 	}
 }
 

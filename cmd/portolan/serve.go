@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/signal"
@@ -31,7 +32,10 @@ func (a *app) serve() *cobra.Command {
 listener, and the HTTP API, or the part of them that --role names.
 
 Signals: SIGTERM and SIGINT end it in order, a second one at once. SIGHUP reads the
-location databases, the static records and the certificates again.`,
+location databases, the static records and the certificates again.
+
+With --check nothing is started. What belongs to one machine, as databases, keys and
+ports do, is not looked at then.`,
 		Example: `  portolan serve --config portolan.yaml
   portolan serve --role dns`,
 		Args: cobra.NoArgs,
@@ -52,7 +56,14 @@ location databases, the static records and the certificates again.`,
 				return err
 			}
 			if checkOnly {
-				a.progress("%s: the configuration is right", file)
+				if err := daemon.Check(config); err != nil {
+					return err
+				}
+				for _, right := range []string{file, config.Topology, config.DNS.Static} {
+					if right != "" {
+						fmt.Fprintln(a.stdout, right+": nothing is wrong with it")
+					}
+				}
 				return nil
 			}
 			return a.runDaemon(cmd.Context(), config)
@@ -60,12 +71,15 @@ location databases, the static records and the certificates again.`,
 	}
 	cmd.Flags().StringVar(&file, "config", defaultConfig, "the configuration")
 	cmd.Flags().StringSliceVar(&roles, "role", nil, "dns, replicator or all (default: roles in the configuration, else all)")
-	cmd.Flags().BoolVar(&checkOnly, "check", false, "only read the configuration")
+	cmd.Flags().BoolVar(&checkOnly, "check", false, "only read the configuration, the topology file and the static records")
 	return cmd
 }
 
 // runDaemon runs the daemon under the signals of a daemon.
 func (a *app) runDaemon(parent context.Context, config daemon.Config) error {
+	// A reader of the log that goes away (portolan serve 2>&1 | head) must not take DNS with it. Go lets the signal end the process.
+	signal.Ignore(syscall.SIGPIPE)
+	defer signal.Reset(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP)
 	defer signal.Stop(signals)
