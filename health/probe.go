@@ -229,22 +229,26 @@ func askRegistry(ctx context.Context, t *target, at, name string, config *tls.Co
 		MaxResponseHeaderBytes: maxHeader,
 	}
 	defer transport.CloseIdleConnections()
+	asking := "asking the registry at " + at
+	if where, _, err := net.SplitHostPort(at); err != nil || where != name {
+		asking += " for " + name
+	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+host+"/v2/", nil)
 	if err != nil {
-		return expiry, fmt.Errorf("asking %s as %s: %w", at, name, err)
+		return expiry, fmt.Errorf("%s: %w", asking, err)
 	}
 	request.Header.Set("User-Agent", "portolan-health")
 	// RoundTrip and not a Client: redirects are not followed.
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return expiry, fmt.Errorf("asking %s as %s: %w", at, name, trimURL(err))
+		return expiry, fmt.Errorf("%s: %w", asking, trimURL(err))
 	}
 	defer response.Body.Close()
 	if response.TLS != nil && len(response.TLS.PeerCertificates) > 0 {
 		expiry = response.TLS.PeerCertificates[0].NotAfter
 	}
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusUnauthorized {
-		return expiry, fmt.Errorf("asking %s as %s: /v2/ answered %d, not 200 or 401", at, name, response.StatusCode)
+		return expiry, fmt.Errorf("%s: /v2/ answered %d, not 200 or 401", asking, response.StatusCode)
 	}
 	return expiry, nil
 }

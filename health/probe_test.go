@@ -165,7 +165,8 @@ func TestProbeHTTPS(t *testing.T) {
 	}{
 		{"each name has its certificate", []string{"registry.contoso.com", "mirror.contoso.com"}, "file:" + ca.path, Passed, "", time.Minute},
 		{"an address as name", []string{"127.0.0.9"}, "file:" + ca.path, Passed, "", time.Minute},
-		{"one name lacks its certificate", []string{"registry.contoso.com", "other.contoso.com"}, "file:" + ca.path, Failed, "other.contoso.com", time.Hour},
+		{"one name lacks its certificate", []string{"registry.contoso.com", "other.contoso.com"}, "file:" + ca.path, Failed, "asking the registry at 127.0.0.9:PORT for other.contoso.com: ", time.Hour},
+		{"an address as name, and no root", []string{"127.0.0.9"}, "", Failed, "asking the registry at 127.0.0.9:PORT: ", 0},
 		{"expired", []string{"old.contoso.com"}, "file:" + ca.path, Failed, "expired", 0},
 		{"not a root of the system", []string{"registry.contoso.com"}, "", Failed, "unknown authority", 0},
 		{"no CA file", []string{"registry.contoso.com"}, "file:" + ca.path + ".missing", Unable, "no such file", 0},
@@ -174,8 +175,9 @@ func TestProbeHTTPS(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			hosts.Clear()
 			r := ask(t, &prober{}, &target{key: at("127.0.0.9"), mode: topology.ProbeHTTPS, port: port, names: c.names, ca: c.ca})
-			if r.Outcome != c.outcome || !strings.Contains(r.Error, c.error) {
-				t.Errorf("got %v %q, want %v with %q", r.Outcome, r.Error, c.outcome, c.error)
+			want := strings.ReplaceAll(c.error, "PORT", port)
+			if r.Outcome != c.outcome || !strings.Contains(r.Error, want) {
+				t.Errorf("got %v %q, want %v with %q", r.Outcome, r.Error, c.outcome, want)
 			}
 			if c.expiry == 0 != r.CertificateExpiry.IsZero() || c.expiry != 0 && time.Until(r.CertificateExpiry).Round(time.Minute) != c.expiry {
 				t.Errorf("certificate expiry %v, want in %v", r.CertificateExpiry, c.expiry)

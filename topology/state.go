@@ -75,23 +75,26 @@ type Replication struct {
 	// OldestPending is when the oldest of them was decided; zero if there is none. The lag is the time since.
 	OldestPending time.Time `json:"oldest_pending,omitzero"`
 	// NotReplicable counts what can never go there; Conflicts what was kept aside.
-	NotReplicable int       `json:"not_replicable"`
-	Conflicts     int       `json:"conflicts"`
-	Plan          *Plan     `json:"plan,omitempty"`
-	LastScan      time.Time `json:"last_scan,omitzero"`
-	LastError     string    `json:"last_error,omitempty"`
-	Updated       time.Time `json:"updated"`
+	NotReplicable int `json:"not_replicable"`
+	Conflicts     int `json:"conflicts"`
+	// Plan is that of the newest baseline, also after it was carried out.
+	Plan      *Plan     `json:"plan,omitempty"`
+	LastScan  time.Time `json:"last_scan,omitzero"`
+	LastError string    `json:"last_error,omitempty"`
+	Updated   time.Time `json:"updated"`
 }
 
 // Plan counts what a baseline would do.
 type Plan struct {
+	// Repositories and Tags are what the replica holds. Of those tags, Same are equal already, Adopt are found only here and go
+	// everywhere else, Conflicts differ from a version that wins; the others have an older version, or one that was deleted.
 	Repositories int `json:"repositories"`
 	Tags         int `json:"tags"`
-	// Same are equal already; Copy are to be copied to this replica; Adopt are found only here and go everywhere else.
-	Same      int `json:"same"`
-	Copy      int `json:"copy"`
-	Adopt     int `json:"adopt"`
-	Conflicts int `json:"conflicts"`
+	Same         int `json:"same"`
+	Adopt        int `json:"adopt"`
+	Conflicts    int `json:"conflicts"`
+	// Copy are the tags to be copied to this replica, whether it holds others under their names or not.
+	Copy int `json:"copy"`
 	// Bytes is the size of the unique blobs to be copied as far as manifests tell; blobs that are mounted count too.
 	Bytes int64 `json:"bytes"`
 	// Examples names up to ten of the conflicting tags, with both digests.

@@ -47,7 +47,7 @@ age of the database; whether replicas send their events; the server's own warnin
 				}
 			})
 			if err == nil && !passed {
-				err = silentError{}
+				err = &exitError{code: exitFailed}
 			}
 			return err
 		},

@@ -197,7 +197,7 @@ func TestCommands(t *testing.T) {
 	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--weight", "101")
 	contains(t, "weight 101", errout, "--weight 101: want a whole number from 0 to 100")
 	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--routing", "on")
-	contains(t, "routing on", errout, `"on" is not one of enabled, disabled`)
+	contains(t, "routing on", errout, `"on" is not known here: one of enabled, disabled`)
 
 	// Files.
 	out, _ = w.must(t, 0, "export")
@@ -213,7 +213,7 @@ func TestCommands(t *testing.T) {
 	w.must(t, 0, "diff", "-f", changed)
 	asJSON, _ := w.must(t, 0, "export", "-o", "json")
 	w.must(t, 0, "diff", "-f", w.write(t, "changed.json", asJSON))
-	_, errout = w.must(t, 1, "diff", "-f", w.write(t, "two.json", asJSON+asJSON))
+	_, errout = w.must(t, exitTrouble, "diff", "-f", w.write(t, "two.json", asJSON+asJSON))
 	contains(t, "diff of two documents", errout, "two.json:")
 	_, errout = w.must(t, 1, "apply", "-f", w.write(t, "bad.yaml", "registries:\n  - nmae: x\n"))
 	contains(t, "apply of a bad file", errout, "bad.yaml:2:5:", `did you mean "name"?`, "   2 |   - nmae: x")
@@ -232,6 +232,8 @@ func TestCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	contains(t, "explain", out, "JP (AS)", "TTL:")
+	_, errout = w.must(t, exitFailed, "explain", "nope")
+	contains(t, "explain of no registry", errout, `there is no registry "nope"; there is contoso`)
 	_, errout = w.must(t, 1, "replica", "create", "contoso/southeastasia", "--endpoint", "http://127.0.0.9:1", "--addresses", "127.0.0.9")
 	contains(t, "replica create twice", errout, "already")
 	out, errout = w.must(t, 0, "replica", "delete", "contoso/southeastasia")
@@ -287,7 +289,13 @@ func TestWrongUse(t *testing.T) {
 		{"completion nonsense", `"nonsense" is no command of portolan completion`},
 		{"repilca", `"repilca" is no command of portolan; did you mean "replica"?`},
 		{"registry lst", `"lst" is no command of portolan registry; did you mean "list"?`},
-		{"replica list --bogus", "unknown flag: --bogus"},
+		{"replica list --bogus", "unknown flag: --bogus\nSee"},
+		{"explain contoso --esc 192.0.2.0/24", "unknown flag: --esc; did you mean \"--ecs\"?\nSee portolan explain --help"},
+		{"status --outptu json", `did you mean "--output"?`},
+		{"replica update contoso/westus --rout enabled", `did you mean "--routing"?`},
+		{"replica update contoso/westus -w 90", "unknown shorthand flag: 'w' in -w; did you mean \"--weight\"?"},
+		{"reg list", `"reg" is no command of portolan; did you mean "registry"?`},
+		{"frobnicate", "\"frobnicate\" is no command of portolan\nSee portolan --help"},
 		{"replica list a b", "Usage: portolan replica list [REGISTRY]"},
 		{"replica show contoso", "write REGISTRY/REGION"},
 		{"replica create contoso/westus --endpoint http://x", "--addresses (or --hostname) is needed"},
@@ -318,6 +326,11 @@ func TestWrongUse(t *testing.T) {
 	code, _, stderr := w.portolan("registry", "list")
 	if code != exitFailed || !strings.Contains(stderr, "nobody listens at http://127.0.0.1:1") {
 		t.Errorf("without a server: %d %q", code, stderr)
+	}
+	for _, args := range []string{"diff -f " + w.write(t, "empty.yaml", "registries: []\n"), "diff -f nowhere.yaml", "diff"} {
+		if code, _, stderr := w.portolan(strings.Fields(args)...); code != exitTrouble || stderr == "" {
+			t.Errorf("portolan %s without a server: %d %q", args, code, stderr)
+		}
 	}
 	code, _, stderr = w.portolan("serve", "--config", w.write(t, "p.yaml", "dsn: {}\n"))
 	if code != exitFailed || !strings.Contains(stderr, `p.yaml:1:1: dsn: "dsn" is not known here; did you mean "dns"?`) {
@@ -358,6 +371,20 @@ func TestStuck(t *testing.T) {
 		err := (&app{stderr: io.Discard}).stuck(api.Replica{Registry: "contoso", Region: "westus", Replication: c.replication, Requests: c.requests})
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// A plan is shown until it was carried out, and what it counts adds up.
+func TestShowPlan(t *testing.T) {
+	t.Parallel()
+	plan := &topology.Plan{Repositories: 1, Tags: 7, Same: 3, Adopt: 1, Conflicts: 1, Copy: 4, Bytes: 1500}
+	for phase, shown := range map[topology.Phase]bool{topology.PhasePlanned: true, topology.PhaseSeeding: true, topology.PhaseBaselined: false} {
+		var b strings.Builder
+		showReplica(&b, api.Replica{Replication: &topology.Replication{Phase: phase, Plan: plan}})
+		const want = "plan: 7 tags here in 1 repository: 3 the same already, 1 found only here, 1 in conflict, 2 out of date; 4 tags to copy here (1.5 kB)\n"
+		if strings.Contains(b.String(), want) != shown || strings.Contains(b.String(), "plan:") != shown {
+			t.Errorf("%s:\n%s", phase, b.String())
 		}
 	}
 }

@@ -31,7 +31,7 @@ The address is ` + "`--api URL`" + `, else ` + "`PORTOLAN_API`" + `, else http:/
 ` + "`--token-file FILE`" + `, else ` + "`PORTOLAN_TOKEN_FILE`" + `. ` + "`-o json`" + ` and ` + "`-o yaml`" + ` give everything there is to know, with the
 names of the API; tables are for people and may change. What a command says while it waits goes to standard error.
 
-Exit codes: 0 done, 1 failed, 2 wrong use.
+Exit codes: 0 done, 1 failed, 2 wrong use; of ` + "`portolan diff`" + `, as of diff(1): 0 nothing differs, 1 something does, 2 trouble.
 `)
 	for _, c := range all(root) {
 		if c.Name() == "help" || strings.HasPrefix(c.CommandPath(), "portolan completion ") {

@@ -126,37 +126,44 @@ func (a *app) diff() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "diff -f FILE",
-		Short: "Tell what applying a topology file would change; exit code 1 if anything",
+		Short: "Tell what applying a topology file would change; exit codes as of diff",
 		Long: `Tell what would make the topology equal to a file: + is only in the file, - only in the
-topology, ~ differs. Exit code 1 if anything does. Replicas that are not in the file are
-among it, which portolan apply leaves alone without --prune.`,
+topology, ~ differs. Replicas that are not in the file are among it, which portolan apply
+leaves alone without --prune.
+
+Exit codes, as of diff(1): 0 nothing differs, 1 something does, 2 it cannot be told.`,
 		Example: `  portolan diff -f topology.yaml
   portolan export | portolan diff -f -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := readDocument(cmd, file)
-			if err != nil {
-				return err
+			changes, err := a.changes(cmd, file)
+			if err == nil {
+				err = a.print(changes, func(w io.Writer) { printChanges(w, changes) })
 			}
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			changes, err := c.Diff(cmd.Context(), d)
-			if err != nil {
-				return err
-			}
-			if err := a.print(changes, func(w io.Writer) { printChanges(w, changes) }); err != nil {
-				return err
-			}
-			if len(changes) > 0 {
-				return silentError{}
+			switch {
+			case err != nil:
+				return &exitError{exitTrouble, err}
+			case len(changes) > 0:
+				return &exitError{code: exitDiffers}
 			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "the topology file; - for standard input")
 	return cmd
+}
+
+// changes are what applying a topology file would change.
+func (a *app) changes(cmd *cobra.Command, file string) ([]topology.Change, error) {
+	d, err := readDocument(cmd, file)
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Diff(cmd.Context(), d)
 }
 
 func (a *app) topology() *cobra.Command {
@@ -203,12 +210,16 @@ sends it along, --resolver the address of a resolver that does not.`,
   portolan explain contoso --resolver 198.51.100.7`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if ecs == "" && resolver == "" {
-				return usagef("who asks? Give --ecs PREFIX or --resolver IP")
-			}
 			c, err := a.client()
 			if err != nil {
 				return err
+			}
+			if ecs == "" && resolver == "" {
+				// A registry that there is not is the greater mistake.
+				if _, err := c.Registry(cmd.Context(), args[0]); api.IsCode(err, api.CodeNotFound) {
+					return err
+				}
+				return usagef("who asks? Give --ecs PREFIX or --resolver IP")
 			}
 			e, err := c.Explain(cmd.Context(), args[0], ecs, resolver)
 			if err != nil {

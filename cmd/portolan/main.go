@@ -12,12 +12,15 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"portolan/api"
+	"portolan/strict/nearmiss"
 )
 
 // version is set by the linker: -X main.version=.
@@ -28,6 +31,10 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+
+	// Those of portolan diff, as of diff(1).
+	exitDiffers = 1
+	exitTrouble = 2
 )
 
 func main() {
@@ -51,36 +58,45 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	var silent silentError
-	var usage *usageError
-	switch {
-	case err == nil:
+	if err == nil {
 		return exitDone
-	case errors.As(err, &silent):
-		return exitFailed
+	}
+	code = exitFailed
+	var exit *exitError
+	if errors.As(err, &exit) {
+		code, err = exit.code, exit.err
+	} else if isCobraUsage(err) {
+		code = exitUsage
+	}
+	switch {
+	case err == nil: // the command has said everything itself
 	case errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "portolan: interrupted")
-		return exitFailed
-	case errors.As(err, &usage), isCobraUsage(err):
+	default:
 		fmt.Fprintf(stderr, "portolan: %v\n", err)
-		return exitUsage
 	}
-	fmt.Fprintf(stderr, "portolan: %v\n", err)
-	return exitFailed
+	return code
 }
 
+// exitError ends a command with an exit code of its own. Without err the command has said everything itself.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
 // usageError is wrong use of the command line.
-type usageError struct{ err error }
+func usageError(err error) error { return &exitError{exitUsage, err} }
 
-func (e *usageError) Error() string { return e.err.Error() }
-func (e *usageError) Unwrap() error { return e.err }
-
-func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
-
-// silentError ends a command with exit code 1 after it has said everything itself.
-type silentError struct{}
-
-func (silentError) Error() string { return "failed" }
+func usagef(format string, args ...any) error { return usageError(fmt.Errorf(format, args...)) }
 
 // isCobraUsage tells the usage errors that cobra makes without a type of their own.
 func isCobraUsage(err error) bool {
@@ -90,7 +106,7 @@ func isCobraUsage(err error) bool {
 // badValue turns a refusal of what flags said into wrong use of the command line.
 func badValue(err error) error {
 	if api.IsCode(err, api.CodeInvalid) {
-		return &usageError{err}
+		return usageError(err)
 	}
 	return err
 }
@@ -112,7 +128,8 @@ replica, and whatever is pushed in any region reaches every other.
 
 "portolan serve" is the daemon; the other commands speak to its HTTP API.
 
-Exit codes: 0 done, 1 failed, 2 wrong use.`,
+Exit codes: 0 done, 1 failed, 2 wrong use; of portolan diff, as of diff(1): 0 nothing
+differs, 1 something does, 2 trouble.`,
 		Example: `  portolan serve --config /etc/portolan/portolan.yaml
   portolan apply -f topology.yaml
   portolan replica list contoso
@@ -121,11 +138,13 @@ Exit codes: 0 done, 1 failed, 2 wrong use.`,
 		SilenceErrors: true,
 		Args:          noSuchCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-
-		SuggestionsMinimumDistance: 2,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		text := err.Error()
+		var unknown *pflag.NotExistError
+		if errors.As(err, &unknown) {
+			text += didYouMean("--", unknown.GetSpecifiedName(), flagsOf(cmd))
+		}
 		if before, cause, ok := strings.Cut(text, ": strconv."); ok { // the functions of Go mean nothing to who types
 			want := "want a whole number"
 			if strings.HasPrefix(cause, "ParseBool") {
@@ -146,7 +165,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.`,
 	for _, cmd := range root.Commands() { // those of cobra end well whatever they are given
 		switch cmd.Name() {
 		case "completion":
-			cmd.Args, cmd.SuggestionsMinimumDistance = noSuchCommand, root.SuggestionsMinimumDistance
+			cmd.Args = noSuchCommand
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		case "help":
 			cmd.Args = func(_ *cobra.Command, args []string) error {
@@ -164,7 +183,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.`,
 			cmd.Args = func(cmd *cobra.Command, given []string) error {
 				if err := args(cmd, given); err != nil {
 					if cmd.HasSubCommands() {
-						return &usageError{err}
+						return usageError(err)
 					}
 					return usagef("%s\nUsage: %s", strings.TrimSpace(err.Error()), cmd.UseLine())
 				}
@@ -201,9 +220,8 @@ func all(root *cobra.Command) []*cobra.Command {
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	g := &cobra.Command{
 		Use: use, Short: short,
-		Args:                       noSuchCommand,
-		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		SuggestionsMinimumDistance: 2,
+		Args: noSuchCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	g.AddCommand(commands...)
 	return g
@@ -214,10 +232,32 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		return fmt.Errorf("%q is no command of %s; did you mean %q?", args[0], cmd.CommandPath(), near[0])
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
 	}
-	return fmt.Errorf("%q is no command of %s: see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+	return fmt.Errorf("%q is no command of %s%s\nSee %s --help", args[0], cmd.CommandPath(), didYouMean("", args[0], names), cmd.CommandPath())
+}
+
+// flagsOf are the names of the flags that a command takes.
+func flagsOf(cmd *cobra.Command) (names []string) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return names
+}
+
+// didYouMean names what a misspelt word was probably meant to be, or the only word that it begins, with before in front.
+func didYouMean(before, word string, known []string) string {
+	near, ok := nearmiss.Of(strings.ToLower(word), known)
+	if !ok && word != "" {
+		longer := slices.DeleteFunc(slices.Clone(known), func(k string) bool { return !strings.HasPrefix(k, word) })
+		if ok = len(longer) == 1; ok {
+			near = longer[0]
+		}
+	}
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", before+near)
 }
 
 // client returns a client of the API that the flags and the environment name.
@@ -245,7 +285,7 @@ func (a *app) client() (*api.Client, error) {
 	}
 	c, err := api.NewClient(address, token)
 	if err != nil {
-		return nil, &usageError{err}
+		return nil, usageError(err)
 	}
 	return c, nil
 }

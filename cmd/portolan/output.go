@@ -149,9 +149,11 @@ func ago(t, now time.Time) string {
 	return now.Sub(t).Round(time.Second).String() + " ago"
 }
 
+// printPlan tells first what becomes of the tags that were found, each counted once, and then what comes.
 func printPlan(w io.Writer, p *topology.Plan) {
-	fmt.Fprintf(w, "plan: %d repositories, %d tags: %d the same already, %d to copy here (%s), %d found only here, %d in conflict\n",
-		p.Repositories, p.Tags, p.Same, p.Copy, bytesOf(p.Bytes), p.Adopt, p.Conflicts)
+	fmt.Fprintf(w, "plan: %s here in %s: %d the same already, %d found only here, %d in conflict, %d out of date; %s to copy here (%s)\n",
+		counted(p.Tags, "tag", "tags"), counted(p.Repositories, "repository", "repositories"),
+		p.Same, p.Adopt, p.Conflicts, p.Tags-p.Same-p.Adopt-p.Conflicts, counted(p.Copy, "tag", "tags"), bytesOf(p.Bytes))
 	for _, e := range p.Examples {
 		fmt.Fprintf(w, "  conflict: %s\n", e)
 	}

@@ -292,7 +292,7 @@ func showReplica(w io.Writer, r api.Replica) {
 		if s.LastError != "" {
 			row(w, "Last error:", s.LastError)
 		}
-		if s.Plan != nil {
+		if s.Plan != nil && (s.Phase == topology.PhasePlanned || s.Phase == topology.PhaseSeeding) { // else it was carried out
 			fmt.Fprintln(w)
 			printPlan(w, s.Plan)
 		}

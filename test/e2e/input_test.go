@@ -181,7 +181,7 @@ func TestFaultsOfTheTopology(t *testing.T) {
 		if strings.Contains(o.stderr, "h1dden") {
 			t.Errorf("a password is shown:\n%v", o)
 		}
-		if o := s.cli("diff", "-f", file); o.code != 1 || o.stderr == "" {
+		if o := s.cli("diff", "-f", file); o.code != 2 || o.stderr == "" {
 			t.Errorf("%s: diff takes it:\n%v", test.name, o)
 		}
 		if out := s.must("registry", "list", "-o", "json"); strings.TrimSpace(out) != "[]" {
