@@ -288,6 +288,12 @@ func TestReplicas(t *testing.T) {
 	if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &on}); !IsCode(err, CodeRefused) {
 		t.Errorf("enabling what is being deleted: %v", err)
 	}
+	if _, err := r.store.Commit(ctx, store.Put("registries/contoso/replicas/westeurope/routing", RoutingEnabled)); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := r.client.Replica(ctx, "contoso", "westeurope"); err != nil || p.Routing != RoutingDisabled {
+		t.Errorf("enabled by a raw edit: %+v, %v", p, err)
+	}
 	for range 2 { // asking twice is asking once
 		if p, err := r.client.Resync(ctx, "contoso", "westus"); err != nil || !slices.Contains(p.Requests, topology.RequestResync) || p.Status == topology.Ready {
 			t.Errorf("%+v, %v", p, err)

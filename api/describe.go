@@ -82,7 +82,8 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 		if r.Status != topology.Deleting {
 			reasons = append(reasons, "draining: no more clients are sent there, and a replicator is to take it out")
 		}
-		r.Status = topology.Deleting
+		// Of which a raw edit of the store cannot say otherwise.
+		r.Status, r.Routing = topology.Deleting, RoutingDisabled
 	} else if r.Status == topology.Ready && slices.Contains(r.Requests, topology.RequestResync) {
 		// Whoever asks for a new baseline and waits for Ready means the one after it.
 		r.Status, reasons = topology.Creating, append(reasons, "a new baseline was asked for")

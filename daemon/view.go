@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -247,6 +248,7 @@ func conditionsOf(s *topology.Snapshot, state *states, verdicts *health.Verdicts
 				c.Settled = verdicts == nil || p.Probe.Mode == topology.ProbeNone
 			}
 			c.Seeded = state.seeded[k] == p.Endpoint.String()
+			c.Leaving = slices.Contains(state.Requests[k], topology.RequestDelete)
 			conditions[k] = c
 		}
 	}

@@ -26,7 +26,7 @@ func TestConditionsOf(t *testing.T) {
 		replica("probed", topology.ProbeHTTPS), replica("new", topology.ProbeHTTPS), replica("never", topology.ProbeNone),
 	}}}}
 	key := func(region string) router.ReplicaKey { return router.ReplicaKey{Registry: "contoso", Region: region} }
-	state := &states{seeded: map[router.ReplicaKey]string{key("probed"): "https://probed", key("new"): "https://elsewhere"}}
+	state := &states{State: &topology.State{Requests: map[router.ReplicaKey][]string{key("never"): {topology.RequestAccept, topology.RequestDelete}, key("new"): {topology.RequestResync}}}, seeded: map[router.ReplicaKey]string{key("probed"): "https://probed", key("new"): "https://elsewhere"}}
 	verdicts := &health.Verdicts{Replicas: map[router.ReplicaKey]health.Verdict{key("probed"): {Health: router.Unhealthy, Settled: true}}}
 
 	c := conditionsOf(s, state, verdicts)
@@ -36,8 +36,8 @@ func TestConditionsOf(t *testing.T) {
 	if p := c[key("new")]; p.Health != router.Unknown || p.Settled || p.Seeded {
 		t.Errorf("new, and seeded at another endpoint: %+v", p)
 	}
-	if p := c[key("never")]; !p.Settled {
-		t.Errorf("never probed: %+v", p)
+	if p := c[key("never")]; !p.Settled || !p.Leaving || c[key("new")].Leaving {
+		t.Errorf("never probed, and about to be deleted: %+v", p)
 	}
 	if p := conditionsOf(s, state, nil)[key("new")]; !p.Settled {
 		t.Errorf("where nothing is probed: %+v", p)

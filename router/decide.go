@@ -28,8 +28,8 @@ type Registry struct {
 
 // condition is what a decision needs of a ReplicaCondition.
 type condition struct {
-	health          Health
-	settled, seeded bool
+	health                   Health
+	settled, seeded, leaving bool
 }
 
 // berth is a registry on its chart: what does not change with conditions.
@@ -129,7 +129,7 @@ func (b *berth) with(c Conditions) Registry {
 	for i := range r.conditions {
 		r.conditions[i] = condition{settled: true}
 		if known, ok := c[ReplicaKey{Registry: b.topology.Name, Region: b.replicas[i].region}]; ok {
-			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded}
+			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded, leaving: known.Leaving}
 		}
 	}
 	for i, order := range b.orders {
@@ -212,6 +212,7 @@ type exclusion uint8
 
 const (
 	included exclusion = iota
+	leaving
 	routingDisabled
 	weightZero
 	notSeeded
@@ -223,6 +224,8 @@ const (
 func (r *Registry) excluded(i int) exclusion {
 	h := &r.replicas[i]
 	switch {
+	case r.conditions[i].leaving:
+		return leaving
 	case !h.routing:
 		return routingDisabled
 	case h.weight <= 0:

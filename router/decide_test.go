@@ -214,6 +214,11 @@ func TestDecide(t *testing.T) {
 			r.Policy.AllDown = topology.AllDown{Mode: topology.AllDownCNAME, Target: "other.example."}
 		}, subnet: "30.1.2.0/24", outcome: AllDownCNAME, scope: 8},
 		{name: "routing disabled", edit: func(r *topology.Registry) { r.Replica("westeurope").Routing = false }, subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
+		{name: "leaving, whatever its routing says", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Health: Healthy, Settled: true, Seeded: true, Leaving: true}},
+			subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
+		{name: "leaving, and all others are down", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Leaving: true, Settled: true},
+			{Registry: "contoso", Region: "westus"}: {Health: Unhealthy, Settled: true}, {Registry: "contoso", Region: "southeastasia"}: {Health: Unhealthy, Settled: true}},
+			subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8},
 		{name: "weight zero", edit: func(r *topology.Registry) { r.Replica("westeurope").Weight = 0 }, subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
 		{name: "weight zero when all others are down", edit: func(r *topology.Registry) { r.Replica("westeurope").Weight = 0 },
 			conditions: unhealthy("westus", "southeastasia"), subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8},

@@ -228,6 +228,8 @@ func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Ce
 // String is the exclusion in words.
 func (x exclusion) String() string {
 	switch x {
+	case leaving:
+		return "excluded: its deletion has begun"
 	case routingDisabled:
 		return "excluded: routing is disabled"
 	case weightZero:

@@ -43,6 +43,8 @@ type ReplicaCondition struct {
 	Settled bool
 	// Seeded is whether the replica has been Ready once.
 	Seeded bool
+	// Leaving is whether its deletion has begun: no client is sent there any more, whatever its routing says.
+	Leaving bool
 }
 
 // ReplicaKey names a replica, as topology does.

@@ -633,7 +633,7 @@ func (k key) meaning(values Values) string {
 	case fieldLocation:
 		c, _ := parseLocation(value)
 		return c.String()
-	case "orders", "fences":
+	case fieldRealms, "orders", "fences":
 		return joinList(splitList(value))
 	}
 	return value

@@ -46,6 +46,8 @@ type EditorOptions struct {
 type Editor struct {
 	store   store.Store
 	options EditorOptions
+	// turn is held by the edit that is made. Edits of one process queue, so that only those of others are in each other's way.
+	turn chan struct{}
 }
 
 // NewEditor makes an Editor of s.
@@ -53,8 +55,20 @@ func NewEditor(s store.Store, o EditorOptions) *Editor {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Editor{store: s, options: o}
+	return &Editor{store: s, options: o, turn: make(chan struct{}, 1)}
 }
+
+// takeTurn waits until no other edit of this Editor is under way; its error is that of ctx.
+func (e *Editor) takeTurn(ctx context.Context) error {
+	select {
+	case e.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for other edits: %w", ctx.Err())
+	}
+}
+
+func (e *Editor) endTurn() { <-e.turn }
 
 // workspace is an edit in the making.
 type workspace struct {
@@ -457,6 +471,24 @@ func (e *Editor) Confirm(ctx context.Context, registry string) error {
 	if err := checkLabel(registry); err != nil {
 		return failf(ErrNotFound, "there is no such registry: %v", err)
 	}
+	if err := e.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer e.endTurn()
+	for range editAttempts {
+		if err := e.confirm(ctx, registry); !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
+	return errBusy()
+}
+
+// confirm confirms what it reads, if that still stands when it is confirmed: else store.ErrConflict.
+func (e *Editor) confirm(ctx context.Context, registry string) error {
+	before, err := e.store.Get(ctx, ConfirmedKey(registry))
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("reading %s: %w", ConfirmedKey(registry), err)
+	}
 	tree, err := e.store.List(ctx, RegistriesPrefix)
 	if err != nil {
 		return fmt.Errorf("reading the topology: %w", err)
@@ -475,7 +507,7 @@ func (e *Editor) Confirm(ctx context.Context, registry string) error {
 		}
 		return failf(ErrRefused, "the replica in the home region %s is among what was taken away, and it stays as long as registry %s does: put it back, or delete the registry", home, registry)
 	}
-	if _, err := e.store.Commit(ctx, store.Put(ConfirmedKey(registry), confirmation(regions))); err != nil {
+	if _, err := e.store.Commit(ctx, store.PutIf(ConfirmedKey(registry), confirmation(regions), before.Revision)); err != nil {
 		return fmt.Errorf("confirming registry %s: %w", registry, err)
 	}
 	return nil
@@ -487,6 +519,12 @@ func (e *Editor) edit(ctx context.Context, change func(*workspace) error) error 
 
 // run carries out an edit, and again from the start when somebody else was faster.
 func (e *Editor) run(ctx context.Context, dryRun bool, change func(*workspace) error) error {
+	if !dryRun {
+		if err := e.takeTurn(ctx); err != nil {
+			return err
+		}
+		defer e.endTurn()
+	}
 	for range editAttempts {
 		// The time of the last change is read first: every edit writes it, so one that came after this read is noticed,
 		// also where it touched other keys.
@@ -517,6 +555,10 @@ func (e *Editor) run(ctx context.Context, dryRun bool, change func(*workspace) e
 			return err
 		}
 	}
+	return errBusy()
+}
+
+func errBusy() error {
 	return failf(ErrConflict, "the topology was changed by others %d times in a row; nothing was changed here: try again", editAttempts)
 }
 

@@ -352,6 +352,81 @@ func TestConcurrentEdits(t *testing.T) {
 	}
 }
 
+// Edits of one process queue, however many there are, for as long as those who asked for them wait.
+func TestEditsQueue(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	e := NewEditor(s, EditorOptions{})
+	if err := e.CreateRegistry(t.Context(), contoso()); err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	for i := range 40 {
+		group.Go(func() {
+			r := replica(fmt.Sprintf("new%d", i), 50+i)
+			r.Location = []float64{1, 1}
+			if err := e.CreateReplica(context.WithoutCancel(t.Context()), "contoso", r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if got := snapshotOf(t, s); len(got.Problems) > 0 || len(got.Registry("contoso").Replicas) != 42 {
+		t.Errorf("%+v", got.Problems)
+	}
+
+	entered, leave := make(chan struct{}), make(chan struct{})
+	group.Go(func() {
+		err := e.UpdateReplica(context.WithoutCancel(t.Context()), "contoso", "westus", func(*ReplicaDocument) { close(entered); <-leave })
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-entered
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := e.DeleteRegistry(ctx, "contoso"); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "waiting for other edits") {
+		t.Errorf("an edit that nobody waits for: %v", err)
+	}
+	if err := e.Confirm(ctx, "contoso"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a confirmation that nobody waits for: %v", err)
+	}
+	close(leave)
+	group.Wait()
+}
+
+// meanwhile is a store in which something happens after the registries were read for the first time.
+type meanwhile struct {
+	store.Store
+	once sync.Once
+	do   func()
+}
+
+func (m *meanwhile) List(ctx context.Context, prefix string) (store.Tree, error) {
+	tree, err := m.Store.List(ctx, prefix)
+	if prefix == RegistriesPrefix {
+		m.once.Do(m.do)
+	}
+	return tree, err
+}
+
+// What is confirmed is what stands there when it is.
+func TestConfirmIsCheckAndSet(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	put(t, s, three())
+	m := &meanwhile{Store: s, do: func() { // a replica comes by the API of another server, which confirms it
+		put(t, s, Values{"registries/contoso/replicas/uksouth/endpoint": "http://uk", "registries/contoso/replicas/uksouth/addresses": "192.0.2.77",
+			ConfirmedKey("contoso"): "eastus,uksouth,westeurope,westus"})
+	}}
+	if err := NewEditor(m, EditorOptions{}).Confirm(t.Context(), "contoso"); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := s.Get(t.Context(), ConfirmedKey("contoso")); err != nil || e.Value != "eastus,uksouth,westeurope,westus" {
+		t.Errorf("confirmed are %q, %v", e.Value, err)
+	}
+}
+
 func TestEditorWhileTheStoreIsAway(t *testing.T) {
 	t.Parallel()
 	s := open(t)

@@ -673,7 +673,7 @@ func (r *registryCells) policy() Policy {
 func (r *registryCells) replica(p *replicaCells) *Replica {
 	rep := &Replica{Region: p.region, Access: Access{
 		Credentials: r.at(p, fieldCredentials).use, CA: r.at(p, fieldCA).use, ClientCert: r.at(p, fieldClientCert).use, Prefix: r.at(p, fieldPrefix).use,
-		Realms: r.at(p, fieldRealms).use,
+		Realms: joinList(splitList(r.at(p, fieldRealms).use)),
 	}}
 	var err error
 	if rep.Endpoint, err = parseEndpoint(r.at(p, fieldEndpoint).use); err != nil {

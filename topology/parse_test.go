@@ -289,6 +289,20 @@ func TestEndpointsAndAddresses(t *testing.T) {
 			t.Errorf("parseLocation(%q): %v", text, err)
 		}
 	}
+	for text, want := range map[string]string{"auth.contoso.com, auth.example.net:8443": "auth.contoso.com,auth.example.net:8443", "auth": "auth", "a,": "", "a b": "", "me@a": ""} {
+		err := checkRealms(text)
+		s, _ := Parse(with(three(), "replicas/eastus/realms", text), nil, nil)
+		if want == "" && err == nil || want != "" && (err != nil || s.Registry("contoso").Replica("eastus").Access.Realms != want) {
+			t.Errorf("realms %q: %v; %+v", text, err, s.Problems)
+		}
+	}
+	for text, same := range map[string]string{"https://a.example.net.": "https://a.example.net:443", "http://A.example.net.:80/": "http://a.example.net"} {
+		a, err := parseEndpoint(text)
+		b, err2 := parseEndpoint(same)
+		if err != nil || err2 != nil || hostPort(a) != hostPort(b) {
+			t.Errorf("%s (%v) and %s (%v) are not one server", text, err, same, err2)
+		}
+	}
 	for text, ok := range map[string]bool{"a/b": true, "a__b": true, "a--b": true, "a..b": false, "A": false, "/a": false, "a/": false, "a_-b": false} {
 		if err := checkRepositoryPrefix(text); (err == nil) != ok {
 			t.Errorf("checkRepositoryPrefix(%q): %v", text, err)

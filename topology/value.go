@@ -3,6 +3,7 @@ package topology
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -171,13 +172,11 @@ func checkHost(s string) error {
 
 // hostPort is what makes two endpoints the same server.
 func hostPort(u *url.URL) string {
-	if u.Port() != "" {
-		return u.Host
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
-	if u.Scheme == "http" {
-		return u.Host + ":80"
-	}
-	return u.Host + ":443"
+	return net.JoinHostPort(strings.TrimSuffix(u.Hostname(), "."), port) // with its final dot a name is the same
 }
 
 func parseAddresses(s string) ([]netip.Addr, error) {
@@ -334,7 +333,7 @@ func checkFile(s string) error {
 
 // checkRealms reads the hosts of token servers: host or host:port, comma-separated.
 func checkRealms(s string) error {
-	for realm := range strings.SplitSeq(s, ",") {
+	for _, realm := range splitList(s) {
 		u, err := url.Parse("https://" + realm)
 		if err != nil || u.Host != realm || u.Hostname() == "" || strings.ContainsAny(realm, " @") {
 			return fmt.Errorf("%q is not the host of a token server: want host or host:port, comma-separated, such as auth.contoso.com", clip(realm))
