@@ -185,6 +185,8 @@ type EventsStatus struct {
 	URL string `json:"url"`
 	// Received counts, by registry/region, the events since the start, those of no interest included.
 	Received map[string]uint64 `json:"received,omitempty"`
+	// Ignored counts those of no interest among them: pulls, mounts, blobs, and what is outside of the replica's prefix.
+	Ignored map[string]uint64 `json:"ignored,omitempty"`
 }
 
 // EventsToken is what a replica needs to send its notifications.

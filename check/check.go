@@ -55,6 +55,9 @@ const soon = 14 * 24 * time.Hour
 // oldDays is the age of a location database that is a warning: networks move between countries by the month.
 const oldDays = 90
 
+// manyIgnored is how many events of no interest say that a registry is not told to leave them out. One that is sends none.
+const manyIgnored = 10
+
 // samples are clients of four continents, by networks that have been where they are for decades.
 var samples = []struct{ where, subnet string }{
 	{"North America", "128.32.0.0/24"},  // University of California, Berkeley
@@ -205,9 +208,15 @@ func (c *Checker) events() {
 	}
 	for _, r := range c.registry.Replicas {
 		name := r.Registry + "/" + r.Region
-		if n := c.status.Events.Received[name]; n > 0 {
+		n, ignored := c.status.Events.Received[name], c.status.Events.Ignored[name]
+		prefixed := slices.ContainsFunc(c.registry.Document.Replicas, func(d topology.ReplicaDocument) bool { return d.Region == r.Region && d.Prefix != "" })
+		switch {
+		case ignored >= manyIgnored && 2*ignored > n && !prefixed: // outside of a prefix there may be any number of pushes
+			c.say(Warn, "events "+r.Region, fmt.Sprintf("of %d since the start, %d were of pulls, mounts or blobs, which hold up those of pushes", n, ignored),
+				"put ignore into its configuration, as portolan events token "+name+" prints it")
+		case n > 0:
 			c.say(OK, "events "+r.Region, fmt.Sprintf("%d since the start", n), "")
-		} else {
+		default:
 			c.say(Warn, "events "+r.Region, "none came since the start of this server", "if there were pushes: put what portolan events token "+name+" prints into its configuration")
 		}
 	}
@@ -371,15 +380,25 @@ func (c *Checker) zone(ctx context.Context) {
 			addresses = found
 		}
 		for _, a := range addresses {
-			asked[a] = true
-			c.nameserver(ctx, "name server "+name+" "+a, net.JoinHostPort(a, c.port), serials)
+			subject, at := "name server "+name+" "+a, net.JoinHostPort(a, c.port)
+			lab, silence := c.elsewhere(a), Fail
+			switch {
+			case lab != "":
+				at = lab
+			case loopback(at):
+				silence = Warn // another server of a lab
+			}
+			asked[at] = true
+			if c.nameserver(ctx, subject, at, silence, serials) && lab != "" {
+				c.say(OK, subject, "was asked at "+lab+", where this server listens; that it is found on port 53, where clients ask, was not tested", "")
+			}
 		}
 	}
-	// What this server listens on itself: in a lab it is all there is.
+	// What this server listens on itself, for the port of clients may lead there.
 	for _, l := range c.status.DNS.Listen {
 		at, err := netip.ParseAddrPort(l)
-		if err == nil && !at.Addr().IsUnspecified() && !(at.Port() == 53 && asked[at.Addr().String()]) {
-			c.nameserver(ctx, "this server "+l, l, serials)
+		if err == nil && !at.Addr().IsUnspecified() && !asked[l] {
+			c.nameserver(ctx, "this server "+l, l, Fail, serials)
 		}
 	}
 	switch len(serials) {
@@ -399,16 +418,35 @@ func (c *Checker) zone(ctx context.Context) {
 	c.delegation(ctx, zone)
 }
 
-func (c *Checker) nameserver(ctx context.Context, subject, at string, serials map[uint32][]string) {
+// elsewhere is where this server is to be asked instead of the port of clients, if a name server's address is a loopback one: in
+// a lab there are no clients from elsewhere, and the port is often another. Empty: nowhere else.
+func (c *Checker) elsewhere(address string) string {
+	a, err := netip.ParseAddr(address)
+	if err != nil || !a.IsLoopback() {
+		return ""
+	}
+	other := ""
+	for _, l := range c.status.DNS.Listen {
+		at, err := netip.ParseAddrPort(l)
+		switch {
+		case err != nil || at.Addr() != a && !(at.Addr().IsUnspecified() && at.Addr().Is4() == a.Is4()):
+		case fmt.Sprint(at.Port()) == c.port:
+			return ""
+		case other == "":
+			other = netip.AddrPortFrom(a, at.Port()).String()
+		}
+	}
+	return other
+}
+
+// nameserver asks one server for the zone, and returns whether it is as it should be. silence is how bad it is if it is silent.
+func (c *Checker) nameserver(ctx context.Context, subject, at string, silence Level, serials map[uint32][]string) bool {
 	for _, network := range []string{"udp", "tcp"} {
 		answer, err := c.exchange(ctx, network, at, c.status.DNS.Zone, mdns.TypeSOA, false)
 		if err != nil {
-			level := Fail
-			if strings.HasPrefix(subject, "name server") && loopback(at) {
-				level = Warn // a lab, where port 53 is not what is asked
-			}
-			c.say(level, subject, fmt.Sprintf("no answer over %s: %v", strings.ToUpper(network), err), "is a portolan with the role dns running there, and port 53 open for UDP and TCP?")
-			return
+			c.say(silence, subject, fmt.Sprintf("no answer over %s: %v", strings.ToUpper(network), err),
+				"is a portolan with the role dns running there, and the port open for UDP and TCP? This server listens on "+strings.Join(c.status.DNS.Listen, ", "))
+			return false
 		}
 		var soa *mdns.SOA
 		for _, rr := range answer.Answer {
@@ -418,7 +456,7 @@ func (c *Checker) nameserver(ctx context.Context, subject, at string, serials ma
 		}
 		if !answer.Authoritative || soa == nil {
 			c.say(Fail, subject, fmt.Sprintf("answers over %s without authority for %s (%s)", strings.ToUpper(network), c.status.DNS.Zone, mdns.RcodeToString[answer.Rcode]), "is another DNS server running at that address?")
-			return
+			return false
 		}
 		if network == "udp" {
 			serials[soa.Serial] = append(serials[soa.Serial], at)
@@ -426,6 +464,7 @@ func (c *Checker) nameserver(ctx context.Context, subject, at string, serials ma
 	}
 	c.say(OK, subject, "authoritative over UDP and TCP", "")
 	c.alike(ctx, subject, at)
+	return true
 }
 
 func loopback(at string) bool {

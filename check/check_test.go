@@ -204,10 +204,24 @@ func TestRegistry(t *testing.T) {
 		"a name server that is silent": {good, []string{server}, closed, func(s *api.Status, _ *api.Registry, c *Checker) {
 			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.53", "0.0.0.0"} // this machine, and by its address no lab
 		}, false, []string{"warn name server ns1.geo.example.net. 127.0.0.53|no answer over UDP", "fail name server ns1.geo.example.net. 0.0.0.0|no answer over UDP"}},
+		"a lab": {good, []string{server}, closed, func(s *api.Status, _ *api.Registry, _ *Checker) {
+			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.1"}
+		}, false, []string{"ok name server ns1.geo.example.net. 127.0.0.1|authoritative over UDP and TCP", "ok name server ns1.geo.example.net. 127.0.0.1|was asked at " + server + ", where this server listens",
+			"ok zone geo.example.net.|serial 7 on all 1 that answered"}},
+		"a lab on all addresses": {good, []string{strings.Replace(server, "127.0.0.1", "0.0.0.0", 1)}, closed, func(s *api.Status, _ *api.Registry, _ *Checker) {
+			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.1"}
+		}, false, []string{"ok name server ns1.geo.example.net. 127.0.0.1|was asked at " + server}},
 		"unhealthy": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
 			r.Replicas[0].Health, r.Replicas[0].Reason = "Unhealthy", "connection refused"
 		}, false, []string{"fail replica westus|connection refused"}},
 		"silent": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) { s.Events.Received = nil }, true, []string{"warn events westus|none came"}},
+		"events of pulls": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) {
+			s.Events.Received["contoso/westus"], s.Events.Ignored = 30, map[string]uint64{"contoso/westus": 27}
+		}, true, []string{"warn events westus|of 30 since the start, 27 were of pulls"}},
+		"events beside a prefix": {good, []string{server}, "", func(s *api.Status, r *api.Registry, _ *Checker) {
+			s.Events.Received["contoso/westus"], s.Events.Ignored = 30, map[string]uint64{"contoso/westus": 27}
+			r.Document.Replicas = []topology.ReplicaDocument{{Region: "westus", Prefix: "team"}}
+		}, true, []string{"ok events westus|30 since the start"}},
 		"client name elsewhere": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
 			r.ClientNames = append(r.ClientNames, "other.contoso.com")
 		}, false,

@@ -421,6 +421,34 @@ func writeCity(t *testing.T, path, country string, latitude, longitude float64) 
 }
 
 // A location database that was replaced decides after a reload; one that is broken changes nothing.
+// The status tells how many events came, and how many of them were of no interest.
+func TestEventsStatus(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, "topology.yaml", twoRegions(newRegistry(t), newRegistry(t)))
+	r := startDaemon(t, base+"topology: topology.yaml\nevents: {listen: \"127.0.0.1:0\"}\n", dir, true)
+	token, err := r.client.EventsToken(t.Context(), "contoso", "westus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const events = `{"events": [{"id": "1", "action": "pull", "target": {"repository": "a", "tag": "1"}}, {"id": "2", "action": "push", "target": {"repository": "a", "tag": "1"}}]}`
+	q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, token.URL, strings.NewReader(events))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.Header.Set("Content-Type", "application/vnd.docker.distribution.events.v2+json")
+	q.Header.Set("Authorization", "Bearer "+token.Token)
+	a, err := http.DefaultClient.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Body.Close()
+	s, err := r.client.Status(t.Context())
+	if err != nil || s.Events == nil || s.Events.Received["contoso/westus"] != 2 || s.Events.Ignored["contoso/westus"] != 1 {
+		t.Errorf("%s: %+v, %v", a.Status, s.Events, err)
+	}
+}
+
 func TestReloadDatabase(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

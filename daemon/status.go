@@ -72,7 +72,7 @@ func (d *daemon) status() api.Status {
 		s.DNS = d.dnsStatus()
 	}
 	if d.handler != nil {
-		s.Events = &api.EventsStatus{URL: d.eventsURL(), Received: d.received()}
+		s.Events = d.eventsStatus()
 	}
 	return s
 }
@@ -101,29 +101,35 @@ func (d *daemon) dnsStatus() *api.DNSStatus {
 	return s
 }
 
-// received counts the events of each replica since the start, as the handler's own metric has them.
-func (d *daemon) received() map[string]uint64 {
-	counts := map[string]uint64{}
+// eventsStatus counts the events of each replica since the start, as the handler's own metric has them.
+func (d *daemon) eventsStatus() *api.EventsStatus {
+	s := &api.EventsStatus{URL: d.eventsURL(), Received: map[string]uint64{}, Ignored: map[string]uint64{}}
 	families, err := d.eventMetrics.Gather()
 	if err != nil {
-		return counts
+		return s
 	}
 	for _, f := range families {
 		if f.GetName() != "portolan_events_received_total" {
 			continue
 		}
 		for _, m := range f.GetMetric() {
-			var registry, region string
+			var registry, region, kind string
 			for _, l := range m.GetLabel() {
 				switch l.GetName() {
 				case "registry":
 					registry = l.GetValue()
 				case "region":
 					region = l.GetValue()
+				case "kind":
+					kind = l.GetValue()
 				}
 			}
-			counts[registry+"/"+region] += uint64(m.GetCounter().GetValue())
+			n := uint64(m.GetCounter().GetValue())
+			s.Received[registry+"/"+region] += n
+			if kind == "ignored" {
+				s.Ignored[registry+"/"+region] += n
+			}
 		}
 	}
-	return counts
+	return s
 }
