@@ -101,7 +101,7 @@ func (s Store) String() string {
 type Consul struct {
 	// Datacenter whose keys are used. Default: the agent's own.
 	Datacenter string `yaml:"datacenter"`
-	// TokenFile holds the ACL token. Default: CONSUL_HTTP_TOKEN, else none.
+	// TokenFile holds the ACL token. It is read again when it changes. Default: CONSUL_HTTP_TOKEN, else none.
 	TokenFile string `yaml:"token_file"`
 	// TLS speaks HTTPS. Default: false; true where CA is set.
 	TLS bool `yaml:"tls"`

@@ -303,17 +303,6 @@ func ignoreClosed(closes func() error) func() error {
 	}
 }
 
-func (d *daemon) consulToken() (string, error) {
-	if d.config.Consul.TokenFile == "" {
-		return "", nil
-	}
-	text, err := os.ReadFile(d.config.Consul.TokenFile)
-	if err != nil {
-		return "", fmt.Errorf("consul.token_file: %w", err)
-	}
-	return strings.TrimSpace(string(text)), nil
-}
-
 func (d *daemon) openStore() error {
 	c := &d.config
 	if c.Store.Bolt != "" {
@@ -334,13 +323,7 @@ func (d *daemon) openStore() error {
 		d.close = append(d.close, d.ledger.Close)
 		return nil
 	}
-	token, err := d.consulToken()
-	if err != nil {
-		return err
-	}
-	client, err := consul.Dial(consul.Config{
-		Address: c.Store.Consul, Prefix: c.Store.Prefix, Datacenter: c.Consul.Datacenter, Token: token, TLS: c.Consul.TLS, CAFile: c.Consul.CA,
-	})
+	client, err := consul.Dial(d.consulConfig())
 	if err != nil {
 		return fmt.Errorf("the store: %w", err)
 	}
@@ -351,27 +334,17 @@ func (d *daemon) openStore() error {
 	return nil
 }
 
+func (d *daemon) consulConfig() consul.Config {
+	c := &d.config
+	return consul.Config{
+		Address: c.Store.Consul, Prefix: c.Store.Prefix, Datacenter: c.Consul.Datacenter, TokenFile: c.Consul.TokenFile, TLS: c.Consul.TLS, CAFile: c.Consul.CA,
+	}
+}
+
 // consulAgent is the Consul that probes of the kind consul:<service> ask: the store's, else the one on this machine. It is
 // asked when such a probe is configured, not before.
 func (d *daemon) consulAgent() (*consulapi.Client, error) {
-	config := consulapi.DefaultConfig()
-	if d.config.Store.Consul != "" {
-		token, err := d.consulToken()
-		if err != nil {
-			return nil, err
-		}
-		config.Address, config.Datacenter = d.config.Store.Consul, d.config.Consul.Datacenter
-		if token != "" {
-			config.Token = token
-		}
-		if d.config.Consul.TLS {
-			config.Scheme = "https"
-		}
-		if d.config.Consul.CA != "" {
-			config.TLSConfig.CAFile = d.config.Consul.CA
-		}
-	}
-	agent, err := consulapi.NewClient(config)
+	agent, err := consul.NewAPI(d.consulConfig()) // which is empty but for a store in Consul
 	if err != nil {
 		return nil, fmt.Errorf("preparing to ask Consul about services: %w", err)
 	}

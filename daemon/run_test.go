@@ -420,7 +420,6 @@ func writeCity(t *testing.T, path, country string, latitude, longitude float64) 
 	}
 }
 
-// A location database that was replaced decides after a reload; one that is broken changes nothing.
 // The status tells how many events came, and how many of them were of no interest.
 func TestEventsStatus(t *testing.T) {
 	t.Parallel()
@@ -449,6 +448,7 @@ func TestEventsStatus(t *testing.T) {
 	}
 }
 
+// A location database that was replaced decides after a reload; one that is broken changes nothing.
 func TestReloadDatabase(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

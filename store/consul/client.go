@@ -24,7 +24,7 @@ type Config struct {
 	Address string
 	// Datacenter whose keys are used; each has its own. Default: the agent's.
 	Datacenter string
-	// Token is the ACL token, TokenFile a file that holds it. The file is read once.
+	// Token is the ACL token; or TokenFile a file that holds it, read again when it changes.
 	Token     string
 	TokenFile string
 	// TLS speaks HTTPS to the address; CAFile holds the certificates to trust, instead of the system's.
@@ -82,6 +82,31 @@ type Reading struct {
 // Dial prepares a client. It does not contact Consul, so that a daemon starts also while Consul is away: an error is one
 // of the configuration.
 func Dial(cfg Config) (*Client, error) {
+	prefix := strings.Trim(cfg.Prefix, "/")
+	if prefix == "" {
+		prefix = DefaultPrefix
+	}
+	if err := store.CheckKey(prefix); err != nil {
+		return nil, fmt.Errorf("consul: prefix: %w", err)
+	}
+	client, c, err := newAPI(cfg)
+	if err != nil {
+		return nil, err
+	}
+	timeout := cfg.Timeout
+	if timeout <= 0 {
+		timeout = defaultTimeout
+	}
+	return &Client{api: client, http: c.HttpClient, address: c.Address, prefix: prefix, timeout: timeout}, nil
+}
+
+// NewAPI prepares Consul's own client, for what is not about keys. It does not contact Consul, and leaves deadlines to its user.
+func NewAPI(cfg Config) (*api.Client, error) {
+	client, _, err := newAPI(cfg)
+	return client, err
+}
+
+func newAPI(cfg Config) (*api.Client, *api.Config, error) {
 	c := api.DefaultConfig()
 	set := func(field *string, value string) {
 		if value != "" {
@@ -93,22 +118,20 @@ func Dial(cfg Config) (*Client, error) {
 	set(&c.Token, cfg.Token)
 	set(&c.TokenFile, cfg.TokenFile)
 	set(&c.TLSConfig.CAFile, cfg.CAFile)
-	if cfg.Token != "" {
-		c.TokenFile = "" // a token that was given beats a file that the environment names
-	}
 	if cfg.TLS {
 		c.Scheme = "https"
 	}
-	prefix := strings.Trim(cfg.Prefix, "/")
-	if prefix == "" {
-		prefix = DefaultPrefix
+	var token *tokenFile
+	if cfg.Token == "" && c.TokenFile != "" { // a token that was given beats a file that the environment names
+		token = &tokenFile{path: c.TokenFile}
+		if err := token.read(); err != nil {
+			return nil, nil, fmt.Errorf("consul: %w", err)
+		}
 	}
-	if err := store.CheckKey(prefix); err != nil {
-		return nil, fmt.Errorf("consul: prefix: %w", err)
-	}
+	c.TokenFile = "" // the library reads it once
 	// HTTP/1.1 also over TLS: a request that ends by its deadline takes its connection with it. HTTP/2 would go on using
 	// the one connection that all share, and a link that died without a word would last until the kernel gives it up.
-	transport := &http.Transport{
+	base := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 3 * time.Second,
@@ -116,19 +139,15 @@ func Dial(cfg Config) (*Client, error) {
 		IdleConnTimeout:     90 * time.Second,
 	}
 	var err error
-	if c.HttpClient, err = api.NewHttpClient(transport, c.TLSConfig); err != nil {
-		return nil, fmt.Errorf("consul: TLS: %w", err)
+	if c.HttpClient, err = api.NewHttpClient(base, c.TLSConfig); err != nil {
+		return nil, nil, fmt.Errorf("consul: TLS: %w", err)
 	}
 	client, err := api.NewClient(c)
 	if err != nil {
-		return nil, fmt.Errorf("consul: %w", err)
+		return nil, nil, fmt.Errorf("consul: %w", err)
 	}
-	c.HttpClient.Transport = limited{c.HttpClient.Transport} // NewClient replaced it for a Unix socket
-	timeout := cfg.Timeout
-	if timeout <= 0 {
-		timeout = defaultTimeout
-	}
-	return &Client{api: client, http: c.HttpClient, address: c.Address, prefix: prefix, timeout: timeout}, nil
+	c.HttpClient.Transport = transport{c.HttpClient.Transport, token} // NewClient replaced it for a Unix socket
+	return client, c, nil
 }
 
 // Prefix is the folder of the installation, without slashes at its ends.
@@ -335,19 +354,26 @@ func what(errs api.TxnErrors) string {
 	return errs[0].What
 }
 
-// limited bounds the bodies of answers.
-type limited struct{ http.RoundTripper }
+// transport shows the token of a file, and bounds the bodies of answers.
+type transport struct {
+	http.RoundTripper
+	token *tokenFile // nil: none
+}
 
-func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := l.RoundTripper.RoundTrip(r)
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.token != nil {
+		r = r.Clone(r.Context()) // which a RoundTripper may not change
+		r.Header.Set("X-Consul-Token", t.token.get())
+	}
+	resp, err := t.RoundTripper.RoundTrip(r)
 	if err == nil {
 		resp.Body = http.MaxBytesReader(nil, resp.Body, maxBody)
 	}
 	return resp, err
 }
 
-func (l limited) CloseIdleConnections() {
-	if t, ok := l.RoundTripper.(interface{ CloseIdleConnections() }); ok {
-		t.CloseIdleConnections()
+func (t transport) CloseIdleConnections() {
+	if c, ok := t.RoundTripper.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
 	}
 }

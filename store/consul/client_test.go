@@ -260,6 +260,65 @@ func (c *deafConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
+// TestTokenFile renews a token while a client uses it.
+func TestTokenFile(t *testing.T) {
+	t.Parallel()
+	var shown atomic.Value
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		shown.Store(r.Header.Get("X-Consul-Token"))
+		w.Header().Set("X-Consul-Index", "7")
+		w.Header().Set("X-Consul-KnownLeader", "true")
+		w.Header().Set("X-Consul-LastContact", "0")
+		fmt.Fprint(w, `[{"Key":"p/k","Value":"dg==","ModifyIndex":7}]`)
+	}))
+	defer server.Close()
+	file := filepath.Join(t.TempDir(), "token")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file+".new", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := Config{Address: strings.TrimPrefix(server.URL, "http://"), TokenFile: file}
+	write(" \n")
+	if _, err := Dial(config); err == nil || !strings.Contains(err.Error(), "token is empty") {
+		t.Errorf("an empty file: %v", err)
+	}
+	write("one\n")
+	c, err := Dial(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	agent, err := NewAPI(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shows := func(when, want string) {
+		t.Helper()
+		if _, err := c.Get(t.Context(), "p/k", 0); err != nil || shown.Load() != want {
+			t.Errorf("%s: %v, %v; want %q", when, shown.Load(), err, want)
+		}
+		if _, _, err := agent.KV().Get("p/k", (&api.QueryOptions{}).WithContext(t.Context())); err != nil || shown.Load() != want {
+			t.Errorf("%s, Consul's own client: %v, %v; want %q", when, shown.Load(), err, want)
+		}
+	}
+	shows("at the start", "one")
+	write("two\n")
+	shows("renewed", "two")
+	write("")
+	shows("emptied", "two")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	shows("removed", "two")
+	write("three")
+	shows("there again", "three")
+}
+
 // TestUnixSocket asks an agent that listens on a socket of its machine.
 func TestUnixSocket(t *testing.T) {
 	t.Parallel()
@@ -286,7 +345,7 @@ func TestUnixSocket(t *testing.T) {
 	if r, err := c.Get(t.Context(), "p/k", 0); err != nil || len(r.Pairs) != 1 || string(r.Pairs[0].Value) != "v" {
 		t.Errorf("over a Unix socket: %+v, %v", r, err)
 	}
-	if _, ok := c.http.Transport.(limited); !ok {
+	if _, ok := c.http.Transport.(transport); !ok {
 		t.Errorf("answers are not bounded: %T", c.http.Transport)
 	}
 }
