@@ -87,9 +87,6 @@ func blockOf(a netip.Addr) (b *block, prefixLen int) {
 	return &blocks[i], prefixLen
 }
 
-// clients is whether ordinary clients have addresses in b: only these are looked up in location databases.
-func (b *block) clients() bool { return b.ordinary || b == &blocks[0] }
-
 // unembed takes an IPv4 address out of an IPv4-mapped, NAT64 or 6to4 one. An IPv4 prefix of length n is one of length
 // offset+n in a's own family. Other addresses, and IPv4 ones, are returned as they are, without their zone.
 func unembed(a netip.Addr) (inner netip.Addr, offset int) {

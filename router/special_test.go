@@ -39,8 +39,9 @@ func TestBlocks(t *testing.T) {
 	}
 	for _, tt := range tests {
 		a, _ := unembed(netip.MustParseAddr(tt.addr))
-		if b, _ := blockOf(a); b.clients() != tt.clients {
-			t.Errorf("%s: clients %v (%s), want %v", tt.addr, b.clients(), b.name, tt.clients)
+		b, _ := blockOf(a)
+		if clients := b.ordinary || b == &blocks[0]; clients != tt.clients {
+			t.Errorf("%s: clients %v (%s), want %v", tt.addr, clients, b.name, tt.clients)
 		}
 	}
 	for _, b := range blocks[1:] {

@@ -72,7 +72,7 @@ func TestBuiltinInvariants(t *testing.T) {
 		last, value = a, v
 	}
 	for _, code := range c.codes[1:] {
-		if _, ok := Lookup(code); !ok {
+		if country(code) == nil {
 			t.Errorf("country %q is not known", code)
 		}
 	}
@@ -126,8 +126,8 @@ func TestCountriesTable(t *testing.T) {
 		t.Errorf("%d countries, want the 249 of ISO 3166-1, XK and AN", n)
 	}
 	for _, code := range []string{"", "A", "aa", "ZZ", "USA", "É"} {
-		if c, ok := Lookup(code); ok {
-			t.Errorf("Lookup(%q) = %+v", code, c)
+		if c := country(code); c != nil {
+			t.Errorf("country(%q) = %+v", code, c)
 		}
 	}
 }

@@ -27,8 +27,6 @@ import (
 type Database struct {
 	files families
 	infos []Info
-	// kind is "city" or "country".
-	kind string
 }
 
 // ASNs is a database of autonomous systems in the MaxMind DB format. It is immutable and safe for concurrent use, and held
@@ -53,17 +51,13 @@ const sampled = 10_000
 //
 // An entry without coordinates has those of its country, if that is known.
 func Open(paths ...string) (*Database, error) {
-	d := &Database{kind: "city"}
+	d := &Database{}
 	for _, path := range paths {
 		f, info, found, err := openFile(path)
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case found.coordinates:
-		case found.country:
-			d.kind = "country"
-		default:
+		if !found.coordinates && !found.country {
 			what := "entries with the fields " + strings.Join(found.names, ", ")
 			if found.asn {
 				what = "autonomous systems; that is a database for geo.asn"
@@ -199,9 +193,6 @@ func (f *fields) sample(reader *maxminddb.Reader, within netip.Prefix, has *bool
 
 // Infos describe the files.
 func (d *Database) Infos() []Info { return d.infos }
-
-// Kind is "city" if the database knows coordinates, "country" if a file of it knows countries only.
-func (d *Database) Kind() string { return d.kind }
 
 // Borders implements router.Locator.
 func (d *Database) Borders(is6 bool, visit func(netip.Addr, int, *router.Place) bool) error {

@@ -67,26 +67,25 @@ func TestSchemas(t *testing.T) {
 	tests := []struct {
 		name    string
 		entry   mmdbtype.Map
-		kind    string
 		country string
 		at      topology.Coordinates
 		fails   bool
 	}{
-		{name: "GeoLite2-City", entry: city("EU", "BG", 42.15, 24.75), kind: "city", country: "BG", at: plovdiv},
+		{name: "GeoLite2-City", entry: city("EU", "BG", 42.15, 24.75), country: "BG", at: plovdiv},
 		{name: "GeoLite2-Country", entry: mmdbtype.Map{
 			"continent": mmdbtype.Map{"code": mmdbtype.String("EU")}, "country": mmdbtype.Map{"iso_code": mmdbtype.String("BG")},
-		}, kind: "country", country: "BG", at: sofia},
+		}, country: "BG", at: sofia},
 		{name: "flat city", entry: mmdbtype.Map{
 			"city": mmdbtype.String("Plovdiv"), "country_code": mmdbtype.String("BG"), "latitude": mmdbtype.Float64(42.15), "longitude": mmdbtype.Float64(24.75),
-		}, kind: "city", country: "BG", at: plovdiv},
+		}, country: "BG", at: plovdiv},
 		{name: "flat city with short floats", entry: mmdbtype.Map{
 			"country_code": mmdbtype.String("BG"), "latitude": mmdbtype.Float32(42.25), "longitude": mmdbtype.Float32(24.75),
-		}, kind: "city", country: "BG", at: topology.Coordinates{Latitude: 42.25, Longitude: 24.75}},
-		{name: "flat country", entry: mmdbtype.Map{"country_code": mmdbtype.String("BG")}, kind: "country", country: "BG", at: sofia},
+		}, country: "BG", at: topology.Coordinates{Latitude: 42.25, Longitude: 24.75}},
+		{name: "flat country", entry: mmdbtype.Map{"country_code": mmdbtype.String("BG")}, country: "BG", at: sofia},
 		{name: "country with names beside", entry: mmdbtype.Map{
 			"country": mmdbtype.String("Bulgaria"), "country_code": mmdbtype.String("BG"), "continent": mmdbtype.String("Europe"), "continent_code": mmdbtype.String("EU"),
-		}, kind: "country", country: "BG", at: sofia},
-		{name: "coordinates off the Earth", entry: city("EU", "BG", 142, 24), kind: "country", country: "BG", at: sofia},
+		}, country: "BG", at: sofia},
+		{name: "coordinates off the Earth", entry: city("EU", "BG", 142, 24), country: "BG", at: sofia},
 		{name: "unknown country", entry: mmdbtype.Map{"country_code": mmdbtype.String("ZZ")}, fails: true},
 		{name: "systems", entry: mmdbtype.Map{"autonomous_system_number": mmdbtype.Uint32(64500)}, fails: true},
 		{name: "something else", entry: mmdbtype.Map{"isp": mmdbtype.String("x")}, fails: true},
@@ -112,8 +111,8 @@ func TestSchemas(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d.Kind() != tt.kind || d.Infos()[0].Type != tt.name || !d.Infos()[0].Built.Equal(time.Unix(1_700_000_000, 0)) || len(d.Infos()[0].Digest) != 64 {
-				t.Errorf("kind %q, %+v", d.Kind(), d.Infos()[0])
+			if d.Infos()[0].Type != tt.name || !d.Infos()[0].Built.Equal(time.Unix(1_700_000_000, 0)) || len(d.Infos()[0].Digest) != 64 {
+				t.Errorf("%+v", d.Infos()[0])
 			}
 			if age := d.Infos()[0].Age(time.Unix(1_700_000_060, 0)); age != time.Minute {
 				t.Errorf("age %v, want 1m", age)
@@ -243,7 +242,7 @@ func TestLikeGeoIP2(t *testing.T) {
 	codes := []string{"DE", "FR", "US", "BR", "JP"}
 	for range 300 {
 		p, _ := netip.AddrFrom4([4]byte{20, byte(random.IntN(8)), byte(random.IntN(256)), 0}).Prefix(12 + random.IntN(13))
-		known, _ := Lookup(codes[random.IntN(len(codes))])
+		known := country(codes[random.IntN(len(codes))])
 		entries[p.String()] = city(known.Continent, known.Code, float64(random.IntN(180)-90), float64(random.IntN(360)-180))
 	}
 	path := write(t, mmdbwriter.Options{DatabaseType: "GeoLite2-City"}, entries)

@@ -100,15 +100,6 @@ func continent[T string | []byte](code T) string {
 	return ""
 }
 
-// Lookup returns the country of that code, and whether it is known.
-func Lookup(code string) (Country, bool) {
-	c := country(code)
-	if c == nil {
-		return Country{}, false
-	}
-	return *c, true
-}
-
 // country returns the country of that code, or nil.
 func country[T string | []byte](code T) *Country {
 	all, err := countries()

@@ -55,9 +55,6 @@ func Lookup(name string) (Region, bool) {
 	return catalogue[i], true
 }
 
-// All returns every region, sorted by name. The slice is the caller's.
-func All() []Region { return slices.Clone(catalogue[:]) }
-
 // Suggest returns the name of the region that a misspelt name was probably meant to be.
 func Suggest(name string) (string, bool) {
 	names := make([]string, len(catalogue))

@@ -21,7 +21,7 @@ func TestCatalogue(t *testing.T) {
 	}
 	count := map[Provider]int{}
 	previous := ""
-	for _, r := range All() {
+	for _, r := range catalogue {
 		count[r.Provider]++
 		if !label.MatchString(r.Name) || !shape[r.Provider].MatchString(r.Name) {
 			t.Errorf("%s: not a name of %s", r.Name, r.Provider)
@@ -50,7 +50,7 @@ func TestCatalogue(t *testing.T) {
 func TestCitiesAgree(t *testing.T) {
 	t.Parallel()
 	seen := map[string]Region{}
-	for _, r := range All() {
+	for _, r := range catalogue {
 		if other, ok := seen[r.City]; ok && (math.Abs(other.Latitude-r.Latitude) > 0 || math.Abs(other.Longitude-r.Longitude) > 0) {
 			t.Errorf("%s and %s are both in %s, at different places", r.Name, other.Name, r.City)
 		}
