@@ -214,13 +214,18 @@ func (ev evidence) tells(record ledger.Record, at version.Replica, digest string
 		return ev.deletes(record, at) || ev.erased != ""
 	}
 	return slices.ContainsFunc(ev.pushes, func(p push) bool {
-		return p.Digest == digest && (p.WriteID != "" || !p.late(record))
+		return p.Digest == digest && (p.WriteID != "" || !p.late(record, at))
 	})
 }
 
-// late reports whether the event is that of an earlier version's own push: rule 6.
-func (p push) late(record ledger.Record) bool {
-	return p.Digest != record.Head.Digest && version.Knows(record, p.Digest) && !p.Time.After(record.Head.Time)
+// late reports whether the event is that of an earlier version's own push: rule 6. Of a head that the same registry showed and
+// nothing dates, all that was pushed there before it was seen is earlier.
+func (p push) late(record ledger.Record, at version.Replica) bool {
+	head := record.Head.Time
+	if record.Head.Origin == at.Region {
+		head = record.Head.Latest()
+	}
+	return p.Digest != record.Head.Digest && version.Knows(record, p.Digest) && !p.Time.After(head)
 }
 
 // early is how long an event may run ahead of what it tells: CNCF distribution sends the event of a push when the manifest is
@@ -353,7 +358,7 @@ func (e *engine) observation(ctx context.Context, m *member, key ledger.Key, rec
 		o.Time = asked
 	}
 	for _, p := range ev.pushes {
-		if p.Digest == digest && (p.WriteID != "" || !p.late(record)) {
+		if p.Digest == digest && (p.WriteID != "" || !p.late(record, m.Replica)) {
 			o.Time, o.Undated, o.WriteID, o.ByOther = p.Time, false, p.WriteID, p.byOther
 		}
 	}

@@ -1016,3 +1016,33 @@ func TestFailedCopyTellsWhatIsThere(t *testing.T) {
 		t.Errorf("%+v", s.ledger.rows[s.key("a")].Record)
 	}
 }
+
+// The event of an older push may come when a head that nothing dates has been seen in the same registry.
+func TestLateEvent(t *testing.T) {
+	t.Parallel()
+	begin := time.Unix(1_800_000_000, 0).UTC()
+	at := func(seconds int) time.Time { return begin.Add(time.Duration(seconds) * time.Second) }
+	record := ledger.Record{
+		Head:    ledger.Version{Digest: "H", Sequence: 2, Origin: "northeurope", Time: at(0), Seen: at(60)},
+		History: []ledger.Past{{Digest: "O", Sequence: 1, Origin: "westus"}},
+	}
+	north, west := version.Replica{Region: "northeurope"}, version.Replica{Region: "westus"}
+	for _, c := range []struct {
+		name   string
+		at     version.Replica
+		digest string
+		pushed int
+		want   bool
+	}{
+		{"before the head was seen there", north, "O", 30, true},
+		{"after the head was seen there", north, "O", 61, false},
+		{"elsewhere, when the head may have been pushed or not", west, "O", 30, false},
+		{"elsewhere, before the head", west, "O", -1, true},
+		{"the head", north, "H", 30, false},
+		{"what is no version", north, "X", 30, false},
+	} {
+		if got := (push{Event: version.Event{Digest: c.digest, Time: at(c.pushed)}}).late(record, c.at); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
