@@ -66,8 +66,9 @@ type Options struct {
 	RateLimit RateLimit
 	// Listen are the addresses for UDP and TCP alike. Port 0 lets the kernel choose.
 	Listen []netip.AddrPort
-	// MaxConnections bounds the TCP connections; 1024 if zero.
-	MaxConnections int
+	// MaxConnections bounds the TCP connections, 1024 if zero; MaxPerClient those of one IPv4 address or IPv6 /64 (RFC 7766,
+	// section 6.2.2), a quarter of them if zero.
+	MaxConnections, MaxPerClient int
 	// IdleTimeout is how long a TCP connection may stay silent (RFC 7766, section 6.2.3); 10 s if zero. When more than half
 	// of the connections are in use, it is a tenth of that.
 	IdleTimeout time.Duration

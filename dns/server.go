@@ -14,6 +14,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"portolan/router"
 	"portolan/topology"
@@ -26,6 +27,8 @@ type Server struct {
 	log       *zap.Logger
 	base      *base
 	responder responder
+	// troubles bounds what clients can make the log hold.
+	troubles rate.Sometimes
 
 	mu         sync.Mutex // guards the sockets and what zones are compiled from
 	sockets    []socket
@@ -71,6 +74,9 @@ func New(o Options) (*Server, error) {
 	if o.MaxConnections == 0 {
 		o.MaxConnections = 1024
 	}
+	if o.MaxPerClient == 0 {
+		o.MaxPerClient = max(1, o.MaxConnections/4)
+	}
 	if o.IdleTimeout == 0 {
 		o.IdleTimeout = 10 * time.Second
 	}
@@ -81,7 +87,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the DNS server: %w", err)
 	}
-	s := &Server{options: o, log: o.Logger, base: b, static: static, responder: responder{
+	s := &Server{options: o, log: o.Logger, base: b, static: static, troubles: rate.Sometimes{First: 3, Interval: time.Second}, responder: responder{
 		identity: who, limiter: newLimiter(o.RateLimit, time.Now()), metrics: m, now: time.Now,
 	}}
 	s.responder.secrets.Store(keys)
@@ -305,7 +311,7 @@ func (s *Server) readFailed(ctx context.Context, err error) (end bool) {
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		return true
 	}
-	s.log.Warn("reading UDP queries", zap.Error(err))
+	s.troubles.Do(func() { s.log.Warn("reading UDP queries", zap.Error(err)) })
 	select {
 	case <-time.After(10 * time.Millisecond):
 		return false
@@ -321,7 +327,9 @@ func (s *Server) respond(w *worker, dst, message []byte, from netip.AddrPort) (a
 		if fault := recover(); fault != nil {
 			answer = dst
 			w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
-			s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
+			s.troubles.Do(func() {
+				s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
+			})
 		}
 	}()
 	return w.respond(dst, message, from)

@@ -259,7 +259,20 @@ func TestTCPEndsWhatIsNoClient(t *testing.T) {
 
 func TestTCPLimit(t *testing.T) {
 	t.Parallel()
-	at := serve(t, newServer(t, func(o *Options) { o.MaxConnections, o.IdleTimeout = 2, time.Hour }))
+	for name, limit := range map[string]func(*Options){
+		"in all":      func(o *Options) { o.MaxConnections, o.MaxPerClient, o.IdleTimeout = 2, 8, time.Hour },
+		"of a client": func(o *Options) { o.MaxConnections, o.MaxPerClient, o.IdleTimeout = 8, 2, time.Hour },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testTCPLimit(t, serve(t, newServer(t, limit)))
+		})
+	}
+}
+
+// testTCPLimit asks a server that takes two connections.
+func testTCPLimit(t *testing.T, at netip.AddrPort) {
+	t.Helper()
 	var conns []net.Conn
 	for range 2 {
 		conn := dial(t, at)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,12 +22,13 @@ type tcpServer struct {
 
 	mu       sync.Mutex
 	open     map[*net.TCPConn]struct{}
+	clients  map[netip.Prefix]int // how many of them each client has
 	draining bool
 	serving  sync.WaitGroup
 }
 
 func newTCPServer(s *Server) *tcpServer {
-	return &tcpServer{Server: s, open: make(map[*net.TCPConn]struct{})}
+	return &tcpServer{Server: s, open: make(map[*net.TCPConn]struct{}), clients: make(map[netip.Prefix]int)}
 }
 
 // number spreads workers over the shards of the counters.
@@ -60,14 +62,27 @@ func (t *tcpServer) accept(ctx context.Context, l *net.TCPListener) {
 	}
 }
 
+// client is the network that connections are counted by: what one host has by itself.
+func client(conn *net.TCPConn) netip.Prefix {
+	a := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	network, _ := a.WithZone("").Prefix(bits) // no address is shorter
+	return network
+}
+
 // admit counts conn in, if there is room.
 func (t *tcpServer) admit(conn *net.TCPConn) bool {
+	from := client(conn)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.draining || len(t.open) >= t.options.MaxConnections {
+	if t.draining || len(t.open) >= t.options.MaxConnections || t.clients[from] >= t.options.MaxPerClient {
 		return false
 	}
 	t.open[conn] = struct{}{}
+	t.clients[from]++
 	t.serving.Add(1)
 	t.responder.metrics.connections.Store(int64(len(t.open)))
 	return true
@@ -75,8 +90,12 @@ func (t *tcpServer) admit(conn *net.TCPConn) bool {
 
 func (t *tcpServer) leave(conn *net.TCPConn) {
 	conn.Close()
+	from := client(conn)
 	t.mu.Lock()
 	delete(t.open, conn)
+	if t.clients[from]--; t.clients[from] == 0 {
+		delete(t.clients, from)
+	}
 	t.responder.metrics.connections.Store(int64(len(t.open)))
 	t.mu.Unlock()
 	t.serving.Done()
