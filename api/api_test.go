@@ -125,7 +125,7 @@ func (r *rig) view(t *testing.T) *View {
 	}
 	r.charting.Lock()
 	defer r.charting.Unlock()
-	charts, err := router.Chart(context.Background(), s, geo.Builtin(), nil, r.charts)
+	charts, err := router.Chart(context.Background(), s, router.Sources{Places: geo.Builtin()}, r.charts)
 	if err != nil {
 		t.Error(err)
 		return v

@@ -193,6 +193,10 @@ type Geo struct {
 	// ASN is a database of autonomous systems, a file or two as well. Default: none; clients without a subnet are then told
 	// apart by their resolver's network.
 	ASN []string `yaml:"asn,single"`
+	// Prefixes is a file of orders for prefixes, a line each: "203.0.113.0/24 westus,eastus". Default: none.
+	Prefixes string `yaml:"prefixes"`
+	// Latencies is a file of round-trip times, a line each: "country/DE westeurope 14". Default: none; distances alone count.
+	Latencies string `yaml:"latencies"`
 }
 
 // API is the HTTP API of operators, with /healthz, /readyz and /metrics.
@@ -390,7 +394,7 @@ func Parse(path string, text []byte, roles ...Role) (Config, error) {
 // settle makes paths absolute or relative to the working folder, and fills in what depends on other settings.
 func (c *Config) settle(folder string) {
 	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static, &c.DNS.Cookies.Secret,
-		&c.API.TokenFile, &c.API.TLS.Cert, &c.API.TLS.Key, &c.Events.TLS.Cert, &c.Events.TLS.Key, &c.Events.Key}
+		&c.API.TokenFile, &c.API.TLS.Cert, &c.API.TLS.Key, &c.Events.TLS.Cert, &c.Events.TLS.Key, &c.Events.Key, &c.Geo.Prefixes, &c.Geo.Latencies}
 	for _, list := range [][]string{c.Geo.Database, c.Geo.ASN} {
 		for i := range list {
 			paths = append(paths, &list[i])

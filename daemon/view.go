@@ -21,11 +21,10 @@ import (
 	"portolan/topology"
 )
 
-// databases are where clients are looked up. Immutable.
+// databases are where clients are looked up, and what the operator's files say of them. Immutable.
 type databases struct {
-	places   router.Locator
-	networks router.ASNLocator // nil: none
-	infos    []geo.Info
+	router.Sources
+	infos []geo.Info
 }
 
 // openDatabases opens what g names; an error names the setting and the file.
@@ -33,20 +32,34 @@ func openDatabases(g Geo) (*databases, error) {
 	d := &databases{}
 	if len(g.Database) == 0 {
 		table := geo.Builtin()
-		d.places, d.infos = table, append(d.infos, table.Info())
+		d.Places, d.infos = table, append(d.infos, table.Info())
 	} else {
 		database, err := geo.Open(g.Database...)
 		if err != nil {
 			return nil, fmt.Errorf("geo.database: %w", err)
 		}
-		d.places, d.infos = database, append(d.infos, database.Infos()...)
+		d.Places, d.infos = database, append(d.infos, database.Infos()...)
 	}
 	if len(g.ASN) > 0 {
 		asns, err := geo.OpenASN(g.ASN...)
 		if err != nil {
 			return nil, fmt.Errorf("geo.asn: %w", err)
 		}
-		d.networks, d.infos = asns, append(d.infos, asns.Infos()...)
+		d.Networks, d.infos = asns, append(d.infos, asns.Infos()...)
+	}
+	if g.Prefixes != "" {
+		prefixes, info, err := geo.ReadPrefixes(g.Prefixes)
+		if err != nil {
+			return nil, fmt.Errorf("geo.prefixes: %w", err)
+		}
+		d.Prefixes, d.infos = prefixes, append(d.infos, info)
+	}
+	if g.Latencies != "" {
+		latencies, info, err := geo.ReadLatencies(g.Latencies)
+		if err != nil {
+			return nil, fmt.Errorf("geo.latencies: %w", err)
+		}
+		d.Latencies, d.infos = latencies, append(d.infos, info)
 	}
 	return d, nil
 }
@@ -151,11 +164,11 @@ func (f *frontdoor) chart(ctx context.Context) error {
 	if used != nil {
 		former = used.charts
 	}
-	if former.Current(snapshot, offered.places, offered.networks) {
+	if former.Current(snapshot, offered.Sources) {
 		return nil
 	}
 	began := time.Now()
-	charts, err := router.Chart(ctx, snapshot, offered.places, offered.networks, former)
+	charts, err := router.Chart(ctx, snapshot, offered.Sources, former)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil && used == nil:

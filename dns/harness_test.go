@@ -48,7 +48,7 @@ func (places) Borders(is6 bool, visit func(netip.Addr, int, *router.Place) bool)
 
 // routerOf is the router of a snapshot in that world.
 func routerOf(s *topology.Snapshot) *router.Router {
-	charts, err := router.Chart(context.Background(), s, places{}, nil, nil)
+	charts, err := router.Chart(context.Background(), s, router.Sources{Places: places{}}, nil)
 	if err != nil {
 		panic(err) // the world is in memory
 	}

@@ -25,8 +25,7 @@ import (
 // remains is a hundredth in size, answers in one look what a decision needs, and tells as widely as can be in which
 // addresses the answer is the same.
 type Charts struct {
-	places   Locator
-	networks ASNLocator // nil: none loaded
+	sources Sources
 	// charts are those of the snapshot's registries, by what they are made of: registries with the same regions and rules
 	// share one.
 	charts map[string]*chart
@@ -47,6 +46,7 @@ type chart struct {
 	// regions are sorted by name: the rank by which ties are broken is the index.
 	regions []site
 	rules   []rule
+	figures figures
 	// table leads from an address to an index of routes.
 	table  *ranges.Table[uint32]
 	routes []route
@@ -103,11 +103,11 @@ func (c choice) or(o choice) choice {
 const nearest = 8
 
 // Chart compiles the geography of s, which takes some seconds for a City database. What former has already, and was made
-// of the same databases, is used again: then it takes no time. networks and former may be nil. It fails if a database
-// cannot be read to its end, or ctx is done.
-func Chart(ctx context.Context, s *topology.Snapshot, places Locator, networks ASNLocator, former *Charts) (*Charts, error) {
-	c := &Charts{places: places, networks: networks, charts: make(map[string]*chart), latest: make(map[string]*chart)}
-	if former != nil && (former.places != places || former.networks != networks) {
+// of the same sources, is used again: then it takes no time. former may be nil. It fails if a database cannot be read to its
+// end, or ctx is done.
+func Chart(ctx context.Context, s *topology.Snapshot, sources Sources, former *Charts) (*Charts, error) {
+	c := &Charts{sources: sources, charts: make(map[string]*chart), latest: make(map[string]*chart)}
+	if former != nil && former.sources != sources {
 		former = nil
 	}
 	drafts := make(map[string]*draft)
@@ -118,19 +118,19 @@ func Chart(ctx context.Context, s *topology.Snapshot, places Locator, networks A
 		if former != nil && former.charts[key] != nil {
 			c.charts[key] = former.charts[key]
 		} else if drafts[key] == nil {
-			drafts[key] = newDraft(t)
+			drafts[key] = newDraft(t, sources)
 		}
 	}
 	if former != nil {
 		c.systems = former.systems
 	}
-	if len(drafts) > 0 || c.systems == nil && networks != nil {
+	if len(drafts) > 0 || c.systems == nil && sources.Networks != nil {
 		tables, err := c.survey(ctx, drafts)
 		if err != nil {
 			return nil, err
 		}
 		for key, d := range drafts {
-			c.charts[key] = &chart{regions: d.regions, rules: d.rules, table: tables[key], routes: d.routes}
+			c.charts[key] = &chart{regions: d.regions, rules: d.rules, figures: d.figures, table: tables[key], routes: d.routes}
 		}
 	}
 	for i, t := range s.Registries {
@@ -139,9 +139,9 @@ func Chart(ctx context.Context, s *topology.Snapshot, places Locator, networks A
 	return c, nil
 }
 
-// Current reports whether c is what Chart would make of s, places and networks.
-func (c *Charts) Current(s *topology.Snapshot, places Locator, networks ASNLocator) bool {
-	if c == nil || c.places != places || c.networks != networks {
+// Current reports whether c is what Chart would make of s and sources.
+func (c *Charts) Current(s *topology.Snapshot, sources Sources) bool {
+	if c == nil || c.sources != sources {
 		return false
 	}
 	return !slices.ContainsFunc(s.Registries, func(t *topology.Registry) bool { return c.charts[chartKey(t)] == nil })
@@ -180,6 +180,7 @@ func sortedReplicas(t *topology.Registry) []*topology.Replica {
 type draft struct {
 	regions []site
 	rules   []rule
+	figures figures
 	// operator maps addresses to the rules of the longest of the operator's prefixes that hold them.
 	operator *ranges.Table[choice]
 	// The other matches, for which a missing key means no rule.
@@ -192,7 +193,7 @@ type draft struct {
 	known  map[string]uint32 // routes by their bytes
 }
 
-func newDraft(t *topology.Registry) *draft {
+func newDraft(t *topology.Registry, sources Sources) *draft {
 	d := &draft{
 		asns: make(map[uint32]choice), countries: make(map[[2]byte]choice), continents: make(map[[2]byte]choice),
 		known: make(map[string]uint32),
@@ -220,8 +221,29 @@ func newDraft(t *topology.Registry) *draft {
 	}
 	compile(t.Orders, func(c choice, n uint32) choice { c.order = n; return c })
 	compile(t.Fences, func(c choice, n uint32) choice { c.fence = n; return c })
+	if sources.Prefixes != nil {
+		d.file(sources.Prefixes, prefixes)
+	}
 	d.operator = operatorTable(prefixes)
+	d.figures = newFigures(sources.Latencies, d.regions)
 	return d
+}
+
+// file adds the orders of p for prefixes that have none, as far as they name a region of the chart.
+func (d *draft) file(p *Prefixes, prefixes map[netip.Prefix]choice) {
+	numbers := make([]uint32, len(p.lists)) // of the rules, plus one
+	for i, regions := range p.lists {
+		if slices.ContainsFunc(d.regions, func(r site) bool { return slices.Contains(regions, r.name) }) {
+			rl := fromFile(regions)
+			d.rules = append(d.rules, rule{rl, d.listed(rl)})
+			numbers[i] = uint32(len(d.rules))
+		}
+	}
+	for prefix, list := range p.of {
+		if prefix = operatorPrefix(prefix); numbers[list] != 0 && prefixes[prefix].order == 0 {
+			prefixes[prefix] = choice{order: numbers[list], fence: prefixes[prefix].fence}
+		}
+	}
 }
 
 // listed is the place of every region in rl's list.
@@ -302,7 +324,7 @@ func (c *Charts) survey(ctx context.Context, drafts map[string]*draft) (map[stri
 	for key := range drafts {
 		tables[key] = ranges.Join(families[0].tables[key], families[1].tables[key])
 	}
-	if c.networks != nil {
+	if c.sources.Networks != nil {
 		c.systems = ranges.Join(families[0].systems, families[1].systems)
 	}
 	return tables, nil
@@ -310,9 +332,9 @@ func (c *Charts) survey(ctx context.Context, drafts map[string]*draft) (map[stri
 
 func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*draft) (map[string]*ranges.Table[uint32], *ranges.Table[system], error) {
 	asns := new(ranges.Table[uint32])
-	if c.networks != nil {
+	if c.sources.Networks != nil {
 		var b ranges.Builder[uint32]
-		err := c.networks.Borders(is6, func(from netip.Addr, asn uint32) bool {
+		err := c.sources.Networks.Borders(is6, func(from netip.Addr, asn uint32) bool {
 			if at := NextCell(from); at.IsValid() {
 				b.Add(at, asn)
 			}
@@ -357,7 +379,7 @@ func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*
 	})
 
 	visited := 0
-	err := c.places.Borders(is6, func(from netip.Addr, number int, place *Place) bool {
+	err := c.sources.Places.Borders(is6, func(from netip.Addr, number int, place *Place) bool {
 		if place != nil {
 			s := spot{placed: place.Located, country: letters(place.Country), continent: letters(place.Continent)}
 			if s.placed {
@@ -375,7 +397,7 @@ func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*
 		for _, s := range sweeps {
 			s.place(at, number)
 		}
-		if c.networks != nil {
+		if c.sources.Networks != nil {
 			systems.place(at, number)
 		}
 		return true
@@ -483,7 +505,7 @@ func (d *draft) route(s *spot, l layer) uint32 {
 		r.choice = r.choice.or(l.asn).or(d.countries[s.country]).or(d.continents[s.continent])
 	}
 	if r.placed {
-		r.order = order(d.regions, d.rules, r.choice, &s.at, -1)
+		r.order = order(d.regions, d.rules, r.choice, &s.at, d.figures.of(s.country, s.continent), -1)
 	}
 	key := make([]byte, 0, 64)
 	key = binary.BigEndian.AppendUint32(key, r.choice.order)
@@ -510,10 +532,10 @@ func (d *draft) route(s *spot, l layer) uint32 {
 const maxOnStack = 64
 
 // order sorts the regions that choice allows for a client that stands at from: first those that its order names, then by
-// distance in whole kilometres, ties by name. A client without a place stands at the home, which comes first then, also
+// distance in whole kilometres, ties by name. Where figures, which may be empty, have a latency, that counts as the distance. A client without a place stands at the home, which comes first then, also
 // before a region on the same spot; home is its index, or -1. A nil from is a client without a place where there is no
 // home either: by name.
-func order(regions []site, rules []rule, ch choice, from *vector, home int) []uint16 {
+func order(regions []site, rules []rule, ch choice, from *vector, figures []int, home int) []uint16 {
 	type candidate struct {
 		place, index uint16
 		distance     int
@@ -530,6 +552,9 @@ func order(regions []site, rules []rule, ch choice, from *vector, home int) []ui
 		}
 		if from != nil {
 			c.distance = from.kilometres(regions[i].at)
+		}
+		if len(figures) > 0 && figures[i] > 0 {
+			c.distance = figures[i] * kilometresPerMillisecond
 		}
 		if home >= 0 && i != home {
 			c.distance++

@@ -37,7 +37,7 @@ func TestChartsAreShared(t *testing.T) {
 	fabrikam.Replicas[1].Routing, fabrikam.Replicas[2].Weight = false, 10
 	s := &topology.Snapshot{Registries: []*topology.Registry{contoso, fabrikam}}
 	database := &counted{atlas: places}
-	charts, err := Chart(t.Context(), s, database, nil, nil)
+	charts, err := Chart(t.Context(), s, Sources{Places: database}, nil)
 	if err != nil || len(charts.charts) != 1 || database.read != 1 {
 		t.Fatalf("%d charts, read %d times, %v", len(charts.charts), database.read, err)
 	}
@@ -51,21 +51,24 @@ func TestChartsAreShared(t *testing.T) {
 	}
 
 	contoso.Replicas[2].Weight = 50
-	if !charts.Current(s, database, nil) {
+	if !charts.Current(s, Sources{Places: database}) {
 		t.Error("a weight needs a new chart")
 	}
-	again, err := Chart(t.Context(), s, database, nil, charts)
+	again, err := Chart(t.Context(), s, Sources{Places: database}, charts)
 	if err != nil || database.read != 1 {
 		t.Errorf("read %d times, %v", database.read, err)
 	}
 	contoso.Orders = rules(topology.Match{Country: "DE"}, "westus")
-	if again.Current(s, database, nil) {
+	if again.Current(s, Sources{Places: database}) {
 		t.Error("an order needs no new chart")
 	}
-	if again.Current(s, &counted{atlas: places}, nil) {
+	if again.Current(s, Sources{Places: &counted{atlas: places}}) {
 		t.Error("another database needs no new chart")
 	}
-	both, err := Chart(t.Context(), s, database, nil, again)
+	if again.Current(s, Sources{Places: database, Latencies: NewLatencies(nil, nil)}) {
+		t.Error("another table of latencies needs no new chart")
+	}
+	both, err := Chart(t.Context(), s, Sources{Places: database}, again)
 	if err != nil || len(both.charts) != 2 || database.read != 2 {
 		t.Errorf("%d charts, read %d times, %v", len(both.charts), database.read, err)
 	}
@@ -76,7 +79,7 @@ func TestChartsAreShared(t *testing.T) {
 func TestFormerChart(t *testing.T) {
 	t.Parallel()
 	registry, places, _ := world()
-	charts, err := Chart(t.Context(), snapshot(registry), places, nil, nil)
+	charts, err := Chart(t.Context(), snapshot(registry), Sources{Places: places}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,12 +117,12 @@ func TestChartFails(t *testing.T) {
 	t.Parallel()
 	registry, places, networks := world()
 	broken := errors.New("broken")
-	if _, err := Chart(t.Context(), snapshot(registry), &counted{atlas: places, err: broken}, networks, nil); !errors.Is(err, broken) {
+	if _, err := Chart(t.Context(), snapshot(registry), Sources{Places: &counted{atlas: places, err: broken}, Networks: networks}, nil); !errors.Is(err, broken) {
 		t.Errorf("%v, want %v", err, broken)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Chart(ctx, snapshot(registry), places, networks, nil); !errors.Is(err, context.Canceled) {
+	if _, err := Chart(ctx, snapshot(registry), Sources{Places: places, Networks: networks}, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, want %v", err, context.Canceled)
 	}
 }

@@ -81,10 +81,10 @@ func New(s *topology.Snapshot, charts *Charts) *Router {
 
 func newBerth(t *topology.Registry, c *chart, charts *Charts) *berth {
 	if c == nil {
-		d := newDraft(t)
+		d := newDraft(t, Sources{})
 		c = &chart{regions: d.regions, rules: d.rules, table: new(ranges.Table[uint32]), routes: []route{{}}}
 	}
-	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.places, home: -1}
+	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.sources.Places, home: -1}
 	for _, p := range t.Replicas {
 		b.replicas = append(b.replicas, harbour{region: p.Region, weight: p.Weight, routing: p.Routing, tail: bucketTail(t.Name, p.Region)})
 	}
@@ -111,7 +111,7 @@ func (b *berth) homeward(ch choice) []uint16 {
 	if b.home >= 0 {
 		from = &b.chart.regions[b.home].at
 	}
-	return order(b.chart.regions, b.chart.rules, ch, from, b.home)
+	return order(b.chart.regions, b.chart.rules, ch, from, nil, b.home)
 }
 
 // With returns the router of the same geography under the conditions c. It costs a look at every order of regions that

@@ -67,7 +67,11 @@ func borders[V comparable](t *ranges.Table[V], is6 bool) func(func(netip.Addr, V
 
 // routerOf charts a snapshot and puts it on its charts.
 func routerOf(s *topology.Snapshot, places Locator, networks ASNLocator) *Router {
-	charts, err := Chart(context.Background(), s, places, networks, nil)
+	return routerFrom(s, Sources{Places: places, Networks: networks})
+}
+
+func routerFrom(s *topology.Snapshot, sources Sources) *Router {
+	charts, err := Chart(context.Background(), s, sources, nil)
 	if err != nil {
 		panic(err) // the databases of these tests are in memory
 	}

@@ -57,11 +57,14 @@ type Candidate struct {
 	Position int    `json:"position"`
 	Region   string `json:"region"`
 	// Distance is in kilometres from the client, or from the home where the client has no place; -1 where neither has one.
-	Distance int    `json:"distance_km"`
-	Health   string `json:"health"`
-	Healthy  bool   `json:"healthy"`
-	Routing  bool   `json:"routing"`
-	Weight   int    `json:"weight"`
+	Distance int `json:"distance_km"`
+	// Latency is the figure of the operator's table for clients there, in milliseconds; 0 if it has none. Then it stands in
+	// the distance's place.
+	Latency int    `json:"latency_ms,omitempty"`
+	Health  string `json:"health"`
+	Healthy bool   `json:"healthy"`
+	Routing bool   `json:"routing"`
+	Weight  int    `json:"weight"`
 	// Bucket is the cell's lot here, 0 to 99: the replica keeps the cell if it is below the weight.
 	Bucket  int  `json:"bucket"`
 	Seeded  bool `json:"seeded"`
@@ -84,7 +87,7 @@ func (r *Registry) Explain(c Client) Explanation {
 	if v.route >= 0 {
 		order = r.orders[v.route]
 	}
-	e.candidates(r, order, rt.choice, r.cell(&v), r.from(place))
+	e.candidates(r, order, rt.choice, r.cell(&v), place)
 	if e.Decision.Replica >= 0 {
 		e.Region = r.replicas[e.Decision.Replica].region
 	}
@@ -164,8 +167,13 @@ func (e *Explanation) where(r *Registry, v *view, rt route, place Place) {
 }
 
 // candidates notes all replicas: those of the order that may be chosen, and the others with why not.
-func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Cell, from *vector) {
+func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Cell, place Place) {
 	d := e.Decision
+	from := r.from(place)
+	var figures []int
+	if place.Located {
+		figures = r.chart.figures.of(letters(place.Country), letters(place.Continent))
+	}
 	all := make([]Candidate, len(r.replicas))
 	why := make([]exclusion, len(r.replicas))
 	for i := range all {
@@ -184,6 +192,9 @@ func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Ce
 		}
 		if from != nil {
 			all[i].Distance = from.kilometres(r.chart.regions[n].at)
+		}
+		if len(figures) > 0 {
+			all[i].Latency = figures[n]
 		}
 		if why[i] == notCharted {
 			why[i] = included
@@ -248,6 +259,8 @@ func (x exclusion) String() string {
 func describe(rl topology.Rule) string {
 	var match string
 	switch m := rl.Match; {
+	case m == topology.Match{}:
+		match = "file of prefixes"
 	case m.Prefix.IsValid():
 		match = "prefix " + m.Prefix.String()
 	case m.ASN != 0:
@@ -264,6 +277,8 @@ func describe(rl topology.Rule) string {
 func (e *Explanation) sentence(r *Registry) string {
 	distance := func(c Candidate) string {
 		switch {
+		case e.Located && c.Latency > 0:
+			return fmt.Sprintf("%d ms away by the table of latencies", c.Latency)
 		case e.Located:
 			return fmt.Sprintf("%d km away", c.Distance)
 		case c.Region == r.topology.Home:

@@ -1,7 +1,9 @@
 package router
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/netip"
@@ -51,12 +53,15 @@ var (
 
 // trial is a random topology, database and set of conditions around one of the spaces.
 type trial struct {
-	registry   *topology.Registry
-	places     *atlas
-	networks   *systems
-	conditions Conditions
-	resolver   netip.Addr
-	subnets    []netip.Prefix
+	registry *topology.Registry
+	places   *atlas
+	networks *systems
+	// prefixes and latencies are those of files.
+	prefixes               map[netip.Prefix][]string
+	countryMS, continentMS map[string]map[string]int
+	conditions             Conditions
+	resolver               netip.Addr
+	subnets                []netip.Prefix
 }
 
 func newTrial(random *rand.Rand) *trial {
@@ -148,6 +153,22 @@ func newTrial(random *rand.Rand) *trial {
 	if random.IntN(3) > 0 {
 		w.registry.Fences = matches()
 	}
+	w.prefixes = make(map[netip.Prefix][]string)
+	for range max(0, random.IntN(12)-6) {
+		w.prefixes[prefix().Masked()] = names()
+	}
+	latencies := func(codes []string) map[string]map[string]int {
+		all := make(map[string]map[string]int)
+		for range random.IntN(3) {
+			of := make(map[string]int)
+			for _, region := range names() {
+				of[region] = 1 + random.IntN(200)
+			}
+			all[codes[random.IntN(len(codes))]] = of
+		}
+		return all
+	}
+	w.countryMS, w.continentMS = latencies(countryCodes), latencies(continents)
 	w.resolver = w.subnets[random.IntN(len(w.subnets))].Addr()
 	return w
 }
@@ -166,7 +187,12 @@ func nth(base netip.Prefix, n, i int) netip.Prefix {
 }
 
 func (w *trial) router() *Registry {
-	return routerOf(snapshot(w.registry), w.places, w.networks).With(w.conditions).At(0)
+	return w.routerOf(w.registry)
+}
+
+func (w *trial) routerOf(registry *topology.Registry) *Registry {
+	return routerFrom(snapshot(registry), Sources{Places: w.places, Networks: w.networks, Prefixes: NewPrefixes(w.prefixes),
+		Latencies: NewLatencies(w.countryMS, w.continentMS)}).With(w.conditions).At(0)
 }
 
 func (w *trial) String() string {
@@ -174,7 +200,7 @@ func (w *trial) String() string {
 	for _, p := range w.registry.Replicas {
 		s += fmt.Sprintf("  %s weight %d routing %v %+v\n", p.Region, p.Weight, p.Routing, w.conditions[ReplicaKey{Registry: "r", Region: p.Region}])
 	}
-	return s + fmt.Sprintf("  orders %v\n  fences %v", w.registry.Orders, w.registry.Fences)
+	return s + fmt.Sprintf("  orders %v\n  fences %v\n  prefixes %v\n  latencies %v %v", w.registry.Orders, w.registry.Fences, w.prefixes, w.countryMS, w.continentMS)
 }
 
 // trials runs f on n random worlds, the same ones every time.
@@ -270,8 +296,14 @@ func TestRules(t *testing.T) {
 
 // plain decides anew, by sorting names, from the place and the cell that e tells.
 func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool) {
-	operators := func(rules []topology.Rule) []string {
+	operators := func(rules []topology.Rule, file map[netip.Prefix][]string) []string {
 		best, score := []string(nil), -1
+		for prefix, names := range file {
+			known := slices.ContainsFunc(w.registry.Replicas, func(p *topology.Replica) bool { return slices.Contains(names, p.Region) })
+			if known && prefix.Contains(e.Address) && 1000+prefix.Bits() > score {
+				best, score = names, 1000+prefix.Bits()
+			}
+		}
 		for _, rl := range rules {
 			s := -1
 			switch m := rl.Match; {
@@ -284,13 +316,13 @@ func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool
 			case m.Continent != "" && m.Continent == e.Continent:
 				s = 1
 			}
-			if s > score {
+			if s > score || s == score && s >= 1000 {
 				best, score = rl.Regions, s
 			}
 		}
 		return best
 	}
-	order, fence := operators(w.registry.Orders), operators(w.registry.Fences)
+	order, fence := operators(w.registry.Orders, w.prefixes), operators(w.registry.Fences, nil)
 	var from *topology.Coordinates
 	if e.Located {
 		from = &topology.Coordinates{Latitude: *e.Latitude, Longitude: *e.Longitude}
@@ -317,6 +349,9 @@ func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool
 		}
 		if from != nil {
 			c.distance = Distance(*from, p.Location)
+		}
+		if ms := cmp.Or(w.countryMS[e.Country][p.Region], w.continentMS[e.Continent][p.Region]); e.Located && ms > 0 {
+			c.distance = 50 * ms
 		}
 		all = append(all, c)
 	}
@@ -410,7 +445,7 @@ func TestConstructionOrder(t *testing.T) {
 		})
 		slices.Reverse(other.Orders)
 		slices.Reverse(other.Fences)
-		s := routerOf(snapshot(&other), w.places, w.networks).With(w.conditions).At(0)
+		s := w.routerOf(&other)
 		for range 30 {
 			c := Client{w.resolver, w.subnets[random.IntN(len(w.subnets))]}
 			a, b := r.Decide(c), s.Decide(c)
@@ -426,8 +461,12 @@ func TestConstructionOrder(t *testing.T) {
 func TestCellStaysWhole(t *testing.T) {
 	t.Parallel()
 	trials(t, 500, func(t *testing.T, w *trial, random *rand.Rand) {
+		prefixes := slices.Collect(maps.Keys(w.prefixes))
 		for _, rl := range append(slices.Clone(w.registry.Orders), w.registry.Fences...) {
-			if p := rl.Match.Prefix; p.IsValid() && (p.Bits() > subnetCell4 && p.Addr().Is4() || p.Bits() > subnetCell6) {
+			prefixes = append(prefixes, rl.Match.Prefix)
+		}
+		for _, p := range prefixes {
+			if p.IsValid() && (p.Bits() > subnetCell4 && p.Addr().Is4() || p.Bits() > subnetCell6) {
 				return
 			}
 		}

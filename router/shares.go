@@ -26,12 +26,12 @@ type Share struct {
 // It is computed, not sampled: the lots of a cell at different replicas are independent, so a replica gets the product
 // of what all before it leave and its own weight, and the fallback gets the rest. Two things make real shares differ.
 // The order behind the first choice is that of a client who stands in the region itself; and of the finite number of
-// cells that really ask, some ask more. Clients whom an order or a fence names are not considered.
+// cells that really ask, some ask more. Clients whom an order, a fence or a latency names are not considered.
 func (r *Registry) Shares() []Split {
 	splits := make([]Split, 0, len(r.replicas))
 	for n, i := range r.harbours {
 		if i >= 0 {
-			order := order(r.chart.regions, r.chart.rules, choice{}, &r.chart.regions[n].at, -1)
+			order := order(r.chart.regions, r.chart.rules, choice{}, &r.chart.regions[n].at, nil, -1)
 			splits = append(splits, Split{Nearest: r.replicas[i].region, Shares: r.split(order)})
 		}
 	}

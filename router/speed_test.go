@@ -34,7 +34,7 @@ func eight() *topology.Registry {
 // charted is the router of a registry.
 func charted(registry *topology.Registry, places router.Locator) *router.Router {
 	s := &topology.Snapshot{Registries: []*topology.Registry{registry}}
-	charts, err := router.Chart(context.Background(), s, places, nil, nil)
+	charts, err := router.Chart(context.Background(), s, router.Sources{Places: places}, nil)
 	if err != nil {
 		panic(err) // the built-in table is in memory
 	}

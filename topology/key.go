@@ -170,7 +170,7 @@ func (k key) check(value string) error {
 	case fieldRealms:
 		err = checkRealms(value)
 	case "orders", "fences":
-		_, err = parseRegions(value)
+		_, err = ParseRegions(value)
 	}
 	return err
 }

@@ -520,7 +520,7 @@ func (p *parsing) settleRules(r *registryCells) {
 		if r.left || !c.in {
 			continue
 		}
-		names, _ := parseRegions(c.use)
+		names, _ := ParseRegions(c.use)
 		absent := slices.DeleteFunc(slices.Clone(names), r.declared)
 		if len(absent) == 0 {
 			continue
@@ -611,7 +611,7 @@ func (p *parsing) build(names []string) (*Snapshot, Values) {
 				continue
 			}
 			good[c.key.String()] = c.use
-			named, _ := parseRegions(c.use)
+			named, _ := ParseRegions(c.use)
 			rule := Rule{Match: c.key.match, Regions: slices.DeleteFunc(named, func(n string) bool { return !r.declared(n) })}
 			if c.key.field == "fences" {
 				registry.Fences = append(registry.Fences, rule)

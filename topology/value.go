@@ -90,7 +90,8 @@ func parseNames(s string) ([]string, error) {
 	return names, nil
 }
 
-func parseRegions(s string) ([]string, error) {
+// ParseRegions reads a comma-separated list of regions, as orders have it.
+func ParseRegions(s string) ([]string, error) {
 	parts := splitList(s)
 	if len(parts) == 0 {
 		return nil, errors.New("names no region: a comma-separated list is needed")

@@ -454,7 +454,7 @@ func BenchmarkDecideCity(b *testing.B) {
 		{Region: "b", Weight: 100, Routing: true, Location: topology.Coordinates{Latitude: 37, Longitude: -122}},
 	}}
 	s := &topology.Snapshot{Registries: []*topology.Registry{registry}}
-	charts, err := router.Chart(context.Background(), s, d, nil, nil)
+	charts, err := router.Chart(context.Background(), s, router.Sources{Places: d}, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
