@@ -200,7 +200,11 @@ const clockError = time.Minute
 // deletes reports whether a delete event is about what the record says: one that is older than the head, or than its copy in the
 // replica, is about what was there before. Should the tag be absent all the same, that takes two scans to be believed.
 func (ev evidence) deletes(record ledger.Record, at version.Replica) bool {
-	return !ev.deletedAt.IsZero() && !ev.deletedAt.Before(record.Head.Time.Add(-clockError)) && !version.Copied(record, at, ev.deletedAt)
+	begin := record.Head.Time.Add(-clockError)
+	if record.Head.Origin == at.Region { // by one clock, and seen there by then
+		begin = record.Head.Latest().Add(-clockJitter)
+	}
+	return !ev.deletedAt.IsZero() && !ev.deletedAt.Before(begin) && !version.Copied(record, at, ev.deletedAt.Add(clockJitter/2))
 }
 
 // clockJitter is how far two corrected times of one registry may be apart from what its own clock said: until many answers

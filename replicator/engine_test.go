@@ -599,7 +599,16 @@ func TestEventOfOwnDelete(t *testing.T) {
 // A delete that was accounted for long ago does not delete what came since.
 func TestLateDeleteEvent(t *testing.T) {
 	t.Parallel()
-	s, _, north, _ := seeded(t)
+	s, east, north, _ := seeded(t)
+	// By the clock of the registry that it was pushed to, seconds tell.
+	pushed := s.ledger.rows[s.key("b")].Record.Head.Latest()
+	kept := east.tags["b"]
+	for _, after := range []time.Duration{-5 * time.Second, 5 * time.Second} {
+		delete(east.tags, "b")
+		if _, err := s.engines[0].observe(t.Context(), s.region(east), s.key("b"), evidence{deletedAt: pushed.Add(after)}); err != nil || (s.head("b") == kept) != (after < 0) {
+			t.Errorf("%v after the push: %q, %v", after, s.head("b"), err)
+		}
+	}
 	head := s.head("a")
 	delete(north.tags, "a")
 	if _, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), evidence{deletedAt: s.clock.Add(-time.Hour)}); err != nil || s.head("a") != head {
