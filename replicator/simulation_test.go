@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ import (
 
 var (
 	simSeed  = flag.Uint64("sim.seed", 0, "run this seed of the simulation alone")
-	simSeeds = flag.Int("sim.seeds", 2000, "how many seeds to run")
+	simSeeds = flag.Int("sim.seeds", 0, "how many seeds to run; 0: 2000, or 100000 with PORTOLAN_LONG")
 )
 
 func TestSimulation(t *testing.T) {
@@ -36,8 +37,16 @@ func TestSimulation(t *testing.T) {
 		return
 	}
 	t.Parallel()
+	seeds := *simSeeds
+	switch {
+	case seeds > 0:
+	case os.Getenv("PORTOLAN_LONG") != "":
+		seeds = 100_000
+	default:
+		seeds = 2000
+	}
 	var pushes, conflicts, silent, restores int
-	for seed := uint64(1); seed <= uint64(*simSeeds); seed++ {
+	for seed := uint64(1); seed <= uint64(seeds); seed++ {
 		s := newSimulation(t, seed, false)
 		s.run()
 		pushes, conflicts, silent, restores = pushes+len(s.pushes), conflicts+s.conflicts, silent+s.silent, restores+s.restores
@@ -45,7 +54,7 @@ func TestSimulation(t *testing.T) {
 			t.Fatalf("reproduce it with: go test ./replicator -run TestSimulation -sim.seed=%d -v", seed)
 		}
 	}
-	t.Logf("%d histories, %d pushes, %d of them kept as conflicts, %d overwritten without evidence; %d registries restored", *simSeeds, pushes, conflicts, silent, restores)
+	t.Logf("%d histories, %d pushes, %d of them kept as conflicts, %d overwritten without evidence; %d registries restored", seeds, pushes, conflicts, silent, restores)
 	if conflicts == 0 || restores == 0 || silent*10 > pushes {
 		t.Errorf("the histories are not what they are meant to be: %d conflicts, %d without evidence", conflicts, silent)
 	}
