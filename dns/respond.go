@@ -155,7 +155,7 @@ func (w *worker) resolve(r *response, from netip.AddrPort) {
 			r.additional = &z.glue
 		}
 	}
-	if r.answer == nil {
+	if r.answer == nil && r.authority == nil {
 		r.authority = &z.soa
 	}
 }
@@ -197,6 +197,7 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 			r.answer = set
 			return
 		}
+		r.authority = &z.passing
 	}
 	switch {
 	case kind != variesOther:

@@ -140,7 +140,11 @@ func TestAnswers(t *testing.T) {
 					}
 				}
 				if c.answer == "" {
-					if brief(a.Ns) != testSOA || a.Ns[0].Header().Name != "geo.example.net." {
+					want := testSOA
+					if c.scope > 0 { // others get an answer: no cache may keep this
+						want = strings.Replace(testSOA, "ttl=5", "ttl=0", 1)
+					}
+					if brief(a.Ns) != want || a.Ns[0].Header().Name != "geo.example.net." {
 						t.Errorf("authority %v", a.Ns)
 					}
 				} else if len(a.Ns) > 0 {

@@ -23,14 +23,15 @@ type zone struct {
 	// nodes are all names that exist, empty non-terminals included, by their lower-case wire form without the zone's name.
 	nodes map[string]*node
 	depth int // the most labels of any key
-	// soa is the authority section of negative answers.
-	soa    packed
-	glue   packed // the addresses of name servers in the zone, for the additional section
-	hinfo  rrset  // the answer to ANY (RFC 8482, section 4.2)
-	serial uint32
-	whoami Whoami
-	max    uint32 // for whoami to tell
-	min    uint32
+	// soa is the authority section of negative answers, passing that of those which other clients do not get: many caches keep
+	// negative answers for all of their clients, whatever the scope (RFC 7871, section 7.4), so these are not to be kept at all.
+	soa, passing packed
+	glue         packed // the addresses of name servers in the zone, for the additional section
+	hinfo        rrset  // the answer to ANY (RFC 8482, section 4.2)
+	serial       uint32
+	whoami       Whoami
+	max          uint32 // for whoami to tell
+	min          uint32
 }
 
 // node is a name.
@@ -113,7 +114,9 @@ func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router
 	apex := z.node(b.origin, b)
 	apex.add(pack(mdns.TypeSOA, soa))
 	z.soa = pack(mdns.TypeSOA, soa).packed
-	z.soa.zoneOwner = true
+	soa.Hdr.Ttl = 0
+	z.passing = pack(mdns.TypeSOA, soa).packed
+	z.soa.zoneOwner, z.passing.zoneOwner = true, true
 	ns := make([]mdns.RR, 0, len(b.nameservers))
 	for _, name := range b.nameservers {
 		ns = append(ns, &mdns.NS{Hdr: header(b.origin, mdns.TypeNS, b.max), Ns: name})

@@ -51,6 +51,20 @@ func NewConsul(tb TB, config ConsulConfig) *Consul {
 	return c
 }
 
+// NewCache is StartCache for a test, in the same way.
+func NewCache(tb TB, config CacheConfig) *Cache {
+	tb.Helper()
+	if config.Dir == "" {
+		config.Dir = tb.TempDir()
+	}
+	c, err := StartCache(tb.Context(), config)
+	if err != nil {
+		tb.Fatalf("%v", err)
+	}
+	owned(tb, c, c.LogTail)
+	return c
+}
+
 // NewPortolan is StartPortolan for a test, in the same way.
 func NewPortolan(tb TB, config PortolanConfig) *Portolan {
 	tb.Helper()
