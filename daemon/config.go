@@ -28,6 +28,9 @@ type Config struct {
 	// Data is the folder for what this machine keeps for itself: the last good topology, the last verdicts, the event spool
 	// and its key. Default: the folder of the bolt file; /var/lib/portolan with Consul.
 	Data string `yaml:"data"`
+	// User is whom a process that root starts becomes before it reads or makes anything but the configuration. It keeps the right to
+	// bind ports below 1024. Default: none.
+	User string `yaml:"user"`
 	// Topology is a file, topology.yaml, that is applied when the store is empty. Later a difference between the two is
 	// reported and nothing is changed. Default: none.
 	Topology string `yaml:"topology"`

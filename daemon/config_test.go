@@ -102,7 +102,7 @@ func TestConfigFaults(t *testing.T) {
 		"misspelt key below": {"dns:\n  zone: a.example\n  nameserver: {ns1: [192.0.2.53]}\n",
 			"p.yaml:3:3: dns.nameserver: \"nameserver\" is not known here; did you mean \"nameservers\"?\n       3 |   nameserver: {ns1: [192.0.2.53]}"},
 		"unknown key": {minimal + "frobnicate: 1\n",
-			"p.yaml:4:1: frobnicate: \"frobnicate\" is not known here: one of store, consul, data, topology, roles, dns, geo, api, events, health, replication, log\n       4 | frobnicate: 1"},
+			"p.yaml:4:1: frobnicate: \"frobnicate\" is not known here: one of store, consul, data, user, topology, roles, dns, geo, api, events, health, replication, log\n       4 | frobnicate: 1"},
 		"two faults": {minimal + "health: {rise: x}\nlog: {level: loud}\n",
 			"p.yaml:4:16: health.rise: \"x\" is not a whole number\n       4 | health: {rise: x}\n" +
 				"p.yaml:5:14: log.level: \"loud\" is not known here: one of debug, info, warn, error\n       5 | log: {level: loud}"},

@@ -66,6 +66,11 @@ ports do, is not looked at then.`,
 				}
 				return nil
 			}
+			if config.User != "" {
+				if err := become(config.User, config.Data); err != nil {
+					return err
+				}
+			}
 			return a.runDaemon(cmd.Context(), config)
 		},
 	}
