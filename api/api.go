@@ -112,6 +112,17 @@ type Applied struct {
 	Changes []topology.Change `json:"changes"`
 	// Shares tells, for the registries that changed, where the clients nearest to each region go.
 	Shares []RegistryShares `json:"shares,omitempty"`
+	// Drains are the replicas to which no clients are sent any more by what was changed.
+	Drains []Drain `json:"drains,omitempty"`
+}
+
+// Drain is a replica that clients leave.
+type Drain struct {
+	// Replica is registry/region.
+	Replica string `json:"replica"`
+	// Until is when the last answer that names it expires. Resolvers that keep answers longer than they should may send clients
+	// there even then.
+	Until time.Time `json:"until"`
 }
 
 // RegistryShares are the shares of one registry.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -440,6 +441,49 @@ func TestApply(t *testing.T) {
 	var e *Error
 	if _, err := r.client.Apply(ctx, Apply{Document: *d}); !errors.As(err, &e) || e.Code != CodeInvalid || e.Details[0].Path != "registries[0].replicas[1].endpoint" {
 		t.Errorf("%v", err)
+	}
+}
+
+// Whoever sends clients away is told until when some may still come.
+func TestDrains(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	ctx := t.Context()
+	off, none, some := RoutingDisabled, 0, 50
+	for name, c := range map[string]struct {
+		patch  ReplicaPatch
+		drains bool
+	}{
+		"routing disabled": {ReplicaPatch{Routing: &off}, true},
+		"a weight of 0":    {ReplicaPatch{Weight: &none}, true},
+		"another weight":   {ReplicaPatch{Weight: &some}, false},
+	} {
+		before := time.Now()
+		applied, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", c.patch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !c.drains {
+			if len(applied.Drains) != 0 {
+				t.Errorf("%s: %+v", name, applied.Drains)
+			}
+			continue
+		}
+		if len(applied.Drains) != 1 || applied.Drains[0].Replica != "contoso/westeurope" || applied.Drains[0].Until.Before(before.Add(time.Minute)) ||
+			applied.Drains[0].Until.After(time.Now().Add(time.Minute+spreading)) {
+			t.Errorf("%s: %+v", name, applied.Drains)
+		}
+	}
+	d, err := topology.ParseYAML("t.yaml", []byte(document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Registries[0].Replicas = slices.DeleteFunc(d.Registries[0].Replicas, func(p topology.ReplicaDocument) bool { return p.Region == "westeurope" })
+	for _, dry := range []bool{true, false} {
+		applied, err := r.client.Apply(ctx, Apply{Document: *d, Prune: true, DryRun: dry})
+		if err != nil || (len(applied.Drains) == 1) == dry {
+			t.Errorf("dry %t: %+v, %v", dry, applied, err)
+		}
 	}
 }
 

@@ -574,7 +574,30 @@ func (s *server) apply(r *http.Request) (any, error) {
 			delete(values, c.Key)
 		}
 	}
-	return s.applied(values, changes), nil
+	result := s.applied(values, changes)
+	if !a.DryRun {
+		result.Drains = s.drains(changes)
+	}
+	return result, nil
+}
+
+// spreading is how long a change is on its way into the answers at most, and into the second that a TTL is told in.
+const spreading = 2 * time.Second
+
+// drains tells which replicas clients leave by changes that were made just now.
+func (s *server) drains(changes []topology.Change) []Drain {
+	var drains []Drain
+	until := time.Now().Add(time.Duration(s.TTLMax)*time.Second + spreading).UTC().Truncate(time.Second)
+	for _, c := range changes {
+		registry, rest, _ := strings.Cut(strings.TrimPrefix(c.Key, topology.RegistriesPrefix), "/replicas/")
+		region, key, of := strings.Cut(rest, "/")
+		leaves := key == "routing" && c.New == RoutingDisabled || key == "weight" && c.New == "0" || key == "" && c.Op == topology.Removed
+		drain := Drain{registry + "/" + region, until}
+		if of && leaves && !slices.Contains(drains, drain) {
+			drains = append(drains, drain)
+		}
+	}
+	return drains
 }
 
 // applied tells what changes make of the shares, of all registries that they touch.
@@ -736,7 +759,9 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 	// What others change at the same moment is not what was asked for here.
 	prefix := topology.RegistriesPrefix + registry.Name + "/replicas/" + replica.Region + "/"
 	changes := slices.DeleteFunc(topology.Diff(before, after), func(c topology.Change) bool { return !strings.HasPrefix(c.Key, prefix) })
-	return s.applied(after.Values(), changes), nil
+	result := s.applied(after.Values(), changes)
+	result.Drains = s.drains(changes)
+	return result, nil
 }
 
 // patch changes d as p says.

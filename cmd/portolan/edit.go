@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -90,6 +91,10 @@ func printApplied(w io.Writer, r api.Applied, note string) {
 	}
 	printChanges(w, r.Changes)
 	printShares(w, r.Shares)
+	for _, d := range r.Drains {
+		fmt.Fprintf(w, "\nNo more clients are sent to %s. The last answer that names it expires at %s; resolvers that\nkeep answers longer (a minimum TTL, serve-stale) may send clients there even then.\n",
+			d.Replica, d.Until.Local().Format(time.TimeOnly))
+	}
 	if note != "" {
 		fmt.Fprintln(w, "\n"+note)
 	}
