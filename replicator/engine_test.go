@@ -301,7 +301,7 @@ func TestScanListsAnewWhenItTakesLong(t *testing.T) {
 	s, _, north, _ := seeded(t)
 	pushed := false
 	pace := func(context.Context, time.Duration) error {
-		s.clock = s.clock.Add(2 * time.Minute)
+		s.clock = s.clock.Add(3 * time.Minute)
 		return nil
 	}
 	north.refuse = func(request, reference string) error {
@@ -322,6 +322,30 @@ func TestScanListsAnewWhenItTakesLong(t *testing.T) {
 	}
 	if heads == 0 || s.head("new") != north.tags["new"] {
 		t.Error("what was pushed during the scan was not found by it")
+	}
+}
+
+// Where listing takes longer than the time between two listings, the look at all tags goes on nevertheless.
+func TestScanThatListsForLongEnds(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	for n := range 20 {
+		s.push(north, fmt.Sprint("t", n))
+	}
+	s.converge(t)
+	listings := 0
+	north.refuse = func(request, _ string) error {
+		switch request {
+		case "tags":
+			listings++
+			s.clock = s.clock.Add(6 * time.Minute)
+		case "head":
+			s.clock = s.clock.Add(time.Second)
+		}
+		return nil
+	}
+	if found, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err != nil || found.tags != 23 || listings != 1 {
+		t.Errorf("%v: %d listings for %d tags", err, listings, found.tags)
 	}
 }
 

@@ -82,9 +82,9 @@ type look struct {
 	wait  pace
 
 	survey survey
-	// listed is when the last listing began; shown are the repositories that the member shows.
-	listed time.Time
-	shown  map[string]bool
+	// listed is when the last listing began, and ended when it did; shown are the repositories that the member shows.
+	listed, ended time.Time
+	shown         map[string]bool
 	// readable says that some tag could be read.
 	readable  bool
 	found     []found
@@ -206,6 +206,7 @@ func (l *look) list(ctx context.Context) ([]string, error) {
 			}
 		}
 	}
+	l.ended = l.now()
 	return repositories, nil
 }
 
@@ -226,7 +227,8 @@ func (l *look) repository(ctx context.Context, repository string) error {
 		if !l.had(records[tag]) {
 			continue
 		}
-		if l.rules.listing > 0 && l.now().Sub(l.listed) >= l.rules.listing {
+		// Since the last one ended: one that takes longer than that must leave room for what it interrupts.
+		if l.rules.listing > 0 && l.now().Sub(l.ended) >= l.rules.listing {
 			if _, err := l.list(ctx); err != nil {
 				return err
 			}
