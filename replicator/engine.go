@@ -297,7 +297,7 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 			return 0, err
 		}
 		out := version.Outcome{Verdict: version.Suspect, Record: row.Record}
-		if ev.guarded || ev.confirmed || ev.tells(row.Record, m.Replica, digest) || !version.Regress(row.Record, m.Replica, digest, e.now()) {
+		if ev.guarded || ev.confirmed || ev.tells(row.Record, m.Replica, digest) || !e.regresses(m, key, row.Record, digest) {
 			o, err := e.observation(ctx, m, key, row.Record, digest, asked, ev)
 			if err != nil {
 				return 0, err
@@ -325,6 +325,12 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 		return out.Verdict, nil
 	}
 	return 0, fmt.Errorf("deciding %s in %s: %w", key, m.Region, errAgain)
+}
+
+// regresses reports whether what a member shows is for the guard of the next scan: version.Regress. Scans look at no manifests, so
+// that nothing would ever decide about one.
+func (e *engine) regresses(m *member, key ledger.Key, record ledger.Record, digest string) bool {
+	return key.Kind == ledger.Tag && version.Regress(record, m.Replica, digest, e.now())
 }
 
 // echo reports whether events tell of nothing but writes of our own whose outcome is in the record already: no need to
@@ -557,7 +563,7 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	if err != nil {
 		return cost, err
 	}
-	if shown != ledger.Absent && version.Regress(row.Record, m.Replica, shown, e.now()) {
+	if shown != ledger.Absent && e.regresses(m, key, row.Record, shown) {
 		return cost, errRegressed
 	}
 	out := version.Observe(row.Record, e.fleet().replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})

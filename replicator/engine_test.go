@@ -904,6 +904,33 @@ func TestOverwrittenIsJudgedByWhatWasSeen(t *testing.T) {
 	}
 }
 
+// Scans look at no manifests: a replica that holds a deleted one, by a copy that was never finished say, does not wait for one.
+func TestDeletedManifestWaitsForNoScan(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	s.push(east, "d")
+	s.look(t, east)
+	digest := s.head("d")
+	north.manifests[digest] = true // it was brought, and not tagged yet
+	s.push(east, "d")
+	s.look(t, east)
+	key, m := s.manifestKey(digest), s.region(north)
+	s.clock = s.clock.Add(time.Minute)
+	delete(east.manifests, digest)
+	if err := s.engines[0].observeManifest(t.Context(), s.region(east), key, evidence{deletedAt: s.clock, deleteHeard: s.clock}); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.ledger.rows[key].Record; !r.Head.Tombstone() || !version.Due(r, m.Replica) {
+		t.Fatalf("%+v", r)
+	}
+	if _, err := s.engines[0].apply(t.Context(), m, key, s.clock, true); !errors.Is(err, errPush) {
+		t.Errorf("the event of a push there may come yet: %v", err)
+	}
+	if _, err := s.engines[0].apply(t.Context(), m, key, s.clock, false); err != nil && !errors.Is(err, errAgain) || version.Due(s.ledger.rows[key].Record, m.Replica) {
+		t.Errorf("%v, %+v", err, s.ledger.rows[key].Record)
+	}
+}
+
 // A delete by digest takes the tags with it, also if no event tells of those.
 func TestDeleteOfAManifestIsThatOfItsTags(t *testing.T) {
 	t.Parallel()
