@@ -675,7 +675,8 @@ func (r *replica) work(ctx context.Context) error {
 			return err
 		}
 		m, state := r.member(), r.current()
-		if m == nil || state.Held != "" {
+		if m == nil || !decided(state) || state.Held != "" {
+			// A new baseline, or an operator, comes first.
 			r.queue.retry(i, time.Second, nil)
 			continue
 		}

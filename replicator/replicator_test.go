@@ -30,6 +30,7 @@ import (
 
 	"portolan/latest"
 	"portolan/replicator/events"
+	"portolan/replicator/ledger"
 	ledgerbolt "portolan/replicator/ledger/bolt"
 	"portolan/replicator/version"
 	"portolan/store"
@@ -816,6 +817,31 @@ func TestUnreadableTag(t *testing.T) {
 	f.until("nothing to be named", func() bool {
 		return len(f.replicator.Pending("contoso", "home", 10)) == 0 && f.state("home").LastError == ""
 	})
+}
+
+// While a plan waits for the operator, nothing is written, whatever is left in the queue.
+func TestNothingIsWrittenBeforeThePlanIsAccepted(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.push("home", "app:1")
+	f.push("other", "app:1")
+	f.push("home", "app:2")
+	f.start()
+	f.until("the plan", func() bool { return f.state("other").Phase == topology.PhasePlanned })
+	reg, err := f.replicator.registry("contoso")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, q := ledger.Key{Registry: "contoso", Repository: "app", Kind: ledger.Tag, Reference: "2"}, reg.replica("other").queue
+	q.add(key, 1, true, time.Now())
+	f.until("its turn", func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.items[key] == nil || q.items[key].races > 0
+	})
+	if f.digest("other", "app:2") != "" {
+		t.Error("it was written")
+	}
 }
 
 // What a registry cannot take is not the registry's trouble as long as it takes everything else: nothing waits behind it.
