@@ -702,12 +702,12 @@ const (
 	maxFailed = 9
 )
 
-// stuck reports whether the replica took something else since the item began to fail: then the trouble is the item's, whatever it
-// looks like.
+// stuck reports whether the trouble is the item's, whatever it looks like: the replica took something else since it began to fail,
+// or the last look at the replica could read others but not that.
 func (r *replica) stuck(i *item) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return i.attempts > 0 && r.worked.After(i.failing)
+	return i.attempts > 0 && r.worked.After(i.failing) || slices.ContainsFunc(r.unread, func(u unread) bool { return u.key == i.key })
 }
 
 // settle gives an item back to the queue as its outcome demands.

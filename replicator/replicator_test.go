@@ -819,6 +819,27 @@ func TestUnreadableTag(t *testing.T) {
 	})
 }
 
+// A replica is seeded, although a tag cannot be read there, also where there is nothing else that it could take meanwhile.
+func TestUnreadableTagIsGivenUp(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	of := &registry{name: "contoso", log: zap.NewNop(), options: &Options{RequestsPerSecond: 1}, engine: s.engines[0]}
+	r := newReplica(of, &topology.Replica{Region: "northeurope"}, stored{})
+	r.missed([]unread{{s.key("b"), errors.New("500")}})
+	for key, want := range map[ledger.Key]bool{s.key("a"): false, s.key("b"): true} {
+		i := &item{key: key, sequence: 1, begun: 1}
+		for range maxFailed + 1 {
+			r.settle(t.Context(), s.region(north), i, &UnavailableError{Err: errors.New("500")})
+		}
+		if _, parked := r.queue.parked[key]; parked != want {
+			t.Errorf("%s is given up: %t", key, parked)
+		}
+	}
+	if r.writing.reason == "" {
+		t.Error("what could be read the last time does not tell of the replica")
+	}
+}
+
 // While a plan waits for the operator, nothing is written, whatever is left in the queue.
 func TestNothingIsWrittenBeforeThePlanIsAccepted(t *testing.T) {
 	t.Parallel()
