@@ -349,6 +349,32 @@ func TestScanThatListsForLongEnds(t *testing.T) {
 	}
 }
 
+// An old version where nothing was known to be is met in each listing of a scan, and is one regression for the guard.
+func TestRegressionIsCountedOnce(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	s.push(east, "d")
+	s.look(t, east)
+	old := s.head("d")
+	s.push(east, "d")
+	s.look(t, east)
+	north.tags["d"], north.manifests[old] = old, true
+	heads := 0
+	north.refuse = func(request, reference string) error {
+		if request == "head" {
+			s.clock = s.clock.Add(6 * time.Minute)
+			if reference == "d" {
+				heads++
+			}
+		}
+		return nil
+	}
+	found, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false)
+	if err != nil || heads < 2 || found.regressions != 1 {
+		t.Errorf("%v: met %d times, and counted %d times", err, heads, found.regressions)
+	}
+}
+
 // An event dates a push better than a scan that meets it first.
 func TestScanLeavesAPushToItsEvent(t *testing.T) {
 	t.Parallel()

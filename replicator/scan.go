@@ -64,6 +64,9 @@ func (e *engine) scan(ctx context.Context, m *member, since time.Time, wait pace
 	if err := l.judge(ctx, true); err != nil {
 		return l.survey, err
 	}
+	// What was listed several times counts once.
+	slices.SortStableFunc(l.regressed, func(a, b regression) int { return ledger.Compare(a.key, b.key) })
+	l.regressed = slices.CompactFunc(l.regressed, func(a, b regression) bool { return a.key == b.key })
 	l.survey.regressions = len(l.regressed)
 	l.survey.guarded = !sure && len(l.regressed) > 0 && (!l.readable || l.rules.guard(l.survey.tags, len(l.regressed)))
 	if l.survey.guarded {
