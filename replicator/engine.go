@@ -580,6 +580,9 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 		return cost, errors.Join(errAgain, err)
 	}
 	if row.Record.Head.Tombstone() {
+		if key.Kind == ledger.Manifest && shown == ledger.Absent {
+			return cost, e.confirmAbsent(ctx, m, row)
+		}
 		if key.Kind == ledger.Manifest {
 			return cost, e.deleteManifest(ctx, m, row)
 		}
@@ -746,6 +749,22 @@ func (e *engine) untag(ctx context.Context, m *member, key ledger.Key, shown str
 		}
 		return err
 	})
+}
+
+// confirmAbsent looks again whether a manifest that is to be deleted is gone already: a registry that does not delete can still have
+// applied the delete.
+func (e *engine) confirmAbsent(ctx context.Context, m *member, row ledger.Row) error {
+	shown, err := m.Head(ctx, row.Key.Repository, row.Key.Reference)
+	if err != nil {
+		return err
+	}
+	if shown != ledger.Absent {
+		return errAgain
+	}
+	f := e.fleet()
+	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Confirmed: true})
+	_, err = e.store(ctx, f, row, out)
+	return again(err)
 }
 
 // deleteManifest removes a manifest whose deletion was seen elsewhere, once nothing that is alive names it. The intent is

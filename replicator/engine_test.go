@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -290,10 +291,88 @@ func TestScanGivesUpOnARegistryThatIsAway(t *testing.T) {
 	for n := range 50 {
 		north.tags[fmt.Sprint("t", n)] = "sha256:0001"
 	}
-	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil || asked != maxFailures*maxTries {
+	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil || asked != maxBlind*maxTries {
 		t.Errorf("asked %d times: %v", asked, err)
 	}
 }
+
+// One damaged manifest may be that of many tags, which are neighbours then.
+func TestScanPassesOverNeighbours(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	for _, tag := range []string{"b1", "b2", "b3", "b4", "d"} {
+		s.push(east, tag)
+	}
+	s.converge(t)
+	bad := func(_, reference string) error {
+		if strings.HasPrefix(reference, "b") {
+			return &UnavailableError{Err: errors.New("500")}
+		}
+		return nil
+	}
+	north.refuse = bad
+	s.clock = s.clock.Add(time.Minute)
+	s.push(north, "d")
+	found, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false)
+	if err != nil || len(found.unread) != 5 || s.head("d") != north.tags["d"] {
+		t.Errorf("%v, unread %v, the head of d is %q", err, found.unread, s.head("d"))
+	}
+	if b, err := s.engines[0].compare(t.Context(), s.region(north), noPace); err != nil || len(b.unread) != 5 {
+		t.Errorf("baseline: %v, unread %v", err, b.unread)
+	}
+	// Gone for good in the middle, it is not asked for all the rest.
+	asked := 0
+	north.refuse = func(_, reference string) error {
+		if reference == "a" && asked == 0 {
+			return nil
+		}
+		if len(reference) > 0 {
+			asked++
+			return errors.New("no route")
+		}
+		return nil
+	}
+	if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); err == nil || asked > maxFailures*maxTries+1 {
+		t.Errorf("asked %d times: %v", asked, err)
+	}
+	north.refuse = func(_, reference string) error {
+		if len(reference) > 0 {
+			return errors.New("no disk")
+		}
+		return nil
+	}
+	if _, err := s.engines[0].compare(t.Context(), s.region(north), noPace); err == nil {
+		t.Error("a registry of which nothing can be read has a baseline")
+	}
+}
+
+// A manifest that is to be deleted, and is gone already, needs no delete: where that is switched off it would be refused.
+func TestDeleteOfAnAbsentManifest(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	digest := s.head("a")
+	key := s.key(digest)
+	key.Kind = ledger.Manifest
+	west := s.region(s.regions[2])
+	s.clock = s.clock.Add(time.Second)
+	s.eraseByUser(north, "a")
+	for _, e := range north.events {
+		if err := s.hear(t.Context(), s.engines[0], s.region(north), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.regions[2].erase(digest, "by something else")
+	target := *west
+	target.Remote = undeletable{s.regions[2]}
+	if _, err := s.engines[0].apply(t.Context(), &target, key, s.clock, false); err != nil || version.Due(s.ledger.rows[key].Record, west.Replica) {
+		t.Errorf("%v, %+v", err, s.ledger.rows[key].Record)
+	}
+}
+
+// undeletable is a registry that deletes nothing.
+type undeletable struct{ *simRegistry }
+
+func (undeletable) Delete(context.Context, string, string, string) error { return ErrUnsupported }
 
 // A look at all tags may take long. Pushes that no event told of are found meanwhile.
 func TestScanListsAnewWhenItTakesLong(t *testing.T) {

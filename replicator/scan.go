@@ -39,9 +39,10 @@ const (
 	maxTries = 3
 	// maxRest is how long a scan waits amid its work when a registry asks to be left alone.
 	maxRest = time.Minute
-	// maxFailures is how many requests in a row may fail before a scan gives up, maxUnread how many in all: a tag that cannot be
-	// read must not hide all the others, and a registry that is away is not asked a hundred thousand times.
-	maxFailures, maxUnread = 3, 1000
+	// maxFailures is how many requests in a row may fail before it is asked whether the registry still gives what it gave before;
+	// maxBlind how many if it gave nothing yet, and maxUnread how many in all: tags that cannot be read must not hide all the
+	// others, and a registry that is away is not asked a hundred thousand times.
+	maxFailures, maxBlind, maxUnread = 3, 10, 1000
 )
 
 // scan looks at every tag of a baselined member and observes those that are not as the ledger has them. since is when the
@@ -62,6 +63,9 @@ func (e *engine) scan(ctx context.Context, m *member, since time.Time, wait pace
 		}
 	}
 	if err := l.judge(ctx, true); err != nil {
+		return l.survey, err
+	}
+	if err := l.blind(); err != nil {
 		return l.survey, err
 	}
 	// What was listed several times counts once.
@@ -92,8 +96,9 @@ type look struct {
 	readable  bool
 	found     []found
 	regressed []regression
-	// inARow is how many requests failed since one succeeded.
+	// inARow is how many requests failed since one succeeded; good is a tag that was read.
 	inARow int
+	good   ledger.Key
 }
 
 // found is a tag that is not as the ledger has it.
@@ -131,10 +136,31 @@ func (l *look) ask(ctx context.Context, rest time.Duration, request func() error
 func (l *look) pass(ctx context.Context, key ledger.Key, err error) error {
 	l.survey.unread = append(l.survey.unread, unread{key, err})
 	l.inARow++
-	if l.inARow >= maxFailures || len(l.survey.unread) >= maxUnread || retryAfter(err) > maxRest || ctx.Err() != nil {
+	switch {
+	case len(l.survey.unread) >= maxUnread, retryAfter(err) > maxRest, errors.Is(err, ledger.ErrUnavailable), ctx.Err() != nil:
+		return err
+	case l.inARow < maxFailures, !l.readable && l.inARow < maxBlind:
+		return nil
+	case !l.readable:
 		return err
 	}
+	// Neighbours may have one damaged manifest in common, as 1, 1.0 and 1.0.3 do.
+	if waiting := l.wait(ctx, 0); waiting != nil {
+		return waiting
+	}
+	if _, away := l.member.Head(ctx, l.good.Repository, l.good.Reference); away != nil {
+		return err
+	}
+	l.inARow = 0
 	return nil
+}
+
+// blind is the error of a look that could read nothing at all, although there is something.
+func (l *look) blind() error {
+	if l.readable || len(l.survey.unread) == 0 {
+		return nil
+	}
+	return l.survey.unread[0].err
 }
 
 // tags lists the tags of a repository; ok is false if it cannot be listed.
@@ -166,7 +192,7 @@ func (l *look) head(ctx context.Context, key ledger.Key) (digest string, ok bool
 	l.inARow = 0
 	l.survey.tags++
 	if digest != ledger.Absent {
-		l.readable, l.shown[key.Repository] = true, true
+		l.readable, l.good, l.shown[key.Repository] = true, key, true
 	}
 	return digest, true, nil
 }
@@ -498,6 +524,9 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 		if err != nil {
 			return b, err
 		}
+	}
+	if err := l.blind(); err != nil {
+		return b, err
 	}
 	for _, n := range blobs {
 		b.plan.Bytes += n
