@@ -8,6 +8,7 @@ package api
 import (
 	"time"
 
+	"portolan/health"
 	"portolan/replicator"
 	"portolan/router"
 	"portolan/router/geo"
@@ -80,6 +81,8 @@ type Probe struct {
 	Error   string `json:"error,omitempty"`
 	// CertificateExpiry is the earliest end of validity of what the client names got; absent without TLS.
 	CertificateExpiry time.Time `json:"certificate_expiry,omitzero"`
+	// Certificates are what each of them got.
+	Certificates []health.Certificate `json:"certificates,omitempty"`
 }
 
 // ReplicaPatch changes a replica; what is nil stays as it is. An empty string removes the key, so that its default holds.

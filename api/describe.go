@@ -129,7 +129,7 @@ func (r *Replica) health(v *View, key router.ReplicaKey) []string {
 	for _, a := range verdict.Addresses {
 		p := Probe{
 			Target: a.Hostname, Health: a.Health.String(), Since: a.Since, Last: a.Last.Time, Outcome: a.Last.Outcome.String(), Error: a.Last.Error,
-			LatencyMS: float64(a.Last.Latency.Microseconds()) / 1000, CertificateExpiry: a.Last.CertificateExpiry,
+			LatencyMS: float64(a.Last.Latency.Microseconds()) / 1000, CertificateExpiry: a.Last.CertificateExpiry(), Certificates: a.Last.Certificates,
 		}
 		if a.Address.IsValid() {
 			p.Target = a.Address.String()

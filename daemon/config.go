@@ -249,6 +249,8 @@ type Health struct {
 	Rise int `yaml:"rise"`
 	// Fall is how many make it unhealthy. Default: 3.
 	Fall int `yaml:"fall"`
+	// CertificateWarning is how long before its end a replica's certificate is warned of; 0: only when it is over. Default: 336h.
+	CertificateWarning time.Duration `yaml:"certificate_warning"`
 }
 
 // Replication is how content is carried.
@@ -331,7 +333,7 @@ func Default() Config {
 			RateLimit: RateLimit{Slip: 2},
 		},
 		API:         API{Listen: netip.MustParseAddrPort("127.0.0.1:8420")},
-		Health:      Health{Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3},
+		Health:      Health{Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3, CertificateWarning: 14 * 24 * time.Hour},
 		Replication: Replication{ScanInterval: 5 * time.Minute, Copies: 4, RequestsPerSecond: 50, DeleteConfirmation: 10 * time.Minute},
 		Log:         Log{Level: "info", Format: FormatAuto},
 	}
@@ -467,6 +469,7 @@ func (c *Config) validate(f *strict.File) {
 	between(f, "health.timeout", c.Health.Timeout, 10*time.Millisecond, time.Minute)
 	between(f, "health.rise", c.Health.Rise, 1, 100)
 	between(f, "health.fall", c.Health.Fall, 1, 100)
+	between(f, "health.certificate_warning", c.Health.CertificateWarning, 0, 365*24*time.Hour)
 	between(f, "replication.scan_interval", c.Replication.ScanInterval, time.Second, 24*time.Hour)
 	between(f, "replication.copies", c.Replication.Copies, 1, 64)
 	between(f, "replication.requests_per_second", c.Replication.RequestsPerSecond, 0.1, 10000)

@@ -184,7 +184,8 @@ func (d *daemon) prepare(ctx context.Context) error {
 		}
 		d.monitor = health.NewMonitor(health.Options{
 			Interval: c.Health.Interval, Timeout: c.Health.Timeout, Rise: c.Health.Rise, Fall: c.Health.Fall,
-			StatePath: filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
+			CertificateWarning: c.Health.CertificateWarning,
+			StatePath:          filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
 		})
 	}
 	d.front = newFrontdoor(d.keeper, d.states, d.monitor, d.server, d.databases, func(text string) { d.notice("charts", text) }, d.log.Named("geo"))

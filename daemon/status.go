@@ -10,6 +10,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"portolan/api"
+	"portolan/health"
 )
 
 // oldDatabase is when the age of a location database is worth a warning: networks move between countries by the month.
@@ -63,6 +64,9 @@ func (d *daemon) status() api.Status {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("the database %s is %d days old", g.Path, int(age/(24*time.Hour))))
 		}
 	}
+	if d.monitor != nil {
+		s.Warnings = append(s.Warnings, certificateWarnings(d.monitor.Verdicts(), d.config.Health.CertificateWarning)...)
+	}
 	if d.config.API.Listen.Addr().IsLoopback() || d.apiPair != nil {
 		// Nobody on the way reads the token.
 	} else {
@@ -75,6 +79,35 @@ func (d *daemon) status() api.Status {
 		s.Events = d.eventsStatus()
 	}
 	return s
+}
+
+// certificateWarnings says which certificates end within that time: one line for each name of a replica, since its addresses
+// mostly serve the same, with the address where the end comes first.
+func certificateWarnings(v *health.Verdicts, within time.Duration) []string {
+	type first struct {
+		end     time.Time
+		address string
+	}
+	var warnings []string
+	for key, verdict := range v.Replicas {
+		ending := map[string]first{}
+		for _, a := range verdict.Addresses {
+			for _, c := range a.Last.Ending(within) {
+				if f, there := ending[c.Name]; !there || c.Expiry.Before(f.end) {
+					ending[c.Name] = first{c.Expiry, a.String()}
+				}
+			}
+		}
+		for name, f := range ending {
+			word := "ends"
+			if f.end.Before(v.Time) {
+				word = "ended"
+			}
+			warnings = append(warnings, fmt.Sprintf("the certificate of %s/%s for %s at %s %s on %s: renew it there", key.Registry, key.Region, name, f.address, word, f.end.UTC().Format(time.DateTime+" MST")))
+		}
+	}
+	slices.Sort(warnings)
+	return warnings
 }
 
 func (d *daemon) dnsStatus() *api.DNSStatus {

@@ -13,6 +13,7 @@ import (
 	"context"
 	"maps"
 	"net/netip"
+	"strings"
 	"time"
 
 	"portolan/router"
@@ -61,8 +62,35 @@ type Result struct {
 	Outcome Outcome       `json:"outcome"`
 	// Error says why it did not pass.
 	Error string `json:"error,omitempty"`
-	// CertificateExpiry is the earliest end of validity among the certificates that the client names got; zero without TLS.
-	CertificateExpiry time.Time `json:"certificate_expiry,omitzero"`
+	// Certificates are what the client names got, in their order; none without TLS.
+	Certificates []Certificate `json:"certificates,omitempty"`
+}
+
+// Certificate is what one client name got.
+type Certificate struct {
+	Name string `json:"name"`
+	// Expiry is when it stops being accepted: the end of validity of it or of what leads to its root.
+	Expiry time.Time `json:"expiry"`
+}
+
+// Ending are the certificates that, when they were seen, had less than left to live.
+func (r *Result) Ending(left time.Duration) (ending []Certificate) {
+	for _, c := range r.Certificates {
+		if c.Expiry.Sub(r.Time) < left {
+			ending = append(ending, c)
+		}
+	}
+	return ending
+}
+
+// CertificateExpiry is the earliest end of validity among the certificates; zero without any.
+func (r *Result) CertificateExpiry() (first time.Time) {
+	for _, c := range r.Certificates {
+		if first.IsZero() || c.Expiry.Before(first) {
+			first = c.Expiry
+		}
+	}
+	return first
 }
 
 // Address is the state of one address of a replica.
@@ -77,6 +105,14 @@ type Address struct {
 	// Settled is false before the first result and while probes speak against Health.
 	Settled bool   `json:"settled"`
 	Last    Result `json:"last"`
+}
+
+// String is the address, or the host name without its final dot.
+func (a Address) String() string {
+	if a.Address.IsValid() {
+		return a.Address.String()
+	}
+	return strings.TrimSuffix(a.Hostname, ".")
 }
 
 // Verdict is what is known of one replica.

@@ -21,8 +21,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, address),
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "portolan_health_certificate_expiry_timestamp_seconds",
-			Help: "Earliest end of validity of the certificates that an address serves for the client names.",
-		}, address),
+			Help: "End of validity of the certificate that an address serves for a client name.",
+		}, append(address[:3:3], "name")),
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "portolan_health_probes_total", Help: "Probes by what they said.",
 		}, append(address[:2:2], "outcome")),
@@ -38,11 +38,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 }
 
 func (m *metrics) record(t *target, r Result, state machine) {
-	name := t.label()
 	m.results.WithLabelValues(t.Registry, t.Region, r.Outcome.String()).Inc()
 	m.latency.WithLabelValues(t.Registry, t.Region).Observe(r.Latency.Seconds())
-	if !r.CertificateExpiry.IsZero() {
-		m.expiry.WithLabelValues(t.Registry, t.Region, name).Set(float64(r.CertificateExpiry.Unix()))
+	for _, c := range r.Certificates {
+		m.expiry.WithLabelValues(t.Registry, t.Region, t.label(), c.Name).Set(float64(c.Expiry.Unix()))
 	}
 	m.state(t, state)
 }
@@ -58,7 +57,7 @@ func (m *metrics) state(t *target, state machine) {
 
 func (m *metrics) forget(t *target) {
 	m.up.DeleteLabelValues(t.Registry, t.Region, t.label())
-	m.expiry.DeleteLabelValues(t.Registry, t.Region, t.label())
+	m.expiry.DeletePartialMatch(prometheus.Labels{"registry": t.Registry, "region": t.Region, "address": t.label()})
 }
 
 // forgetReplica drops what is kept per replica, once nothing of it is probed any more.

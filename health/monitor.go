@@ -29,6 +29,8 @@ type Options struct {
 	Timeout time.Duration
 	// Rise and Fall are how many results in a row change a state; 2 and 3.
 	Rise, Fall int
+	// CertificateWarning is how long before its end a certificate is warned of in the log; only when it is over if zero.
+	CertificateWarning time.Duration
 	// Concurrent bounds the probes at one time; 64.
 	Concurrent int
 	// StatePath is the file that keeps the verdicts for a warm start; empty for none.
@@ -304,6 +306,9 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 	if r.Outcome == Unable && (last.Time.IsZero() || last.Outcome != Unable) {
 		m.log.Warn("address cannot be probed from here: its health stays as it was", append(fields, zap.String("reason", r.Error))...)
 	}
+	for _, c := range endingSince(last, r, m.options.CertificateWarning) {
+		m.log.Warn("certificate is about to end", append(fields, zap.String("name", c.Name), zap.Time("end", c.Expiry))...)
+	}
 	if before.health != after.health {
 		if after.health == router.Healthy {
 			m.log.Info("address is healthy", fields...)
@@ -312,6 +317,11 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 		}
 	}
 	return after.pause(m.options.Interval)
+}
+
+// endingSince are the certificates in r that end within warning and of which that could not be said when last was found.
+func endingSince(last, r Result, warning time.Duration) []Certificate {
+	return slices.DeleteFunc(r.Ending(warning), func(c Certificate) bool { return slices.Contains(last.Ending(warning), c) })
 }
 
 // touch asks for a publication.

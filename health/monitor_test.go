@@ -476,3 +476,38 @@ func TestMonitorSourceEnds(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 }
+
+// leaf serves one certificate that ends at its time.
+type leaf struct{ end time.Time }
+
+func (l *leaf) probe(context.Context, *target) Result {
+	return Result{Time: time.Now(), Outcome: Passed, Certificates: []Certificate{{"registry.contoso.com", l.end}}}
+}
+
+// The end of a certificate is told in the log once, and its time in the metric.
+func TestMonitorCertificates(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		l := &leaf{time.Now().Add(time.Hour + 30*time.Second)}
+		m, source, stop := start(t, Options{CertificateWarning: time.Hour, Logger: zap.New(core)}, l)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		time.Sleep(20 * time.Second)
+		if n := logs.Len(); n != 0 {
+			t.Errorf("warned %d times too early", n)
+		}
+		time.Sleep(time.Minute)
+		if n := logs.FilterMessage("certificate is about to end").Len(); n != 1 {
+			t.Errorf("warned %d times, want once", n)
+		}
+		if v := testutil.ToFloat64(m.metrics.expiry.WithLabelValues("contoso", "a", "192.0.2.1", "registry.contoso.com")); v != float64(l.end.Unix()) {
+			t.Errorf("the metric says %v, want %v", v, l.end.Unix())
+		}
+		source.Store(snapshot(nil))
+		synctest.Wait()
+		if n := testutil.CollectAndCount(m.metrics.expiry); n != 0 {
+			t.Errorf("%d series are left of what is gone", n)
+		}
+		stop()
+	})
+}

@@ -57,7 +57,7 @@ type prober struct {
 func (p *prober) probe(ctx context.Context, t *target) Result {
 	r := Result{Time: time.Now()}
 	var err error
-	r.CertificateExpiry, err = p.ask(ctx, t)
+	r.Certificates, err = p.ask(ctx, t)
 	r.Latency = time.Since(r.Time)
 	switch {
 	case err == nil:
@@ -70,10 +70,10 @@ func (p *prober) probe(ctx context.Context, t *target) Result {
 	return r
 }
 
-// ask asks t once. It returns the earliest end of validity of the certificates that it saw.
-func (p *prober) ask(ctx context.Context, t *target) (time.Time, error) {
+// ask asks t once. It returns the certificates that it saw.
+func (p *prober) ask(ctx context.Context, t *target) ([]Certificate, error) {
 	if t.mode == topology.ProbeConsul {
-		return time.Time{}, p.askConsul(ctx, t)
+		return nil, p.askConsul(ctx, t)
 	}
 	if t.address.IsValid() {
 		return askAddress(ctx, t, t.address)
@@ -81,10 +81,10 @@ func (p *prober) ask(ctx context.Context, t *target) (time.Time, error) {
 	host := strings.TrimSuffix(t.hostname, ".")
 	addresses, err := p.resolve(ctx, host)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("resolving %s: %w", host, err)
+		return nil, fmt.Errorf("resolving %s: %w", host, err)
 	}
 	if len(addresses) == 0 {
-		return time.Time{}, fmt.Errorf("resolving %s: no address", host)
+		return nil, fmt.Errorf("resolving %s: no address", host)
 	}
 	return askAny(ctx, t, addresses[:min(len(addresses), maxResolved)])
 }
@@ -92,10 +92,10 @@ func (p *prober) ask(ctx context.Context, t *target) (time.Time, error) {
 // askAny asks addresses, one after the other, until one passes: a host name stands while one of its addresses does, since
 // answers cannot leave out the others. An address that is slow to answer keeps what it needs of the time, and does not keep
 // the next one waiting.
-func askAny(ctx context.Context, t *target, addresses []netip.Addr) (time.Time, error) {
+func askAny(ctx context.Context, t *target, addresses []netip.Addr) ([]Certificate, error) {
 	type answer struct {
-		expiry time.Time
-		err    error
+		certificates []Certificate
+		err          error
 	}
 	answers := make(chan answer, len(addresses))
 	ctx, cancel := context.WithCancel(ctx)
@@ -110,8 +110,8 @@ func askAny(ctx context.Context, t *target, addresses []netip.Addr) (time.Time, 
 		if next < len(addresses) {
 			address := addresses[next]
 			asking.Go(func() {
-				expiry, err := askAddress(ctx, t, address)
-				answers <- answer{expiry, err}
+				certificates, err := askAddress(ctx, t, address)
+				answers <- answer{certificates, err}
 			})
 			waiting++
 			if next++; next < len(addresses) {
@@ -121,13 +121,13 @@ func askAny(ctx context.Context, t *target, addresses []netip.Addr) (time.Time, 
 		select {
 		case a := <-answers:
 			if a.err == nil {
-				return a.expiry, nil
+				return a.certificates, nil
 			}
 			if first.err == nil {
 				first = a
 			}
 			if waiting--; waiting == 0 && next == len(addresses) {
-				return first.expiry, first.err
+				return first.certificates, first.err
 			}
 		case <-impatient:
 		}
@@ -136,18 +136,18 @@ func askAny(ctx context.Context, t *target, addresses []netip.Addr) (time.Time, 
 
 // askAddress asks address as a client of each name would: several at a time, so that a registry of many names is not thought
 // dead because it is far away. It fails if one of them does.
-func askAddress(ctx context.Context, t *target, address netip.Addr) (expiry time.Time, err error) {
+func askAddress(ctx context.Context, t *target, address netip.Addr) (certificates []Certificate, err error) {
 	at := net.JoinHostPort(address.String(), t.port)
 	if t.mode == topology.ProbeTCP {
 		conn, err := dial(ctx, at)
 		if err != nil {
-			return time.Time{}, err
+			return nil, err
 		}
-		return time.Time{}, conn.Close()
+		return nil, conn.Close()
 	}
 	config, err := tlsConfig(t)
 	if err != nil {
-		return time.Time{}, unable{err}
+		return nil, unable{err}
 	}
 	expiries, errs := make([]time.Time, len(t.names)), make([]error, len(t.names))
 	var asking errgroup.Group
@@ -159,16 +159,16 @@ func askAddress(ctx context.Context, t *target, address netip.Addr) (expiry time
 		})
 	}
 	_ = asking.Wait() // the errors are in errs, each at its name
-	for i := range t.names {
-		if e := expiries[i]; !e.IsZero() && (expiry.IsZero() || e.Before(expiry)) {
-			expiry = e
+	for i, name := range t.names {
+		if !expiries[i].IsZero() {
+			certificates = append(certificates, Certificate{Name: name, Expiry: expiries[i]})
 		}
 		// What one name found out about the replica counts for more than that another could not be asked.
 		if e := errs[i]; e != nil && (err == nil || isUnable(err) && !isUnable(e)) {
 			err = e
 		}
 	}
-	return expiry, err
+	return certificates, err
 }
 
 // tlsConfig is what t is asked with over TLS, but for the name; nil without TLS.
@@ -207,7 +207,7 @@ func tlsConfig(t *target) (*tls.Config, error) {
 
 // askRegistry sends GET /v2/ to at as a client of name would: 200 is a registry that lets anybody in, 401 one that asks for
 // a login first (OCI distribution specification, "Determining Support"). config is nil without TLS. It returns the end of
-// validity of the certificate.
+// validity of the certificate, also of one that is refused because it is over.
 func askRegistry(ctx context.Context, t *target, at, name string, config *tls.Config) (expiry time.Time, err error) {
 	scheme, usual := "http", "80"
 	if config != nil {
@@ -241,16 +241,38 @@ func askRegistry(ctx context.Context, t *target, at, name string, config *tls.Co
 	// RoundTrip and not a Client: redirects are not followed.
 	response, err := transport.RoundTrip(request)
 	if err != nil {
+		// Of one that is refused for another reason, the end is of no interest.
+		var invalid x509.CertificateInvalidError
+		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+			expiry = invalid.Cert.NotAfter
+		}
 		return expiry, fmt.Errorf("%s: %w", asking, trimURL(err))
 	}
 	defer response.Body.Close()
-	if response.TLS != nil && len(response.TLS.PeerCertificates) > 0 {
-		expiry = response.TLS.PeerCertificates[0].NotAfter
+	if response.TLS != nil {
+		expiry = expiryOf(response.TLS)
 	}
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusUnauthorized {
 		return expiry, fmt.Errorf("%s: /v2/ answered %d, not 200 or 401", asking, response.StatusCode)
 	}
 	return expiry, nil
+}
+
+// expiryOf is when what the other side served stops being accepted: the end of the first certificate of the chain that ends,
+// in the chain that lasts longest. An intermediate certificate may end before the leaf does.
+func expiryOf(state *tls.ConnectionState) (last time.Time) {
+	for _, chain := range state.VerifiedChains {
+		first := chain[0].NotAfter
+		for _, c := range chain[1:] {
+			if c.NotAfter.Before(first) {
+				first = c.NotAfter
+			}
+		}
+		if first.After(last) {
+			last = first
+		}
+	}
+	return last
 }
 
 // trimURL drops the URL that net/http puts around an error: the message names the address and the client name already.

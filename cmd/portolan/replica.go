@@ -303,7 +303,7 @@ func showReplica(w io.Writer, r api.Replica) {
 		for _, p := range r.Probes {
 			certificate := "-"
 			if !p.CertificateExpiry.IsZero() {
-				certificate = "until " + p.CertificateExpiry.Format(time.DateOnly)
+				certificate = fmt.Sprintf("until %s, %d days", p.CertificateExpiry.Format(time.DateOnly), int(time.Until(p.CertificateExpiry)/(24*time.Hour)))
 			}
 			row(w, p.Target, p.Health, ago(p.Since, time.Now()), fmt.Sprintf("%.1f ms", p.LatencyMS), certificate, dash(p.Error))
 		}

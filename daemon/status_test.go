@@ -1,0 +1,41 @@
+package daemon
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"portolan/health"
+	"portolan/router"
+)
+
+// Each name of a replica is warned of once, for the address where its certificate ends first.
+func TestCertificateWarnings(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	address := func(at string, days map[string]int) health.Address {
+		a := health.Address{Address: netip.MustParseAddr(at), Last: health.Result{Time: now}}
+		for name, d := range days {
+			a.Last.Certificates = append(a.Last.Certificates, health.Certificate{Name: name, Expiry: now.AddDate(0, 0, d)})
+		}
+		return a
+	}
+	v := &health.Verdicts{Time: now, Replicas: map[router.ReplicaKey]health.Verdict{
+		{Registry: "contoso", Region: "westus"}: {Addresses: []health.Address{
+			address("192.0.2.1", map[string]int{"a.example": 5, "b.example": 90}), address("192.0.2.2", map[string]int{"a.example": 4}),
+		}},
+		{Registry: "contoso", Region: "westeurope"}:  {Addresses: []health.Address{address("192.0.2.3", map[string]int{"a.example": -1})}},
+		{Registry: "contoso", Region: "northeurope"}: {Addresses: []health.Address{address("192.0.2.4", map[string]int{"a.example": 14})}},
+	}}
+	want := []string{
+		"the certificate of contoso/westeurope for a.example at 192.0.2.3 ended on 2026-02-28 00:00:00 UTC: renew it there",
+		"the certificate of contoso/westus for a.example at 192.0.2.2 ends on 2026-03-05 00:00:00 UTC: renew it there",
+	}
+	if got := certificateWarnings(v, 14*24*time.Hour); !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	if got := certificateWarnings(v, 0); !slices.Equal(got, want[:1]) {
+		t.Errorf("with the warning off: %q", got)
+	}
+}
