@@ -69,9 +69,13 @@ type Replica struct {
 // Probe is the last result of one address.
 type Probe struct {
 	// Target is the address, or the host name.
-	Target string    `json:"target"`
+	Target string `json:"target"`
+	// Health is what counts; Own what the probes of the server that was asked found, since Since.
 	Health string    `json:"health"`
+	Own    string    `json:"own"`
 	Since  time.Time `json:"since,omitzero"`
+	// Votes are what servers say, that one first; absent while no other is heard.
+	Votes []health.Vote `json:"votes,omitempty"`
 	// Last is when it was probed; zero before the first time.
 	Last time.Time `json:"last,omitzero"`
 	// LatencyMS is how long that took, in milliseconds.
@@ -158,6 +162,8 @@ type Status struct {
 	DNS      *DNSStatus    `json:"dns,omitempty"`
 	Geo      []geo.Info    `json:"geo,omitempty"`
 	Events   *EventsStatus `json:"events,omitempty"`
+	// Voters are the servers that vote on the health of replicas, the one that was asked first; absent where there are no votes.
+	Voters []health.Voter `json:"voters,omitempty"`
 }
 
 // StoreStatus is the state of the store.

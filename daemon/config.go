@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"portolan/dns"
+	"portolan/health"
 	"portolan/store/consul"
 	"portolan/strict"
 )
@@ -249,6 +250,9 @@ type Health struct {
 	Rise int `yaml:"rise"`
 	// Fall is how many make it unhealthy. Default: 3.
 	Fall int `yaml:"fall"`
+	// Voter is what this server calls itself where several vote over Consul: each needs a name of its own. Default: the
+	// machine's host name.
+	Voter string `yaml:"voter"`
 	// CertificateWarning is how long before its end a replica's certificate is warned of; 0: only when it is over. Default: 336h.
 	CertificateWarning time.Duration `yaml:"certificate_warning"`
 }
@@ -469,6 +473,13 @@ func (c *Config) validate(f *strict.File) {
 	between(f, "health.timeout", c.Health.Timeout, 10*time.Millisecond, time.Minute)
 	between(f, "health.rise", c.Health.Rise, 1, 100)
 	between(f, "health.fall", c.Health.Fall, 1, 100)
+	if c.Health.Voter != "" && c.Store.Bolt != "" {
+		f.Fault("health.voter", "is set, but the store is %s, where there is nobody else to vote: remove it, or set store: consul://HOST:PORT/PREFIX", c.Store)
+	} else if c.Health.Voter != "" {
+		if err := health.CheckVoter(c.Health.Voter); err != nil {
+			f.Fault("health.voter", "%v", err)
+		}
+	}
 	between(f, "health.certificate_warning", c.Health.CertificateWarning, 0, 365*24*time.Hour)
 	between(f, "replication.scan_interval", c.Replication.ScanInterval, time.Second, 24*time.Hour)
 	between(f, "replication.copies", c.Replication.Copies, 1, 64)

@@ -182,11 +182,18 @@ func (d *daemon) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		d.monitor = health.NewMonitor(health.Options{
+		o := health.Options{
 			Interval: c.Health.Interval, Timeout: c.Health.Timeout, Rise: c.Health.Rise, Fall: c.Health.Fall,
 			CertificateWarning: c.Health.CertificateWarning,
 			StatePath:          filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
-		})
+		}
+		if c.Store.Consul != "" { // a bolt file has one server: there is nobody else to vote
+			o.Votes = d.store
+			if o.Voter, err = voter(c.Health); err != nil {
+				return err
+			}
+		}
+		d.monitor = health.NewMonitor(o)
 	}
 	d.front = newFrontdoor(d.keeper, d.states, d.monitor, d.server, d.databases, func(text string) { d.notice("charts", text) }, d.log.Named("geo"))
 	if c.Has(RoleReplicator) {
@@ -381,6 +388,21 @@ func (d *daemon) prepareReplicator() (err error) {
 		Log: d.log.Named("replicator"), Metrics: d.metrics,
 	})
 	return err
+}
+
+// voter is what this server calls itself where several vote on the health of replicas.
+func voter(h Health) (string, error) {
+	if h.Voter != "" {
+		return h.Voter, nil
+	}
+	name, err := os.Hostname()
+	if err == nil {
+		err = health.CheckVoter(name)
+	}
+	if err != nil {
+		return "", fmt.Errorf("health.voter is needed, since this machine's host name cannot be used: %w", err)
+	}
+	return name, nil
 }
 
 // holder is the name of this process in leases: that of the machine, for people, and a random part.

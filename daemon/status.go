@@ -65,7 +65,17 @@ func (d *daemon) status() api.Status {
 		}
 	}
 	if d.monitor != nil {
-		s.Warnings = append(s.Warnings, certificateWarnings(d.monitor.Verdicts(), d.config.Health.CertificateWarning)...)
+		v := d.monitor.Verdicts()
+		s.Voters = v.Voters
+		s.Warnings = append(s.Warnings, certificateWarnings(v, d.config.Health.CertificateWarning)...)
+		if v.Rival {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("another server votes as %s, too, so that the votes of neither count as they should: give each its own health.voter", v.Voters[0].Name))
+		}
+		for _, voter := range v.Voters {
+			if !voter.Fresh {
+				s.Warnings = append(s.Warnings, fmt.Sprintf("server %s does not vote: last heard %s", voter.Name, voter.Heard.UTC().Format(time.RFC3339)))
+			}
+		}
 	}
 	if d.config.API.Listen.Addr().IsLoopback() || d.apiPair != nil {
 		// Nobody on the way reads the token.

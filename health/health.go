@@ -6,11 +6,14 @@
 // believed too early. The machines are pure; the prober does the I/O; the Monitor owns the goroutines between them and
 // publishes immutable Verdicts.
 //
-// The package decides nothing about clients (router) and writes nothing to the store.
+// Several servers are several vantage points: each writes what it found into the store (ballot), and where three or more are
+// heard the majority decides (agree). The package decides nothing about clients (router), and its votes are all that it writes
+// to the store.
 package health
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"strings"
@@ -98,13 +101,17 @@ type Address struct {
 	// Address is what answers hand out; the zero Addr for a replica with a host name.
 	Address netip.Addr `json:"address,omitzero"`
 	// Hostname is set instead for a replica with a host name, which has one such entry.
-	Hostname string        `json:"hostname,omitempty"`
-	Health   router.Health `json:"-"`
-	// Since is when Health began.
-	Since time.Time `json:"since,omitzero"`
-	// Settled is false before the first result and while probes speak against Health.
+	Hostname string `json:"hostname,omitempty"`
+	// Health is what counts: what the votes come to, and without them what Own is.
+	Health router.Health `json:"-"`
+	// Own is what the probes of this server found; Since is when that began.
+	Own   router.Health `json:"-"`
+	Since time.Time     `json:"since,omitzero"`
+	// Settled is false before the first result, while probes speak against Own, and for a moment when votes speak against it.
 	Settled bool   `json:"settled"`
 	Last    Result `json:"last"`
+	// Votes are what servers say that do not abstain, this one first; empty while no other is heard.
+	Votes []Vote `json:"votes,omitempty"`
 }
 
 // String is the address, or the host name without its final dot.
@@ -128,10 +135,17 @@ type Verdict struct {
 	Addresses []Address
 }
 
+// Outvoted is whether what counts is not what the probes of this server found.
+func (a Address) Outvoted() bool { return a.Health != a.Own }
+
 // Verdicts are the verdicts on all replicas at one moment. Immutable: nobody may modify what it holds.
 type Verdicts struct {
 	Time     time.Time
 	Replicas map[router.ReplicaKey]Verdict
+	// Voters are the servers whose ballots are known, this one first; nil where there are no votes.
+	Voters []Voter
+	// Rival is whether another server votes under this one's name, which makes both of no use.
+	Rival bool
 }
 
 // Conditions gives the verdicts in the router's terms. Seeded is not health's to know: the caller fills it in.
@@ -206,6 +220,22 @@ func reason(addresses []Address) string {
 				return a.Last.Error
 			}
 		}
+		for _, a := range addresses {
+			if a.Health == health && a.Outvoted() {
+				return a.against()
+			}
+		}
 	}
 	return "no result yet"
+}
+
+// against says who finds a down that this server does not.
+func (a Address) against() string {
+	var names []string
+	for _, v := range a.Votes {
+		if v.Health == router.Unhealthy {
+			names = append(names, v.Voter)
+		}
+	}
+	return fmt.Sprintf("%s is down as %s find it", a, strings.Join(names, ", "))
 }

@@ -85,9 +85,11 @@ func TestMachineNeedsCounts(t *testing.T) {
 func TestVerdict(t *testing.T) {
 	t.Parallel()
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
-	up := func(a netip.Addr) Address { return Address{Address: a, Health: router.Healthy, Settled: true} }
+	up := func(a netip.Addr) Address {
+		return Address{Address: a, Health: router.Healthy, Own: router.Healthy, Settled: true}
+	}
 	down := func(a netip.Addr) Address {
-		return Address{Address: a, Health: router.Unhealthy, Settled: true, Last: Result{Error: "refused"}}
+		return Address{Address: a, Health: router.Unhealthy, Own: router.Unhealthy, Settled: true, Last: Result{Error: "refused"}}
 	}
 	mute := Address{Address: b, Settled: true, Last: Result{Time: time.Unix(1, 0), Error: "no route"}}
 	for _, c := range []struct {
@@ -108,7 +110,7 @@ func TestVerdict(t *testing.T) {
 		{"one up, one cannot be asked", topology.ProbeHTTPS, []Address{mute, up(a)}, router.Healthy, 0, true, ""},
 		{"none can be asked", topology.ProbeHTTPS, []Address{mute}, router.Unknown, 0, true, "no route"},
 		{"not probed", topology.ProbeNone, []Address{{Address: a}}, router.Unknown, 0, true, "not probed"},
-		{"host name down", topology.ProbeHTTPS, []Address{{Hostname: "r.example.", Health: router.Unhealthy, Settled: true}}, router.Unhealthy, 0, true, "no result yet"},
+		{"host name down", topology.ProbeHTTPS, []Address{{Hostname: "r.example.", Health: router.Unhealthy, Own: router.Unhealthy, Settled: true}}, router.Unhealthy, 0, true, "no result yet"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -7,17 +7,19 @@ import (
 )
 
 type metrics struct {
-	up      *prometheus.GaugeVec
-	expiry  *prometheus.GaugeVec
-	results *prometheus.CounterVec
-	latency *prometheus.HistogramVec
+	up       *prometheus.GaugeVec
+	expiry   *prometheus.GaugeVec
+	results  *prometheus.CounterVec
+	latency  *prometheus.HistogramVec
+	voters   prometheus.Gauge
+	outvoted *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	address := []string{"registry", "region", "address"}
 	m := &metrics{
 		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "portolan_health_up", Help: "Whether an address counts as healthy (1) or not (0); absent while unknown.",
+			Name: "portolan_health_up", Help: "Whether this server's probes find an address healthy (1) or not (0); absent while unknown.",
 		}, address),
 		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "portolan_health_certificate_expiry_timestamp_seconds",
@@ -30,9 +32,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "portolan_health_probe_duration_seconds", Help: "How long probes took, over all client names.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2, 5, 10},
 		}, address[:2]),
+		voters: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portolan_health_voters", Help: "Servers that are heard voting, this one included; 0 where there are no votes.",
+		}),
+		outvoted: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "portolan_health_outvoted", Help: "Addresses of a replica for which the votes of other servers count against the probes of this one.",
+		}, address[:2]),
 	}
 	if r != nil {
-		r.MustRegister(m.up, m.expiry, m.results, m.latency)
+		r.MustRegister(m.up, m.expiry, m.results, m.latency, m.voters, m.outvoted)
 	}
 	return m
 }
@@ -44,6 +52,29 @@ func (m *metrics) record(t *target, r Result, state machine) {
 		m.expiry.WithLabelValues(t.Registry, t.Region, t.label(), c.Name).Set(float64(c.Expiry.Unix()))
 	}
 	m.state(t, state)
+}
+
+// votes shows who is heard, and where this server is outvoted.
+func (m *metrics) votes(v *Verdicts) {
+	if v.Voters == nil {
+		return
+	}
+	fresh := 0
+	for _, voter := range v.Voters {
+		if voter.Fresh {
+			fresh++
+		}
+	}
+	m.voters.Set(float64(fresh))
+	for key, verdict := range v.Replicas {
+		n := 0
+		for _, a := range verdict.Addresses {
+			if a.Outvoted() {
+				n++
+			}
+		}
+		m.outvoted.WithLabelValues(key.Registry, key.Region).Set(float64(n))
+	}
 }
 
 func (m *metrics) state(t *target, state machine) {
@@ -66,6 +97,7 @@ func (m *metrics) forgetReplica(k router.ReplicaKey) {
 		m.results.DeleteLabelValues(k.Registry, k.Region, o.String())
 	}
 	m.latency.DeleteLabelValues(k.Registry, k.Region)
+	m.outvoted.DeleteLabelValues(k.Registry, k.Region)
 }
 
 // label is the address, or the host name.

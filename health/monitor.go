@@ -3,6 +3,7 @@ package health
 import (
 	"cmp"
 	"context"
+	crand "crypto/rand"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -17,6 +18,7 @@ import (
 
 	"portolan/latest"
 	"portolan/router"
+	"portolan/store"
 	"portolan/topology"
 )
 
@@ -40,7 +42,11 @@ type Options struct {
 	// Resolve looks up the addresses of host-name replicas; the system's resolver.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Consul answers probes of the kind consul:<service>; nil: those stay Unknown.
-	Consul     *consul.Client
+	Consul *consul.Client
+	// Votes is the store through which several servers vote; nil: this server's probes alone decide.
+	Votes store.Store
+	// Voter is what this server calls itself among them: no other may. It is needed with Votes.
+	Voter      string
 	Logger     *zap.Logger
 	Registerer prometheus.Registerer
 }
@@ -74,13 +80,17 @@ type Monitor struct {
 	published latest.Value[Verdicts]
 	dirty     chan struct{} // holds one token while something is to be published
 	unsaved   chan struct{} // holds one token while something is to be saved
+	changed   chan struct{} // holds one token while there may be something new to vote
 	begun     chan struct{} // closed when the first topology is being probed
+	instance  string        // tells this process from others that vote under its name
 
 	mu       sync.Mutex
 	snapshot *topology.Snapshot
 	watched  map[key]*watched
 	saved    map[savedKey]believed // at the start only
 	waiting  chan struct{}         // closed at the next result; made when somebody waits
+	// electorate is nil without votes.
+	electorate *electorate
 }
 
 // watched is one target with its state. All but target is guarded by Monitor.mu.
@@ -102,7 +112,7 @@ func (w *watched) settled() bool {
 func NewMonitor(o Options) *Monitor {
 	o = o.withDefaults()
 	p := &prober{resolve: o.Resolve, consul: o.Consul}
-	return &Monitor{
+	m := &Monitor{
 		options: o,
 		log:     o.Logger,
 		metrics: newMetrics(o.Registerer),
@@ -111,9 +121,15 @@ func NewMonitor(o Options) *Monitor {
 		slots:   make(chan struct{}, o.Concurrent),
 		dirty:   make(chan struct{}, 1),
 		unsaved: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1),
 		begun:   make(chan struct{}),
 		watched: make(map[key]*watched),
 	}
+	if o.Votes != nil {
+		m.instance = crand.Text()
+		m.electorate = &electorate{name: o.Voter, instance: m.instance}
+	}
+	return m
 }
 
 // Verdicts returns what is known now, with the last results. Before the first topology it is empty.
@@ -188,6 +204,10 @@ func (m *Monitor) Run(ctx context.Context, source Source) error {
 	var probes, others sync.WaitGroup
 	others.Go(func() { m.publish(own) })
 	others.Go(func() { m.keep(own) })
+	if m.options.Votes != nil {
+		others.Go(func() { m.hearVotes(own) })
+		others.Go(func() { m.vote(own) })
+	}
 	err := source.Watch(ctx, func(s *topology.Snapshot) { m.apply(own, s, &probes) })
 	cancel()
 	probes.Wait()
@@ -238,6 +258,7 @@ func (m *Monitor) apply(ctx context.Context, s *topology.Snapshot, probes *sync.
 	default:
 		close(m.begun)
 	}
+	signal(m.changed)
 	m.touch()
 }
 
@@ -310,6 +331,7 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 		m.log.Warn("certificate is about to end", append(fields, zap.String("name", c.Name), zap.Time("end", c.Expiry))...)
 	}
 	if before.health != after.health {
+		signal(m.changed)
 		if after.health == router.Healthy {
 			m.log.Info("address is healthy", fields...)
 		} else {
@@ -337,14 +359,22 @@ func signal(c chan struct{}) {
 
 // publish stores new verdicts when they lead to other decisions.
 func (m *Monitor) publish(ctx context.Context) {
+	var aging <-chan time.Time // votes grow old without a sign
+	if m.electorate != nil {
+		ticker := time.NewTicker(voteLife / 15)
+		defer ticker.Stop()
+		aging = ticker.C
+	}
 	for {
 		select {
 		case <-m.dirty:
+		case <-aging:
 		case <-ctx.Done():
 			return
 		}
 		m.mu.Lock()
 		now := m.verdicts()
+		m.metrics.votes(now)
 		m.mu.Unlock()
 		if old := m.published.Load(); old == nil || !sameConditions(old, now) {
 			m.published.Store(now)
@@ -375,6 +405,11 @@ func (m *Monitor) verdicts() *Verdicts {
 	if m.snapshot == nil {
 		return v
 	}
+	own, present := ballot{}, m.electorate.present(v.Time)
+	if m.electorate != nil {
+		own = m.ballot(v.Time)
+		v.Voters, v.Rival = m.electorate.voters(v.Time, &own), v.Time.Sub(m.electorate.rival) < voteLife
+	}
 	for _, registry := range m.snapshot.Registries {
 		for _, replica := range registry.Replicas {
 			rk := router.ReplicaKey{Registry: registry.Name, Region: replica.Region}
@@ -386,7 +421,12 @@ func (m *Monitor) verdicts() *Verdicts {
 			for _, a := range addresses {
 				entry := Address{Address: a, Hostname: replica.Hostname}
 				if w := m.watched[key{rk, a}]; w != nil {
-					entry.Health, entry.Since, entry.Settled, entry.Last = w.machine.health, w.machine.since, w.settled(), w.last
+					entry.Own, entry.Since, entry.Settled, entry.Last = w.machine.health, w.machine.since, w.settled(), w.last
+					entry.Votes = m.electorate.votes(w.target.name(), present, &own)
+					entry.Health = agree(entry.Own, entry.Votes, len(present)+1)
+					if entry.Outvoted() && v.Time.Sub(entry.Since) < heartbeat {
+						entry.Settled = false // the others may be about to find the same
+					}
 				}
 				list = append(list, entry)
 			}

@@ -40,6 +40,9 @@ func (t *target) place() string {
 	return net.JoinHostPort(host, t.port)
 }
 
+// name is what votes call t.
+func (t *target) name() string { return t.Registry + "/" + t.Region + "/" + t.label() }
+
 func (t *target) equal(o *target) bool {
 	return t.key == o.key && t.mode == o.mode && t.hostname == o.hostname && t.port == o.port &&
 		slices.Equal(t.names, o.names) && t.ca == o.ca && t.clientCert == o.clientCert && t.service == o.service

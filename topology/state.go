@@ -127,6 +127,12 @@ func RequestKey(registry, region, verb string) string {
 	return ReplicaStatesPrefix + registry + "/replicas/" + region + "/request/" + verb
 }
 
+// VotesPrefix is where servers vote on the health of replicas. Votes are written every few seconds, so they stand apart, too.
+const VotesPrefix = StatePrefix + "votes/"
+
+// VoteKey is where the server that calls itself voter does.
+func VoteKey(voter string) string { return VotesPrefix + voter }
+
 // LeaseKey is the lease for writes to one replica. Leases are renewed every other second, so they stand apart from what is
 // watched.
 func LeaseKey(registry, region string) string {

@@ -307,6 +307,22 @@ func showReplica(w io.Writer, r api.Replica) {
 			}
 			row(w, p.Target, p.Health, ago(p.Since, time.Now()), fmt.Sprintf("%.1f ms", p.LatencyMS), certificate, dash(p.Error))
 		}
+		printVotes(w, r.Probes)
+	}
+}
+
+// printVotes prints which server says what of each address, where there are votes.
+func printVotes(w io.Writer, probes []api.Probe) {
+	headed := false
+	for _, p := range probes {
+		for _, v := range p.Votes {
+			if !headed {
+				fmt.Fprintln(w)
+				row(w, "ADDRESS", "VOTER", "SAYS", "COUNTS")
+				headed = true
+			}
+			row(w, p.Target, v.Voter, v.Says, p.Health)
+		}
 	}
 }
 

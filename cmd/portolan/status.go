@@ -60,6 +60,19 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 		}
 		row(w, "Database:", fmt.Sprintf("%s (%s), built %s, %d days old", name, g.Type, g.Built.Format(time.DateOnly), int(g.Age(now)/(24*time.Hour))))
 	}
+	for _, v := range s.Voters {
+		says := fmt.Sprintf("%s up, %d down, heard %s", counted(v.Up, "address", "addresses"), v.Down, ago(v.Heard, now))
+		switch {
+		case v.Self:
+			says = fmt.Sprintf("%s up, %d down, this server", counted(v.Up, "address", "addresses"), v.Down)
+		case !v.Fresh:
+			says += ": does not count any more"
+		}
+		if v.Abstains {
+			says += ": abstains, since it finds everything down"
+		}
+		row(w, "Voter "+v.Name+":", says)
+	}
 	if s.Events != nil {
 		row(w, "Events:", fmt.Sprintf("%s, heard from %s since the start", s.Events.URL, counted(len(s.Events.Received), "replica", "replicas")))
 	}

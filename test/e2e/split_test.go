@@ -343,3 +343,49 @@ func TestAStandbyReplicatorTakesOver(t *testing.T) {
 		}
 	}
 }
+
+// Three front doors over one Consul vote: each hears the others, and says so.
+func TestFrontDoorsVote(t *testing.T) {
+	t.Parallel()
+	s := newSplit(t, westus, westeurope)
+	s.declare()
+	for _, name := range []string{"second", "third"} {
+		api := bed.NewAddress(t, "127.0.0.1")
+		bed.NewPortolan(t, bed.PortolanConfig{Dir: s.path(name), API: api, Args: []string{"--role", "dns"}, Config: fmt.Sprintf(`store: consul://%s/portolan
+data: data
+dns:
+  listen: ["%s"]
+  zone: geo.example.net
+  nameservers: {ns1: [127.0.0.1]}
+api: {listen: "%s"}
+health: {interval: 300ms, voter: %s}
+`, s.consul.Addr(), bed.NewAddress(t, "127.0.0.1"), api, name)})
+	}
+	s.until("three servers to vote that both replicas are up", func() error {
+		var st struct {
+			Voters []struct {
+				Name  string `json:"name"`
+				Self  bool   `json:"self"`
+				Fresh bool   `json:"fresh"`
+				Up    int    `json:"up"`
+			} `json:"voters"`
+		}
+		if err := s.read(&st, "status"); err != nil {
+			return err
+		}
+		if v := st.Voters; len(v) != 3 || !v[0].Self || v[1].Name != "second" || v[2].Name != "third" || !v[1].Fresh || !v[2].Fresh || v[0].Up+v[1].Up+v[2].Up != 6 {
+			return fmt.Errorf("it is %+v", v)
+		}
+		return nil
+	})
+	if err := s.registries["westeurope"].Stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.until("all three to find one down", func() error {
+		o := s.cli("replica", "show", "contoso/westeurope")
+		if n := strings.Count(o.stdout, "Unhealthy  Unhealthy"); n != 3 {
+			return fmt.Errorf("%d do:\n%v", n, o)
+		}
+		return nil
+	})
+}
