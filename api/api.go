@@ -74,6 +74,8 @@ type Probe struct {
 	Health string    `json:"health"`
 	Own    string    `json:"own"`
 	Since  time.Time `json:"since,omitzero"`
+	// Rise is how many probes in a row must pass for Own to be Healthy again: more than usual after relapses. 0 unless it is down.
+	Rise int `json:"rise,omitempty"`
 	// Votes are what servers say, that one first; absent while no other is heard.
 	Votes []health.Vote `json:"votes,omitempty"`
 	// Last is when it was probed; zero before the first time.

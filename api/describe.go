@@ -128,7 +128,7 @@ func (r *Replica) health(v *View, key router.ReplicaKey) []string {
 	r.Health = verdict.Health.String()
 	for _, a := range verdict.Addresses {
 		p := Probe{
-			Target: a.Hostname, Health: a.Health.String(), Own: a.Own.String(), Since: a.Since, Votes: a.Votes, Last: a.Last.Time, Outcome: a.Last.Outcome.String(), Error: a.Last.Error,
+			Target: a.Hostname, Health: a.Health.String(), Own: a.Own.String(), Since: a.Since, Rise: a.Rise, Votes: a.Votes, Last: a.Last.Time, Outcome: a.Last.Outcome.String(), Error: a.Last.Error,
 			LatencyMS: float64(a.Last.Latency.Microseconds()) / 1000, CertificateExpiry: a.Last.CertificateExpiry(), Certificates: a.Last.Certificates,
 		}
 		if a.Address.IsValid() {

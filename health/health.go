@@ -2,8 +2,8 @@
 //
 // What is probed is every address that answers hand out, on the endpoint's port, with each client name as SNI and Host,
 // certificate verified. Results move small state machines (machine): down after Fall failures that are asked for in quick
-// succession, up after Rise successes at the ordinary pace, so that a dead replica is left soon and a flapping one is not
-// believed too early. The machines are pure; the prober does the I/O; the Monitor owns the goroutines between them and
+// succession, up after Rise successes at the ordinary pace, or more of them after relapses, so that a dead replica is left soon
+// and a flapping one is not believed too early. The machines are pure; the prober does the I/O; the Monitor owns the goroutines between them and
 // publishes immutable Verdicts.
 //
 // Several servers are several vantage points: each writes what it found into the store (ballot), and where three or more are
@@ -110,6 +110,8 @@ type Address struct {
 	// Settled is false before the first result, while probes speak against Own, and for a moment when votes speak against it.
 	Settled bool   `json:"settled"`
 	Last    Result `json:"last"`
+	// Rise is how many probes in a row must pass for Own to be Healthy again: more than usual after relapses. 0 unless it is down.
+	Rise int `json:"rise,omitempty"`
 	// Votes are what servers say that do not abstain, this one first; empty while no other is heard.
 	Votes []Vote `json:"votes,omitempty"`
 }

@@ -12,13 +12,29 @@ type machine struct {
 	since  time.Time
 	// against counts the results in a row that speak against health.
 	against int
+	// returned is whether the address was down before it was healthy; relapses how often, of late, it failed soon after it had
+	// come back.
+	returned bool
+	relapses int
 }
+
+const (
+	// relapse is how soon after it came back an address must fail for that to be a relapse, and how long it must stand for one
+	// of them to be forgotten.
+	relapse = 5 * time.Minute
+	// maxRelapses bounds how many count: at most sixteen times as many successes are asked for.
+	maxRelapses = 4
+)
+
+// rise is how many successes in a row raise the address again: twice as many for each relapse. What comes and goes would
+// otherwise take its clients along every time.
+func (m machine) rise(rise int) int { return rise << m.relapses }
 
 // settled is whether there is a state and nothing speaks against it.
 func (m machine) settled() bool { return m.health != router.Unknown && m.against == 0 }
 
 // observe folds one outcome. The first one decides at once: a start must not take Rise intervals, and there is nothing yet
-// that could flap. Afterwards rise successes in a row raise, fall failures in a row fell.
+// that could flap. Afterwards fall failures in a row fell, and rise successes in a row raise, or more after relapses.
 func (m machine) observe(o Outcome, rise, fall int, now time.Time) machine {
 	if o == Unable {
 		return m
@@ -26,17 +42,26 @@ func (m machine) observe(o Outcome, rise, fall int, now time.Time) machine {
 	said := router.Unhealthy
 	needed := fall
 	if o == Passed {
-		said, needed = router.Healthy, rise
+		said, needed = router.Healthy, m.rise(rise)
 	}
 	if m.health == said {
 		m.against = 0
 		return m
 	}
 	m.against++
-	if m.health == router.Unknown || m.against >= needed {
-		return machine{health: said, since: now}
+	if m.health != router.Unknown && m.against < needed {
+		return m
 	}
-	return m
+	next := machine{health: said, since: now, relapses: m.relapses}
+	switch stood := now.Sub(m.since); {
+	case said == router.Healthy:
+		next.returned = m.health == router.Unhealthy
+	case m.returned && stood < relapse:
+		next.relapses = min(m.relapses+1, maxRelapses)
+	default:
+		next.relapses = m.relapses - int(min(stood/relapse, time.Duration(m.relapses)))
+	}
+	return next
 }
 
 // hurry is the part of the interval after which an address is asked again when it has just failed while it counts as

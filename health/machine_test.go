@@ -24,6 +24,9 @@ func TestMachine(t *testing.T) {
 		{"a failure clears successes", "-+-+", "UuUu"},
 		{"unable neither clears nor counts", "+-?-?-", "HhhhhU"},
 		{"down, up, down", "+---++---", "HhhUuHhhU"},
+		{"a relapse needs twice as many", "+---++---++++", "HhhUuHhhUuuuH"},
+		{"and so on", "+---++---++++---++++++++", "HhhUuHhhUuuuHhhUuuuuuuuH"},
+		{"failing soon after the start is none", "+---++", "HhhUuH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -47,16 +50,18 @@ func letter(m machine) rune {
 	return l
 }
 
-// A state changes only by the full count of results in a row, whatever came before.
+// A state changes only by the full count of results in a row, whatever came before; the count that raises is bounded.
 func TestMachineNeedsCounts(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		rise, fall := rapid.IntRange(1, 5).Draw(t, "rise"), rapid.IntRange(1, 5).Draw(t, "fall")
 		var m machine
 		run, last := 0, Unable
+		now := time.Unix(1_000_000, 0)
 		for _, o := range rapid.SliceOf(rapid.SampledFrom([]Outcome{Unable, Failed, Passed})).Draw(t, "outcomes") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 200).Draw(t, "seconds")) * time.Second)
 			before := m
-			m = m.observe(o, rise, fall, time.Time{})
+			m = m.observe(o, rise, fall, now)
 			if o == Unable {
 				if m != before {
 					t.Fatalf("unable moved %v to %v", before, m)
@@ -73,13 +78,42 @@ func TestMachineNeedsCounts(t *testing.T) {
 			}
 			needed, to := fall, router.Unhealthy
 			if o == Passed {
-				needed, to = rise, router.Healthy
+				needed, to = before.rise(rise), router.Healthy
+			}
+			if needed > max(fall, 16*rise) {
+				t.Fatalf("%d results are needed", needed)
 			}
 			if want := run >= needed || before.health == to; (m.health == to) != want {
-				t.Fatalf("after %d %v in a row (rise %d, fall %d): %v", run, o, rise, fall, m.health)
+				t.Fatalf("after %d %v in a row (rise %d, fall %d, %+v): %v", run, o, rise, fall, before, m.health)
 			}
 		}
 	})
+}
+
+// Relapses add up to a bound, and are forgotten by standing.
+func TestMachineRelapses(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_000_000, 0)
+	m := machine{}.observe(Failed, 1, 1, now)
+	flap := func(stands time.Duration) int {
+		for i := 0; m.health != router.Healthy; i++ {
+			if i > 100 {
+				t.Fatal("it never comes back")
+			}
+			m = m.observe(Passed, 1, 1, now)
+		}
+		now = now.Add(stands)
+		m = m.observe(Failed, 1, 1, now)
+		return m.rise(1)
+	}
+	for i, step := range []struct {
+		stands time.Duration
+		rise   int
+	}{{0, 2}, {time.Minute, 4}, {4 * time.Minute, 8}, {0, 16}, {0, 16}, {5 * time.Minute, 8}, {11 * time.Minute, 2}, {0, 4}, {time.Hour, 1}, {time.Hour, 1}, {0, 2}} {
+		if got := flap(step.stands); got != step.rise {
+			t.Fatalf("step %d: after it stood for %v it needs %d, want %d", i, step.stands, got, step.rise)
+		}
+	}
 }
 
 func TestVerdict(t *testing.T) {

@@ -29,7 +29,8 @@ type Options struct {
 	Interval time.Duration
 	// Timeout is the time one probe of one address may take, over all client names; 2 s.
 	Timeout time.Duration
-	// Rise and Fall are how many results in a row change a state; 2 and 3.
+	// Rise and Fall are how many results in a row change a state; 2 and 3. An address that fails again within 5 minutes after it
+	// came back needs twice as many as Rise the next time, up to sixteen times; each 5 minutes for which it stands halve that.
 	Rise, Fall int
 	// CertificateWarning is how long before its end a certificate is warned of in the log; only when it is over if zero.
 	CertificateWarning time.Duration
@@ -335,7 +336,7 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 		if after.health == router.Healthy {
 			m.log.Info("address is healthy", fields...)
 		} else {
-			m.log.Warn("address is unhealthy", append(fields, zap.String("reason", r.Error))...)
+			m.log.Warn("address is unhealthy", append(fields, zap.String("reason", r.Error), zap.Int("successes_needed", after.rise(m.options.Rise)))...)
 		}
 	}
 	return after.pause(m.options.Interval)
@@ -422,6 +423,9 @@ func (m *Monitor) verdicts() *Verdicts {
 				entry := Address{Address: a, Hostname: replica.Hostname}
 				if w := m.watched[key{rk, a}]; w != nil {
 					entry.Own, entry.Since, entry.Settled, entry.Last = w.machine.health, w.machine.since, w.settled(), w.last
+					if entry.Own == router.Unhealthy {
+						entry.Rise = w.machine.rise(m.options.Rise)
+					}
 					entry.Votes = m.electorate.votes(w.target.name(), present, &own)
 					entry.Health = agree(entry.Own, entry.Votes, len(present)+1)
 					if entry.Outvoted() && v.Time.Sub(entry.Since) < heartbeat {
@@ -447,6 +451,7 @@ func (m *Monitor) save() {
 			list = append(list, saved{
 				Registry: w.target.Registry, Region: w.target.Region, Place: w.target.place(),
 				Healthy: w.machine.health == router.Healthy, Since: w.machine.since, Seen: w.seen,
+				Returned: w.machine.returned, Relapses: w.machine.relapses,
 			})
 		}
 	}

@@ -511,3 +511,33 @@ func TestMonitorCertificates(t *testing.T) {
 		stop()
 	})
 }
+
+// What is known of an address's flapping outlives a restart, within its bounds.
+func TestMonitorSavesRelapses(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "verdicts.json")
+	synctest.Test(t, func(t *testing.T) {
+		var f field
+		m, source, stop := start(t, Options{StatePath: path}, &f)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		synctest.Wait()
+		for range 2 { // down, up, and down again
+			f.set("192.0.2.1", true)
+			time.Sleep(20 * time.Second)
+			f.set("192.0.2.1", false)
+			time.Sleep(12 * time.Second)
+		}
+		if a := m.of("a").Addresses[0]; a.Own != router.Unhealthy || m.Verdicts().Replicas[router.ReplicaKey{Registry: "contoso", Region: "a"}].Addresses[0].Rise != 4 {
+			t.Errorf("after a relapse: %+v", a)
+		}
+		f.set("192.0.2.1", true)
+		stop()
+		m, source, stop = start(t, Options{StatePath: path}, &f)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		synctest.Wait()
+		if a := m.of("a").Addresses[0]; a.Rise != 4 {
+			t.Errorf("after a restart: %+v", a)
+		}
+		stop()
+	})
+}

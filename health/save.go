@@ -20,6 +20,9 @@ type saved struct {
 	Place   string    `json:"place"`
 	Healthy bool      `json:"healthy"`
 	Since   time.Time `json:"since"`
+	// Returned and Relapses are what is known of its flapping.
+	Returned bool `json:"returned,omitempty"`
+	Relapses int  `json:"relapses,omitempty"`
 	// Seen is when a probe last said so.
 	Seen time.Time `json:"seen"`
 }
@@ -50,7 +53,7 @@ func readSaved(path string, fresh time.Duration, now time.Time) (map[savedKey]be
 		if age := now.Sub(s.Seen); age < 0 || age > fresh {
 			continue
 		}
-		m := machine{health: router.Unhealthy, since: s.Since}
+		m := machine{health: router.Unhealthy, since: s.Since, returned: s.Returned, relapses: min(max(s.Relapses, 0), maxRelapses)}
 		if s.Healthy {
 			m.health = router.Healthy
 		}
