@@ -68,7 +68,7 @@ type Replica struct {
 
 // Probe is the last result of one address.
 type Probe struct {
-	// Target is the address, or the host name.
+	// Target is the address, or the host name, or "canary" and the image.
 	Target string `json:"target"`
 	// Health is what counts; Own what the probes of the server that was asked found, since Since.
 	Health string    `json:"health"`
@@ -100,6 +100,7 @@ type ReplicaPatch struct {
 	Weight      *int       `json:"weight,omitempty"`
 	Routing     *string    `json:"routing,omitempty"`
 	Probe       *string    `json:"probe,omitempty"`
+	Canary      *string    `json:"canary,omitempty"`
 	Credentials *string    `json:"credentials,omitempty"`
 	CA          *string    `json:"ca,omitempty"`
 	ClientCert  *string    `json:"client_cert,omitempty"`

@@ -126,13 +126,14 @@ func (r *Replica) health(v *View, key router.ReplicaKey) []string {
 		return nil
 	}
 	r.Health = verdict.Health.String()
-	for _, a := range verdict.Addresses {
+	probed := verdict.Addresses
+	if verdict.Canary != nil {
+		probed = append(slices.Clone(probed), *verdict.Canary)
+	}
+	for _, a := range probed {
 		p := Probe{
-			Target: a.Hostname, Health: a.Health.String(), Own: a.Own.String(), Since: a.Since, Rise: a.Rise, Votes: a.Votes, Last: a.Last.Time, Outcome: a.Last.Outcome.String(), Error: a.Last.Error,
+			Target: a.String(), Health: a.Health.String(), Own: a.Own.String(), Since: a.Since, Rise: a.Rise, Votes: a.Votes, Last: a.Last.Time, Outcome: a.Last.Outcome.String(), Error: a.Last.Error,
 			LatencyMS: float64(a.Last.Latency.Microseconds()) / 1000, CertificateExpiry: a.Last.CertificateExpiry(), Certificates: a.Last.Certificates,
-		}
-		if a.Address.IsValid() {
-			p.Target = a.Address.String()
 		}
 		r.Probes = append(r.Probes, p)
 	}

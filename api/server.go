@@ -772,6 +772,7 @@ func (p *ReplicaPatch) patch(d *topology.ReplicaDocument) {
 	set(&d.Location, p.Location)
 	set(&d.Routing, p.Routing)
 	set(&d.Health.Probe, p.Probe)
+	set(&d.Health.Canary, p.Canary)
 	set(&d.Credentials, p.Credentials)
 	set(&d.CA, p.CA)
 	set(&d.ClientCert, p.ClientCert)

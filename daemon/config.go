@@ -244,6 +244,8 @@ type Events struct {
 type Health struct {
 	// Interval is the time between two probes of an address. Default: 5s.
 	Interval time.Duration `yaml:"interval"`
+	// CanaryInterval is the time between two readings of a replica's canary. Default: 1m.
+	CanaryInterval time.Duration `yaml:"canary_interval"`
 	// Timeout is the time that one probe may take. Default: 2s.
 	Timeout time.Duration `yaml:"timeout"`
 	// Rise is how many probes in a row make a replica healthy. Default: 2.
@@ -337,7 +339,7 @@ func Default() Config {
 			RateLimit: RateLimit{Slip: 2},
 		},
 		API:         API{Listen: netip.MustParseAddrPort("127.0.0.1:8420")},
-		Health:      Health{Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 3, CertificateWarning: 14 * 24 * time.Hour},
+		Health:      Health{Interval: 5 * time.Second, CanaryInterval: time.Minute, Timeout: 2 * time.Second, Rise: 2, Fall: 3, CertificateWarning: 14 * 24 * time.Hour},
 		Replication: Replication{ScanInterval: 5 * time.Minute, Copies: 4, RequestsPerSecond: 50, DeleteConfirmation: 10 * time.Minute},
 		Log:         Log{Level: "info", Format: FormatAuto},
 	}
@@ -470,6 +472,7 @@ func (c *Config) validate(f *strict.File) {
 		}
 	}
 	between(f, "health.interval", c.Health.Interval, 100*time.Millisecond, time.Hour)
+	between(f, "health.canary_interval", c.Health.CanaryInterval, 10*time.Second, 24*time.Hour)
 	between(f, "health.timeout", c.Health.Timeout, 10*time.Millisecond, time.Minute)
 	between(f, "health.rise", c.Health.Rise, 1, 100)
 	between(f, "health.fall", c.Health.Fall, 1, 100)

@@ -1,7 +1,7 @@
 // Package health finds out which replicas can serve, by probing what clients use.
 //
 // What is probed is every address that answers hand out, on the endpoint's port, with each client name as SNI and Host,
-// certificate verified. Results move small state machines (machine): down after Fall failures that are asked for in quick
+// certificate verified; and, where one is named, an image that is really read, the canary. Results move small state machines (machine): down after Fall failures that are asked for in quick
 // succession, up after Rise successes at the ordinary pace, or more of them after relapses, so that a dead replica is left soon
 // and a flapping one is not believed too early. The machines are pure; the prober does the I/O; the Monitor owns the goroutines between them and
 // publishes immutable Verdicts.
@@ -102,6 +102,8 @@ type Address struct {
 	Address netip.Addr `json:"address,omitzero"`
 	// Hostname is set instead for a replica with a host name, which has one such entry.
 	Hostname string `json:"hostname,omitempty"`
+	// Canary is set instead for what is no address but an image of the replica that is really read.
+	Canary string `json:"canary,omitempty"`
 	// Health is what counts: what the votes come to, and without them what Own is.
 	Health router.Health `json:"-"`
 	// Own is what the probes of this server found; Since is when that began.
@@ -116,8 +118,11 @@ type Address struct {
 	Votes []Vote `json:"votes,omitempty"`
 }
 
-// String is the address, or the host name without its final dot.
+// String is the address, or the host name without its final dot, or "canary" and its name.
 func (a Address) String() string {
+	if a.Canary != "" {
+		return "canary " + a.Canary
+	}
 	if a.Address.IsValid() {
 		return a.Address.String()
 	}
@@ -135,6 +140,8 @@ type Verdict struct {
 	// Reason says why Health is not Healthy, in words for people.
 	Reason    string
 	Addresses []Address
+	// Canary is the state of the replica's canary; nil if it has none. While that is Unhealthy the replica is.
+	Canary *Address
 }
 
 // Outvoted is whether what counts is not what the probes of this server found.
@@ -175,8 +182,8 @@ func sameConditions(a, b *Verdicts) bool {
 }
 
 // verdict folds the addresses of one replica.
-func verdict(mode topology.ProbeMode, addresses []Address) Verdict {
-	v := Verdict{Settled: true, Addresses: addresses}
+func verdict(mode topology.ProbeMode, addresses []Address, canary *Address) Verdict {
+	v := Verdict{Settled: true, Addresses: addresses, Canary: canary}
 	if mode == topology.ProbeNone {
 		v.Reason = "not probed"
 		return v
@@ -210,6 +217,12 @@ func verdict(mode topology.ProbeMode, addresses []Address) Verdict {
 	}
 	if v.Health != router.Healthy || down > 0 {
 		v.Reason = reason(addresses)
+	}
+	if canary != nil {
+		v.Settled = v.Settled && canary.Settled
+		if canary.Health == router.Unhealthy && v.Health != router.Unhealthy {
+			v.Health, v.Down, v.Reason = router.Unhealthy, nil, reason([]Address{*canary})
+		}
 	}
 	return v
 }

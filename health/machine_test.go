@@ -130,25 +130,30 @@ func TestVerdict(t *testing.T) {
 		name      string
 		mode      topology.ProbeMode
 		addresses []Address
+		canary    *Address
 		health    router.Health
 		down      int
 		settled   bool
 		reason    string
 	}{
-		{"all up", topology.ProbeHTTPS, []Address{up(a), up(b)}, router.Healthy, 0, true, ""},
-		{"one down", topology.ProbeHTTPS, []Address{up(a), down(b)}, router.Healthy, 1, true, "refused"},
-		{"all down", topology.ProbeHTTPS, []Address{down(a), down(b)}, router.Unhealthy, 0, true, "refused"},
-		{"no result", topology.ProbeHTTPS, []Address{{Address: a}}, router.Unknown, 0, false, "no result yet"},
-		{"one down, one unknown", topology.ProbeHTTPS, []Address{down(a), {Address: b}}, router.Unknown, 1, false, "refused"},
-		{"one down, one cannot be asked", topology.ProbeHTTPS, []Address{mute, down(a)}, router.Unhealthy, 0, true, "refused"},
-		{"one up, one cannot be asked", topology.ProbeHTTPS, []Address{mute, up(a)}, router.Healthy, 0, true, ""},
-		{"none can be asked", topology.ProbeHTTPS, []Address{mute}, router.Unknown, 0, true, "no route"},
-		{"not probed", topology.ProbeNone, []Address{{Address: a}}, router.Unknown, 0, true, "not probed"},
-		{"host name down", topology.ProbeHTTPS, []Address{{Hostname: "r.example.", Health: router.Unhealthy, Own: router.Unhealthy, Settled: true}}, router.Unhealthy, 0, true, "no result yet"},
+		{"all up", topology.ProbeHTTPS, []Address{up(a), up(b)}, nil, router.Healthy, 0, true, ""},
+		{"one down", topology.ProbeHTTPS, []Address{up(a), down(b)}, nil, router.Healthy, 1, true, "refused"},
+		{"all down", topology.ProbeHTTPS, []Address{down(a), down(b)}, nil, router.Unhealthy, 0, true, "refused"},
+		{"no result", topology.ProbeHTTPS, []Address{{Address: a}}, nil, router.Unknown, 0, false, "no result yet"},
+		{"one down, one unknown", topology.ProbeHTTPS, []Address{down(a), {Address: b}}, nil, router.Unknown, 1, false, "refused"},
+		{"one down, one cannot be asked", topology.ProbeHTTPS, []Address{mute, down(a)}, nil, router.Unhealthy, 0, true, "refused"},
+		{"one up, one cannot be asked", topology.ProbeHTTPS, []Address{mute, up(a)}, nil, router.Healthy, 0, true, ""},
+		{"none can be asked", topology.ProbeHTTPS, []Address{mute}, nil, router.Unknown, 0, true, "no route"},
+		{"not probed", topology.ProbeNone, []Address{{Address: a}}, nil, router.Unknown, 0, true, "not probed"},
+		{"host name down", topology.ProbeHTTPS, []Address{{Hostname: "r.example.", Health: router.Unhealthy, Own: router.Unhealthy, Settled: true}}, nil, router.Unhealthy, 0, true, "no result yet"},
+		{"canary alive", topology.ProbeHTTPS, []Address{up(a)}, &Address{Health: router.Healthy, Own: router.Healthy, Settled: true}, router.Healthy, 0, true, ""},
+		{"canary dead", topology.ProbeHTTPS, []Address{up(a), down(b)}, &Address{Health: router.Unhealthy, Own: router.Unhealthy, Settled: true, Last: Result{Error: "gone"}}, router.Unhealthy, 0, true, "gone"},
+		{"canary not read yet", topology.ProbeHTTPS, []Address{up(a)}, &Address{}, router.Healthy, 0, false, ""},
+		{"canary alive, no address", topology.ProbeHTTPS, []Address{down(a)}, &Address{Health: router.Healthy, Own: router.Healthy, Settled: true}, router.Unhealthy, 0, true, "refused"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			v := verdict(c.mode, c.addresses)
+			v := verdict(c.mode, c.addresses, c.canary)
 			if v.Health != c.health || len(v.Down) != c.down || v.Settled != c.settled || v.Reason != c.reason {
 				t.Errorf("got %+v", v)
 			}

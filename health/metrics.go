@@ -100,8 +100,11 @@ func (m *metrics) forgetReplica(k router.ReplicaKey) {
 	m.outvoted.DeleteLabelValues(k.Registry, k.Region)
 }
 
-// label is the address, or the host name.
+// label is the address, or the host name, or says that it is the canary.
 func (t *target) label() string {
+	if t.canary {
+		return "canary"
+	}
 	if t.address.IsValid() {
 		return t.address.String()
 	}

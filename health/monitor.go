@@ -29,6 +29,8 @@ type Options struct {
 	Interval time.Duration
 	// Timeout is the time one probe of one address may take, over all client names; 2 s.
 	Timeout time.Duration
+	// CanaryInterval is the time between two readings of a replica's canary; 1 min.
+	CanaryInterval time.Duration
 	// Rise and Fall are how many results in a row change a state; 2 and 3. An address that fails again within 5 minutes after it
 	// came back needs twice as many as Rise the next time, up to sixteen times; each 5 minutes for which it stands halve that.
 	Rise, Fall int
@@ -55,6 +57,7 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	o.Interval = cmp.Or(o.Interval, 5*time.Second)
 	o.Timeout = cmp.Or(o.Timeout, 2*time.Second)
+	o.CanaryInterval = cmp.Or(o.CanaryInterval, time.Minute)
 	o.Rise = cmp.Or(o.Rise, 2)
 	o.Fall = cmp.Or(o.Fall, 3)
 	o.Concurrent = cmp.Or(o.Concurrent, 64)
@@ -283,7 +286,7 @@ func (m *Monitor) follow(ctx context.Context, w *watched) {
 		case <-ctx.Done():
 			return
 		}
-		one, cancel := context.WithTimeout(ctx, m.options.Timeout)
+		one, cancel := context.WithTimeout(ctx, m.timeout(w.target))
 		result := m.probe(one, w.target)
 		cancel()
 		<-m.slots
@@ -339,7 +342,23 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 			m.log.Warn("address is unhealthy", append(fields, zap.String("reason", r.Error), zap.Int("successes_needed", after.rise(m.options.Rise)))...)
 		}
 	}
-	return after.pause(m.options.Interval)
+	return after.pause(m.interval(w.target))
+}
+
+// interval is the time between two probes of t.
+func (m *Monitor) interval(t *target) time.Duration {
+	if t.canary {
+		return m.options.CanaryInterval
+	}
+	return m.options.Interval
+}
+
+// timeout is how long one probe of t may take.
+func (m *Monitor) timeout(t *target) time.Duration {
+	if t.canary {
+		return canaryTimeout
+	}
+	return m.options.Timeout
 }
 
 // endingSince are the certificates in r that end within warning and of which that could not be said when last was found.
@@ -420,24 +439,35 @@ func (m *Monitor) verdicts() *Verdicts {
 			}
 			list := make([]Address, 0, len(addresses))
 			for _, a := range addresses {
-				entry := Address{Address: a, Hostname: replica.Hostname}
-				if w := m.watched[key{rk, a}]; w != nil {
-					entry.Own, entry.Since, entry.Settled, entry.Last = w.machine.health, w.machine.since, w.settled(), w.last
-					if entry.Own == router.Unhealthy {
-						entry.Rise = w.machine.rise(m.options.Rise)
-					}
-					entry.Votes = m.electorate.votes(w.target.name(), present, &own)
-					entry.Health = agree(entry.Own, entry.Votes, len(present)+1)
-					if entry.Outvoted() && v.Time.Sub(entry.Since) < heartbeat {
-						entry.Settled = false // the others may be about to find the same
-					}
-				}
-				list = append(list, entry)
+				list = append(list, m.address(key{ReplicaKey: rk, address: a}, Address{Address: a, Hostname: replica.Hostname}, v.Time, present, &own))
 			}
-			v.Replicas[rk] = verdict(replica.Probe.Mode, list)
+			var canary *Address
+			if replica.Canary != (topology.Canary{}) && replica.Probe.Mode != topology.ProbeNone {
+				c := m.address(key{ReplicaKey: rk, canary: true}, Address{Canary: replica.Canary.String()}, v.Time, present, &own)
+				canary = &c
+			}
+			v.Replicas[rk] = verdict(replica.Probe.Mode, list, canary)
 		}
 	}
 	return v
+}
+
+// address fills in what is known of what k names: of own probes, and by the votes of those present. The caller holds mu.
+func (m *Monitor) address(k key, a Address, now time.Time, present []string, own *ballot) Address {
+	w := m.watched[k]
+	if w == nil {
+		return a
+	}
+	a.Own, a.Since, a.Settled, a.Last = w.machine.health, w.machine.since, w.settled(), w.last
+	if a.Own == router.Unhealthy {
+		a.Rise = w.machine.rise(m.options.Rise)
+	}
+	a.Votes = m.electorate.votes(w.target.name(), present, own)
+	a.Health = agree(a.Own, a.Votes, len(present)+1)
+	if a.Outvoted() && now.Sub(a.Since) < heartbeat {
+		a.Settled = false // the others may be about to find the same
+	}
+	return a
 }
 
 func (m *Monitor) save() {

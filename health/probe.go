@@ -72,6 +72,9 @@ func (p *prober) probe(ctx context.Context, t *target) Result {
 
 // ask asks t once. It returns the certificates that it saw.
 func (p *prober) ask(ctx context.Context, t *target) ([]Certificate, error) {
+	if t.canary {
+		return nil, askCanary(ctx, t)
+	}
 	if t.mode == topology.ProbeConsul {
 		return nil, p.askConsul(ctx, t)
 	}

@@ -136,7 +136,7 @@ func ask(t *testing.T, p *prober, target *target) Result {
 }
 
 func at(address string) key {
-	return key{router.ReplicaKey{Registry: "contoso", Region: "westus"}, netip.MustParseAddr(address)}
+	return key{ReplicaKey: router.ReplicaKey{Registry: "contoso", Region: "westus"}, address: netip.MustParseAddr(address)}
 }
 
 func TestProbeHTTPS(t *testing.T) {

@@ -3,6 +3,7 @@ package health
 import (
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -14,6 +15,7 @@ import (
 type key struct {
 	router.ReplicaKey
 	address netip.Addr
+	canary  bool // the replica's canary, which has no address
 }
 
 // target is one thing to probe, and how.
@@ -26,6 +28,10 @@ type target struct {
 	ca         string   // reference to roots besides the system's, empty for none
 	clientCert string   // reference, empty for none
 	service    string   // of topology.ProbeConsul
+	// Of a canary, where it is read.
+	image    topology.Canary
+	endpoint *url.URL
+	access   topology.Access
 }
 
 // place names what is connected to: a verdict is about that, whatever is asked there.
@@ -33,6 +39,9 @@ func (t *target) place() string {
 	host := strings.TrimSuffix(t.hostname, ".")
 	if t.address.IsValid() {
 		host = t.address.String()
+	}
+	if t.canary {
+		return t.image.String() + " at " + t.endpoint.String()
 	}
 	if t.mode == topology.ProbeConsul {
 		return "consul:" + t.service + " " + host
@@ -44,6 +53,9 @@ func (t *target) place() string {
 func (t *target) name() string { return t.Registry + "/" + t.Region + "/" + t.label() }
 
 func (t *target) equal(o *target) bool {
+	if t.canary {
+		return t.key == o.key && t.place() == o.place() && t.access == o.access
+	}
 	return t.key == o.key && t.mode == o.mode && t.hostname == o.hostname && t.port == o.port &&
 		slices.Equal(t.names, o.names) && t.ca == o.ca && t.clientCert == o.clientCert && t.service == o.service
 }
@@ -55,6 +67,12 @@ func targets(s *topology.Snapshot) []*target {
 		for _, replica := range registry.Replicas {
 			if replica.Probe.Mode == topology.ProbeNone {
 				continue
+			}
+			if replica.Canary != (topology.Canary{}) {
+				list = append(list, &target{
+					key:   key{ReplicaKey: router.ReplicaKey{Registry: registry.Name, Region: replica.Region}, canary: true},
+					image: replica.Canary, endpoint: replica.Endpoint, access: replica.Access,
+				})
 			}
 			names := registry.ClientNames
 			if len(names) == 0 {

@@ -78,12 +78,13 @@ type ReplicaDocument struct {
 
 // HealthDocument says how the health of a replica is known.
 type HealthDocument struct {
-	Probe string `json:"probe,omitempty" yaml:"probe,omitempty"` // https, http, tcp, consul:SERVICE, none
+	Probe  string `json:"probe,omitempty" yaml:"probe,omitempty"`   // https, http, tcp, consul:SERVICE, none
+	Canary string `json:"canary,omitempty" yaml:"canary,omitempty"` // REPOSITORY:TAG
 }
 
 // scalars are the plain fields of a replica by the end of their key, in the order of the document.
 func (d *ReplicaDocument) scalars() []scalar {
-	return []scalar{{fieldEndpoint, &d.Endpoint}, {fieldHostname, &d.Hostname}, {fieldRouting, &d.Routing}, {fieldProbe, &d.Health.Probe},
+	return []scalar{{fieldEndpoint, &d.Endpoint}, {fieldHostname, &d.Hostname}, {fieldRouting, &d.Routing}, {fieldProbe, &d.Health.Probe}, {fieldCanary, &d.Health.Canary},
 		{fieldCredentials, &d.Credentials}, {fieldCA, &d.CA}, {fieldClientCert, &d.ClientCert}, {fieldPrefix, &d.Prefix}, {fieldRealms, &d.Realms}}
 }
 
@@ -479,6 +480,7 @@ func (s *Snapshot) values() Values {
 			if standard, _ := parseProbe("", p.Endpoint.Scheme); p.Probe != standard {
 				at(fieldProbe, p.Probe.String())
 			}
+			at(fieldCanary, p.Canary.String())
 			at(fieldCredentials, p.Access.Credentials)
 			at(fieldCA, p.Access.CA)
 			at(fieldClientCert, p.Access.ClientCert)

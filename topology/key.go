@@ -26,6 +26,7 @@ const (
 	fieldWeight      = "weight"
 	fieldRouting     = "routing"
 	fieldProbe       = "health/probe"
+	fieldCanary      = "health/canary"
 	fieldCredentials = "credentials"
 	fieldCA          = "ca"
 	fieldClientCert  = "client_cert"
@@ -35,7 +36,7 @@ const (
 
 var (
 	registryFields = []string{fieldHome, fieldNames, fieldAllDown, fieldReplication, fieldMerge, fieldConflicts, fieldUntagged, fieldDeletes}
-	replicaFields  = []string{fieldEndpoint, fieldAddresses, fieldHostname, fieldLocation, fieldWeight, fieldRouting, fieldProbe,
+	replicaFields  = []string{fieldEndpoint, fieldAddresses, fieldHostname, fieldLocation, fieldWeight, fieldRouting, fieldProbe, fieldCanary,
 		fieldCredentials, fieldCA, fieldClientCert, fieldPrefix, fieldRealms}
 	ruleKinds = []string{"orders", "fences"}
 	// defaults are the meanings of absent keys. A probe's default follows the endpoint's scheme.
@@ -161,6 +162,8 @@ func (k key) check(value string) error {
 		_, err = parseWeight(value)
 	case fieldProbe:
 		_, err = parseProbe(value, "")
+	case fieldCanary:
+		_, err = parseCanary(value)
 	case fieldCredentials:
 		err = checkCredentials(value)
 	case fieldCA, fieldClientCert:

@@ -692,6 +692,7 @@ func (r *registryCells) replica(p *replicaCells) *Replica {
 	}
 	rep.Weight, _ = parseWeight(r.at(p, fieldWeight).or())
 	rep.Routing = r.at(p, fieldRouting).or() == "enabled"
+	rep.Canary, _ = parseCanary(r.at(p, fieldCanary).use)
 	rep.Probe, _ = parseProbe(r.at(p, fieldProbe).use, rep.Endpoint.Scheme)
 	return rep
 }
@@ -714,6 +715,9 @@ func digest(registries []*Registry) string {
 			fmt.Fprintf(h, "replica %q endpoint %q addresses %v hostname %q location %v weight %d routing %t probe %+v access %q\n",
 				p.Region, p.Endpoint, p.Addresses, p.Hostname, p.Location, p.Weight, p.Routing, p.Probe,
 				[]string{p.Access.Credentials, p.Access.CA, p.Access.ClientCert, p.Access.Prefix, p.Access.Realms})
+			if p.Canary != (Canary{}) {
+				fmt.Fprintf(h, "canary %q\n", p.Canary)
+			}
 		}
 	}
 	_, _ = io.WriteString(h, "end\n")

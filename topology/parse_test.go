@@ -426,11 +426,12 @@ func TestAnyEditsLeaveASoundSnapshot(t *testing.T) {
 func TestNewestValidValueHolds(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		values, want := three(), map[string]string{"weight": "100", "routing": "enabled", "location": "38.9,-77", "health/probe": "https"}
+		values, want := three(), map[string]string{"weight": "100", "routing": "enabled", "location": "38.9,-77", "health/probe": "https", "health/canary": ""}
 		values["registries/contoso/replicas/eastus/location"] = want["location"]
 		_, good := Parse(values, nil, nil)
 		choices := map[string][]string{"weight": {"0", "1", "100", "101", "-1", "x"}, "routing": {"enabled", "disabled", "x"},
-			"location": {"1,2", "3,4", "91,0", "x"}, "health/probe": {"tcp", "none", "https", "x", "consul:"}}
+			"location": {"1,2", "3,4", "91,0", "x"}, "health/probe": {"tcp", "none", "https", "x", "consul:"},
+			"health/canary": {"team/a:1", "b:latest", "b", "b:", ":1"}}
 		for range rapid.IntRange(1, 30).Draw(t, "edits") {
 			f := rapid.SampledFrom(slices.Sorted(maps.Keys(choices))).Draw(t, "field")
 			value := rapid.SampledFrom(choices[f]).Draw(t, "value")
@@ -449,7 +450,7 @@ func TestNewestValidValueHolds(t *testing.T) {
 			if p.Routing {
 				routing = "enabled"
 			}
-			got := map[string]string{"weight": fmt.Sprint(p.Weight), "routing": routing, "location": p.Location.String(), "health/probe": p.Probe.String()}
+			got := map[string]string{"weight": fmt.Sprint(p.Weight), "routing": routing, "location": p.Location.String(), "health/probe": p.Probe.String(), "health/canary": p.Canary.String()}
 			if !maps.Equal(got, want) {
 				t.Fatalf("after %s=%q: %v, want %v", f, value, got, want)
 			}

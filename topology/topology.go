@@ -168,7 +168,9 @@ type Replica struct {
 	// Routing is whether the front door may send clients to it. Replication goes on either way.
 	Routing bool
 	Probe   Probe
-	Access  Access
+	// Canary is an image that health checks really read; the zero one for none.
+	Canary Canary
+	Access Access
 }
 
 // Coordinates are a place on Earth in decimal degrees.
@@ -199,6 +201,17 @@ type Probe struct {
 	Mode ProbeMode
 	// Service is the Consul service of ProbeConsul.
 	Service string
+}
+
+// Canary names an image of a replica.
+type Canary struct{ Repository, Tag string }
+
+// String is repository:tag; empty for none.
+func (c Canary) String() string {
+	if c == (Canary{}) {
+		return ""
+	}
+	return c.Repository + ":" + c.Tag
 }
 
 // Access is how Portolan itself reaches a replica's API. The fields hold references, never secrets.

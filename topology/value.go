@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -307,6 +308,28 @@ func parseProbe(s, scheme string) (Probe, error) {
 		return Probe{Mode: ProbeConsul, Service: service}, nil
 	}
 	return Probe{}, strict.Unknown(s, []string{"https", "http", "tcp", "consul:SERVICE", "none"})
+}
+
+// tag is the grammar of tags in the OCI distribution specification (section "Pulling manifests").
+var tag = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+
+// parseCanary reads repository:tag; the empty string is none.
+func parseCanary(s string) (Canary, error) {
+	if s == "" {
+		return Canary{}, nil
+	}
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || strings.Contains(s, "@") {
+		return Canary{}, fmt.Errorf("%q is not an image of the replica: want REPOSITORY:TAG, such as team/canary:1", clip(s))
+	}
+	c := Canary{Repository: s[:i], Tag: s[i+1:]}
+	if err := checkRepositoryPrefix(c.Repository); err != nil {
+		return Canary{}, fmt.Errorf("%q is not an image of the replica: its repository %w", clip(s), err)
+	}
+	if !tag.MatchString(c.Tag) {
+		return Canary{}, fmt.Errorf("%q is not an image of the replica: %q is no tag: up to 128 letters, digits, dots, hyphens and underscores, the first no dot or hyphen", clip(s), clip(c.Tag))
+	}
+	return c, nil
 }
 
 // checkCredentials refuses what is not a reference, without repeating it: it may be the secret itself.

@@ -30,7 +30,7 @@ registries:
         location: [52.37, 4.90]
         weight: 0
         routing: disabled
-        health: {probe: "consul:registry"}
+        health: {probe: "consul:registry", canary: "team/canary:1"}
         credentials: env:WEST
         ca: file:/etc/ca.pem
         prefix: mirror/a
@@ -51,29 +51,30 @@ func TestParseYAML(t *testing.T) {
 	d := parseGood(t, goodYAML)
 	v := d.Values()
 	for k, want := range map[string]string{
-		"registries/contoso/home":                             "westus",
-		"registries/contoso/names":                            "registry.contoso.com",
-		"registries/contoso/policy/all_down":                  "cname:fallback.contoso.com",
-		"registries/contoso/policy/merge":                     "home",
-		"registries/contoso/orders/country/DE":                "westeurope,westus",
-		"registries/contoso/orders/country/NO":                "westeurope",
-		"registries/contoso/orders/prefix/203.0.113.0_24":     "westus",
-		"registries/contoso/orders/prefix/2001:db8::_32":      "westeurope",
-		"registries/contoso/orders/asn/64500":                 "westus",
-		"registries/contoso/fences/continent/EU":              "westeurope",
-		"registries/contoso/replicas/westus/weight":           "100",
-		"registries/contoso/replicas/westus/addresses":        "127.0.1.1",
-		"registries/contoso/replicas/westeurope/location":     "52.37,4.9",
-		"registries/contoso/replicas/westeurope/addresses":    "127.0.2.1,2001:db8::2",
-		"registries/contoso/replicas/westeurope/weight":       "0",
-		"registries/contoso/replicas/westeurope/routing":      "disabled",
-		"registries/contoso/replicas/westeurope/health/probe": "consul:registry",
-		"registries/contoso/replicas/westeurope/credentials":  "env:WEST",
-		"registries/contoso/replicas/westeurope/ca":           "file:/etc/ca.pem",
-		"registries/contoso/replicas/westeurope/prefix":       "mirror/a",
-		"registries/contoso/replicas/westeurope/realms":       "auth.contoso.com,127.0.0.1:8443",
-		"registries/contoso/replicas/westeurope/endpoint":     "http://127.0.2.1:5000",
-		"registries/contoso/replicas/westus/endpoint":         "http://127.0.1.1:5000",
+		"registries/contoso/home":                              "westus",
+		"registries/contoso/names":                             "registry.contoso.com",
+		"registries/contoso/policy/all_down":                   "cname:fallback.contoso.com",
+		"registries/contoso/policy/merge":                      "home",
+		"registries/contoso/orders/country/DE":                 "westeurope,westus",
+		"registries/contoso/orders/country/NO":                 "westeurope",
+		"registries/contoso/orders/prefix/203.0.113.0_24":      "westus",
+		"registries/contoso/orders/prefix/2001:db8::_32":       "westeurope",
+		"registries/contoso/orders/asn/64500":                  "westus",
+		"registries/contoso/fences/continent/EU":               "westeurope",
+		"registries/contoso/replicas/westus/weight":            "100",
+		"registries/contoso/replicas/westus/addresses":         "127.0.1.1",
+		"registries/contoso/replicas/westeurope/location":      "52.37,4.9",
+		"registries/contoso/replicas/westeurope/addresses":     "127.0.2.1,2001:db8::2",
+		"registries/contoso/replicas/westeurope/weight":        "0",
+		"registries/contoso/replicas/westeurope/routing":       "disabled",
+		"registries/contoso/replicas/westeurope/health/probe":  "consul:registry",
+		"registries/contoso/replicas/westeurope/health/canary": "team/canary:1",
+		"registries/contoso/replicas/westeurope/credentials":   "env:WEST",
+		"registries/contoso/replicas/westeurope/ca":            "file:/etc/ca.pem",
+		"registries/contoso/replicas/westeurope/prefix":        "mirror/a",
+		"registries/contoso/replicas/westeurope/realms":        "auth.contoso.com,127.0.0.1:8443",
+		"registries/contoso/replicas/westeurope/endpoint":      "http://127.0.2.1:5000",
+		"registries/contoso/replicas/westus/endpoint":          "http://127.0.1.1:5000",
 	} {
 		if v[k] != want {
 			t.Errorf("%s = %q, want %q", k, v[k], want)
@@ -268,10 +269,10 @@ func TestDiff(t *testing.T) {
 	t.Parallel()
 	a := parseGood(t, goodYAML)
 	b := parseGood(t, strings.NewReplacer("weight: 100", "routing: enabled", "weight: 0", "weight: 7", "4.90", "4.900", "NO: [westeurope]", "SE: [westeurope]",
-		"health: {probe: \"consul:registry\"}", "").Replace(goodYAML))
+		"health: {probe: \"consul:registry\", canary: \"team/canary:1\"}", "").Replace(goodYAML))
 	got := fmt.Sprint(Diff(*a, *b))
 	want := "[- registries/contoso/orders/country/NO: westeurope + registries/contoso/orders/country/SE: westeurope " +
-		"- registries/contoso/replicas/westeurope/health/probe: consul:registry ~ registries/contoso/replicas/westeurope/weight: 0 -> 7]"
+		"- registries/contoso/replicas/westeurope/health/canary: team/canary:1 - registries/contoso/replicas/westeurope/health/probe: consul:registry ~ registries/contoso/replicas/westeurope/weight: 0 -> 7]"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

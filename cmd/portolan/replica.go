@@ -39,10 +39,10 @@ a replica because much of it vanished or went back, say that it is right.`,
 
 // replicaFlags are the flags that say what a replica is.
 type replicaFlags struct {
-	endpoint, hostname, location, routing, probe string
-	credentials, ca, clientCert, prefix, realms  string
-	addresses                                    []string
-	weight                                       int
+	endpoint, hostname, location, routing, probe, canary string
+	credentials, ca, clientCert, prefix, realms          string
+	addresses                                            []string
+	weight                                               int
 }
 
 func (r *replicaFlags) add(cmd *cobra.Command) {
@@ -53,6 +53,7 @@ func (r *replicaFlags) add(cmd *cobra.Command) {
 	f.StringVar(&r.location, "location", "", "latitude,longitude in decimal degrees (default: where the public region is)")
 	f.IntVar(&r.weight, "weight", 100, "share of its nearest clients that the replica keeps, 0 to 100")
 	f.StringVar(&r.routing, "routing", "", "enabled (default), or disabled: no clients are sent there")
+	f.StringVar(&r.canary, "canary", "", "REPOSITORY:TAG: an image that health checks really read (default: none)")
 	f.StringVar(&r.probe, "probe", "", "health check: https, http, tcp, consul:SERVICE or none (default: as the endpoint)")
 	f.StringVar(&r.credentials, "credentials", "", "where Portolan finds its credentials: docker-config, env:NAME, file:PATH, helper:NAME")
 	f.StringVar(&r.ca, "ca", "", "file:PATH of the certificates to trust at the endpoint")
@@ -88,7 +89,7 @@ func (r *replicaFlags) checkWeight() error {
 func (r *replicaFlags) document(region string) (topology.ReplicaDocument, error) {
 	d := topology.ReplicaDocument{
 		Region: region, Endpoint: r.endpoint, Addresses: r.addresses, Hostname: r.hostname, Routing: r.routing,
-		Health: topology.HealthDocument{Probe: r.probe}, Credentials: r.credentials, CA: r.ca, ClientCert: r.clientCert, Prefix: r.prefix, Realms: r.realms,
+		Health: topology.HealthDocument{Probe: r.probe, Canary: r.canary}, Credentials: r.credentials, CA: r.ca, ClientCert: r.clientCert, Prefix: r.prefix, Realms: r.realms,
 	}
 	if d.Endpoint == "" {
 		return d, usagef("--endpoint is needed: the URL of the registry's API in %s", region)
@@ -361,6 +362,7 @@ keep what they have until its TTL ends.`,
 			pick("hostname", &p.Hostname, &flags.hostname)
 			pick("routing", &p.Routing, &flags.routing)
 			pick("probe", &p.Probe, &flags.probe)
+			pick("canary", &p.Canary, &flags.canary)
 			pick("credentials", &p.Credentials, &flags.credentials)
 			pick("ca", &p.CA, &flags.ca)
 			pick("client-cert", &p.ClientCert, &flags.clientCert)
