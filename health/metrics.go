@@ -11,6 +11,7 @@ type metrics struct {
 	expiry   *prometheus.GaugeVec
 	results  *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
+	faults   *prometheus.CounterVec
 	voters   prometheus.Gauge
 	outvoted *prometheus.GaugeVec
 }
@@ -32,6 +33,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "portolan_health_probe_duration_seconds", Help: "How long probes took, over all client names.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2, 5, 10},
 		}, address[:2]),
+		faults: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "portolan_health_probe_faults_total", Help: "Probes that panicked, or did not end in their time and were given up.",
+		}, append(address[:2:2], "kind")),
 		voters: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "portolan_health_voters", Help: "Servers that are heard voting, this one included; 0 where there are no votes.",
 		}),
@@ -40,7 +44,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, address[:2]),
 	}
 	if r != nil {
-		r.MustRegister(m.up, m.expiry, m.results, m.latency, m.voters, m.outvoted)
+		r.MustRegister(m.up, m.expiry, m.results, m.latency, m.faults, m.voters, m.outvoted)
 	}
 	return m
 }
@@ -52,6 +56,10 @@ func (m *metrics) record(t *target, r Result, state machine) {
 		m.expiry.WithLabelValues(t.Registry, t.Region, t.label(), c.Name).Set(float64(c.Expiry.Unix()))
 	}
 	m.state(t, state)
+}
+
+func (m *metrics) fault(t *target, kind string) {
+	m.faults.WithLabelValues(t.Registry, t.Region, kind).Inc()
 }
 
 // votes shows who is heard, and where this server is outvoted.
@@ -97,6 +105,7 @@ func (m *metrics) forgetReplica(k router.ReplicaKey) {
 		m.results.DeleteLabelValues(k.Registry, k.Region, o.String())
 	}
 	m.latency.DeleteLabelValues(k.Registry, k.Region)
+	m.faults.DeletePartialMatch(prometheus.Labels{"registry": k.Registry, "region": k.Region})
 	m.outvoted.DeleteLabelValues(k.Registry, k.Region)
 }
 

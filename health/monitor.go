@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -104,6 +105,7 @@ type watched struct {
 	seen    time.Time // when a probe last told of the state
 	last    Result
 	stop    context.CancelFunc
+	running chan struct{} // holds a token for each probe that has not ended; set once
 }
 
 // settled is whether w was asked and nothing speaks against its state. One that cannot be asked from here has none, and would
@@ -269,7 +271,7 @@ func (m *Monitor) apply(ctx context.Context, s *topology.Snapshot, probes *sync.
 // begin starts the probes of t. The caller holds mu.
 func (m *Monitor) begin(ctx context.Context, t *target, state believed, last Result, probes *sync.WaitGroup) {
 	own, stop := context.WithCancel(ctx)
-	w := &watched{target: t, machine: state.machine, seen: state.seen, last: last, stop: stop}
+	w := &watched{target: t, machine: state.machine, seen: state.seen, last: last, stop: stop, running: make(chan struct{}, maxRunning)}
 	m.watched[t.key] = w
 	m.metrics.state(t, state.machine)
 	probes.Go(func() {
@@ -286,9 +288,7 @@ func (m *Monitor) follow(ctx context.Context, w *watched) {
 		case <-ctx.Done():
 			return
 		}
-		one, cancel := context.WithTimeout(ctx, m.timeout(w.target))
-		result := m.probe(one, w.target)
-		cancel()
+		result := m.attempt(ctx, w)
 		<-m.slots
 		if ctx.Err() != nil {
 			return // what was found when the target was withdrawn in mid-probe means nothing
@@ -301,6 +301,53 @@ func (m *Monitor) follow(ctx context.Context, w *watched) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+const (
+	// grace is how long a probe may go on after its time is over before it is given up.
+	grace = time.Second
+	// maxRunning bounds the probes of one target that were given up and have not ended, with the one that is made now.
+	maxRunning = 3
+)
+
+// attempt makes one probe. One that panics, or heeds no deadline (a certificate on a file system that is gone), is noticed, and
+// neither ends nor holds up the loop: the next is made in its turn. What such a probe says of the replica is nothing.
+func (m *Monitor) attempt(ctx context.Context, w *watched) Result {
+	began := time.Now()
+	fault := func(kind, reason string, fields ...zap.Field) Result {
+		m.metrics.fault(w.target, kind)
+		m.log.Error("a probe failed on this side", append(fields, zap.String("registry", w.target.Registry), zap.String("region", w.target.Region),
+			zap.String("address", w.target.label()), zap.String("reason", reason))...)
+		return Result{Time: began, Latency: time.Since(began), Outcome: Unable, Error: reason}
+	}
+	select {
+	case w.running <- struct{}{}:
+	default:
+		return fault("hung", fmt.Sprintf("%d earlier probes have not ended", maxRunning))
+	}
+	one, cancel := context.WithTimeout(ctx, m.timeout(w.target))
+	defer cancel()
+	done := make(chan Result, 1)
+	go func() {
+		defer func() { <-w.running }()
+		defer func() {
+			if p := recover(); p != nil {
+				done <- fault("panic", fmt.Sprintf("a fault of the program: %v", p), zap.ByteString("stack", debug.Stack()))
+			}
+		}()
+		done <- m.probe(one, w.target)
+	}()
+	select {
+	case r := <-done:
+		return r
+	case <-one.Done():
+	}
+	select {
+	case r := <-done:
+		return r
+	case <-time.After(grace):
+		return fault("hung", "the probe did not end in its time")
 	}
 }
 

@@ -541,3 +541,67 @@ func TestMonitorSavesRelapses(t *testing.T) {
 		stop()
 	})
 }
+
+// stuck is a field where some probes panic and some heed no deadline.
+type stuck struct {
+	field
+	faults map[int]string // by the number of the probe
+	until  chan struct{}
+}
+
+func (s *stuck) probe(ctx context.Context, t *target) Result {
+	r := s.field.probe(ctx, t)
+	switch s.faults[len(s.times(t.address.String()))] {
+	case "panic":
+		panic("out of order")
+	case "hang":
+		<-s.until
+	}
+	return r
+}
+
+// A probe that panics or hangs says nothing of the replica, and the next ones are made in their turn: as many as may hang.
+func TestMonitorFaultyProbes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &stuck{faults: map[int]string{2: "panic", 3: "hang", 5: "hang", 7: "hang"}, until: make(chan struct{})}
+		m, source, stop := start(t, Options{}, s)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		time.Sleep(10 * time.Minute)
+		if n := len(s.times("192.0.2.1")); n != 7 {
+			t.Errorf("%d probes were made, with three that hang: want 7", n)
+		}
+		a := m.Verdicts().Replicas[router.ReplicaKey{Registry: "contoso", Region: "a"}].Addresses[0]
+		if a.Health != router.Healthy || a.Last.Outcome != Unable || !strings.Contains(a.Last.Error, "3 earlier probes have not ended") {
+			t.Errorf("got %+v", a)
+		}
+		if n := testutil.ToFloat64(m.metrics.faults.WithLabelValues("contoso", "a", "panic")); n != 1 {
+			t.Errorf("%v panics are counted", n)
+		}
+		// Those that hang end after all: probing goes on.
+		close(s.until)
+		s.set("192.0.2.1", true)
+		time.Sleep(30 * time.Second)
+		if v := m.of("a"); v.Health != router.Unhealthy {
+			t.Errorf("after the hang: %+v", v)
+		}
+		stop()
+	})
+}
+
+// A probe that hangs does not keep the monitor from ending.
+func TestMonitorEndsAmidAHang(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &stuck{faults: map[int]string{1: "hang"}, until: make(chan struct{})}
+		_, source, stop := start(t, Options{}, s)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		synctest.Wait()
+		begun := time.Now()
+		stop()
+		if took := time.Since(begun); took > 2*grace {
+			t.Errorf("it took %v to end", took)
+		}
+		close(s.until)
+	})
+}
