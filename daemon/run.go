@@ -185,7 +185,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 		o := health.Options{
 			Interval: c.Health.Interval, Timeout: c.Health.Timeout, Rise: c.Health.Rise, Fall: c.Health.Fall,
 			CanaryInterval: c.Health.CanaryInterval, CertificateWarning: c.Health.CertificateWarning,
-			StatePath:          filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
+			StatePath: filepath.Join(c.Data, "health.json"), Consul: agent, Logger: d.log.Named("health"), Registerer: d.metrics,
 		}
 		if c.Store.Consul != "" { // a bolt file has one server: there is nobody else to vote
 			o.Votes = d.store

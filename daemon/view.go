@@ -21,6 +21,9 @@ import (
 	"portolan/topology"
 )
 
+// lagTick is how often it is looked whether replicas lag too far behind: policy.max_lag is 10 s at least.
+const lagTick = 2 * time.Second
+
 // databases are where clients are looked up, and what the operator's files say of them. Immutable.
 type databases struct {
 	router.Sources
@@ -124,6 +127,18 @@ func (f *frontdoor) run(ctx context.Context) error {
 	if f.monitor != nil {
 		g.Go(func() error { return f.monitor.Watch(ctx, func(*health.Verdicts) { wake() }) })
 	}
+	g.Go(func() error { // lag grows while nothing is reported
+		tick := time.NewTicker(lagTick)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				wake()
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
 	// What takes a second or two is done beside what must not wait for it.
 	for _, work := range []struct {
 		door chan struct{}
@@ -211,7 +226,7 @@ func (f *frontdoor) update() {
 	if f.monitor != nil {
 		verdicts = f.monitor.Verdicts()
 	}
-	now.conditions = conditionsOf(now.snapshot, state, verdicts)
+	now.conditions = conditionsOf(now.snapshot, state, verdicts, f.from.conditions, time.Now())
 	now.charted = f.from.charted
 	charted := now.snapshot == f.from.snapshot && now.geography == f.from.geography
 	if !charted {
@@ -244,8 +259,21 @@ func (f *frontdoor) current() *api.View {
 	return &view
 }
 
-// conditionsOf puts together what probes found and what replicators report.
-func conditionsOf(s *topology.Snapshot, state *states, verdicts *health.Verdicts) router.Conditions {
+// lags is whether a replica is too far behind for clients: beyond most, and once it was, until it is within half of that, lest
+// it come and go with every version. The report's own age counts, since none comes while nothing moves.
+func lags(r topology.Replication, most time.Duration, already bool, now time.Time) bool {
+	if most == 0 || r.Pending == 0 || r.OldestPending.IsZero() {
+		return false
+	}
+	if already {
+		most /= 2
+	}
+	return now.Sub(r.OldestPending) > most
+}
+
+// conditionsOf puts together what probes found and what replicators report. former are the conditions before: a replica that is
+// drained for its lag comes back later than it left.
+func conditionsOf(s *topology.Snapshot, state *states, verdicts *health.Verdicts, former router.Conditions, now time.Time) router.Conditions {
 	conditions := router.Conditions{}
 	if verdicts != nil {
 		for k, c := range verdicts.Conditions() {
@@ -261,6 +289,8 @@ func conditionsOf(s *topology.Snapshot, state *states, verdicts *health.Verdicts
 				c.Settled = verdicts == nil || p.Probe.Mode == topology.ProbeNone
 			}
 			c.Seeded = state.seeded[k] == p.Endpoint.String()
+			// The home is where the content is the registry's own, and where everybody goes for whom there is nothing better.
+			c.Lagging = p.Region != r.Home && lags(state.Replications[k], r.Policy.MaxLag, former[k].Lagging, now)
 			c.Leaving = slices.Contains(state.Requests[k], topology.RequestDelete)
 			conditions[k] = c
 		}

@@ -29,7 +29,7 @@ func TestConditionsOf(t *testing.T) {
 	state := &states{State: &topology.State{Requests: map[router.ReplicaKey][]string{key("never"): {topology.RequestAccept, topology.RequestDelete}, key("new"): {topology.RequestResync}}}, seeded: map[router.ReplicaKey]string{key("probed"): "https://probed", key("new"): "https://elsewhere"}}
 	verdicts := &health.Verdicts{Replicas: map[router.ReplicaKey]health.Verdict{key("probed"): {Health: router.Unhealthy, Settled: true}}}
 
-	c := conditionsOf(s, state, verdicts)
+	c := conditionsOf(s, state, verdicts, nil, time.Now())
 	if p := c[key("probed")]; p.Health != router.Unhealthy || !p.Settled || !p.Seeded {
 		t.Errorf("probed: %+v", p)
 	}
@@ -39,8 +39,41 @@ func TestConditionsOf(t *testing.T) {
 	if p := c[key("never")]; !p.Settled || !p.Leaving || c[key("new")].Leaving {
 		t.Errorf("never probed, and about to be deleted: %+v", p)
 	}
-	if p := conditionsOf(s, state, nil)[key("new")]; !p.Settled {
+	if p := conditionsOf(s, state, nil, nil, time.Now())[key("new")]; !p.Settled {
 		t.Errorf("where nothing is probed: %+v", p)
+	}
+}
+
+// A replica leaves beyond the limit and comes back within half of it; the home never leaves.
+func TestLagging(t *testing.T) {
+	t.Parallel()
+	begin := time.Unix(1_000_000, 0)
+	replica := func(region string) *topology.Replica {
+		return &topology.Replica{Region: region, Endpoint: &url.URL{Scheme: "https", Host: region}}
+	}
+	s := &topology.Snapshot{Registries: []*topology.Registry{{Name: "contoso", Home: "home", Policy: topology.Policy{MaxLag: 10 * time.Minute},
+		Replicas: []*topology.Replica{replica("home"), replica("other")}}}}
+	home, other := router.ReplicaKey{Registry: "contoso", Region: "home"}, router.ReplicaKey{Registry: "contoso", Region: "other"}
+	var former router.Conditions
+	for i, step := range []struct {
+		behind time.Duration // none if zero
+		want   bool
+	}{{0, false}, {10 * time.Minute, false}, {11 * time.Minute, true}, {6 * time.Minute, true}, {5 * time.Minute, false}, {6 * time.Minute, false}, {time.Hour, true}, {0, false}} {
+		now := begin.Add(time.Duration(i) * time.Hour)
+		report := topology.Replication{}
+		if step.behind > 0 {
+			report = topology.Replication{Pending: 1, OldestPending: now.Add(-step.behind)}
+		}
+		state := &states{State: &topology.State{Replications: map[topology.ReplicaName]topology.Replication{home: report, other: report}}}
+		former = conditionsOf(s, state, nil, former, now)
+		if former[other].Lagging != step.want || former[home].Lagging {
+			t.Errorf("step %d: %v behind: %v, and the home %v", i, step.behind, former[other].Lagging, former[home].Lagging)
+		}
+	}
+	s.Registries[0].Policy.MaxLag = 0
+	state := &states{State: &topology.State{Replications: map[topology.ReplicaName]topology.Replication{other: {Pending: 1, OldestPending: begin}}}}
+	if conditionsOf(s, state, nil, former, begin.Add(time.Hour))[other].Lagging {
+		t.Error("one lags without a limit")
 	}
 }
 

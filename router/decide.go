@@ -28,8 +28,8 @@ type Registry struct {
 
 // condition is what a decision needs of a ReplicaCondition.
 type condition struct {
-	health                   Health
-	settled, seeded, leaving bool
+	health                            Health
+	settled, seeded, leaving, lagging bool
 }
 
 // berth is a registry on its chart: what does not change with conditions.
@@ -129,7 +129,7 @@ func (b *berth) with(c Conditions) Registry {
 	for i := range r.conditions {
 		r.conditions[i] = condition{settled: true}
 		if known, ok := c[ReplicaKey{Registry: b.topology.Name, Region: b.replicas[i].region}]; ok {
-			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded, leaving: known.Leaving}
+			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded, leaving: known.Leaving, lagging: known.Lagging}
 		}
 	}
 	for i, order := range b.orders {
@@ -262,15 +262,26 @@ type step struct {
 	settled         bool
 }
 
+// drains is whether candidates of an order that lag are passed over: while a healthy one does not lag.
+func (r *Registry) drains(order []uint16) bool {
+	for i := range r.candidates(order) {
+		if c := &r.conditions[i]; c.health != Unhealthy && !c.lagging {
+			return true
+		}
+	}
+	return false
+}
+
 func (r *Registry) verdict(order []uint16) verdict {
 	v := verdict{end: Decision{Replica: -1, Settled: true}}
 	nearest, highest := -1, -1
+	drains := r.drains(order)
 	for i := range r.candidates(order) {
 		if nearest < 0 {
 			nearest = i
 		}
 		v.end.Settled = v.end.Settled && r.conditions[i].settled
-		if r.conditions[i].health == Unhealthy {
+		if r.conditions[i].health == Unhealthy || drains && r.conditions[i].lagging {
 			continue
 		}
 		weight := r.replicas[i].weight

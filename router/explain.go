@@ -203,7 +203,7 @@ func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Ce
 			why[i] = fencedOff
 		}
 	}
-	asked := true
+	asked, drains := true, r.drains(order)
 	for i := range r.candidates(order) {
 		c := &all[i]
 		c.Position, c.Chosen = len(e.Candidates)+1, i == d.Replica
@@ -220,6 +220,8 @@ func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Ce
 			c.Reason = "not asked: an earlier one keeps this cell"
 		case !c.Healthy:
 			c.Reason = "passed over: unhealthy"
+		case drains && r.conditions[i].lagging:
+			c.Reason = "passed over: it lags behind"
 		default:
 			c.Reason = fmt.Sprintf("passed over: bucket %d is not below its weight %d", c.Bucket, c.Weight)
 		}

@@ -35,6 +35,7 @@ func TestExplain(t *testing.T) {
 			r.Orders, r.Fences = rules(topology.Match{ASN: 64500}, "westus"), rules(topology.Match{Continent: "EU"}, "southeastasia,westus")
 		}, client: Client{Subnet: subnet("30.1.2.0/24")}, want: []string{
 			`"asn":64500`, `"order":"asn 64500: westus"`, `"fence":"continent EU: southeastasia,westus"`, `"excluded: outside of the fence"`, `"position":0,"region":"westeurope"`}},
+		{name: "lagging", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Lagging: true}}, client: Client{Subnet: subnet("30.1.2.0/24")}, want: []string{`"passed over: it lags behind"`}},
 		{name: "leaving", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Leaving: true}}, client: Client{Subnet: subnet("30.1.2.0/24")}, want: []string{`"excluded: its deletion has begun"`}},
 		{name: "nobody", edit: func(r *topology.Registry) {
 			r.Replicas[0].Routing, r.Replicas[1].Weight = false, 0

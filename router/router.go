@@ -45,6 +45,8 @@ type ReplicaCondition struct {
 	Seeded bool
 	// Leaving is whether its deletion has begun: no client is sent there any more, whatever its routing says.
 	Leaving bool
+	// Lagging is whether it is too far behind to be given clients while another healthy candidate is not.
+	Lagging bool
 }
 
 // ReplicaKey names a replica, as topology does.

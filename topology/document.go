@@ -29,6 +29,7 @@ type RegistryDocument struct {
 type PolicyDocument struct {
 	AllDown     string `json:"all_down,omitempty" yaml:"all_down,omitempty"`       // nearest, none, cname:HOSTNAME
 	Replication string `json:"replication,omitempty" yaml:"replication,omitempty"` // enabled, disabled
+	MaxLag      string `json:"max_lag,omitempty" yaml:"max_lag,omitempty"`         // a duration
 	Merge       string `json:"merge,omitempty" yaml:"merge,omitempty"`             // ask, home
 	Conflicts   string `json:"conflicts,omitempty" yaml:"conflicts,omitempty"`     // keep, log
 	Untagged    string `json:"untagged,omitempty" yaml:"untagged,omitempty"`       // keep, tags-only
@@ -91,7 +92,7 @@ func (d *ReplicaDocument) scalars() []scalar {
 // scalars are the plain fields of a registry.
 func (d *RegistryDocument) scalars() []scalar {
 	return []scalar{{fieldHome, &d.Home}, {fieldAllDown, &d.Policy.AllDown}, {fieldReplication, &d.Policy.Replication},
-		{fieldMerge, &d.Policy.Merge}, {fieldConflicts, &d.Policy.Conflicts}, {fieldUntagged, &d.Policy.Untagged}, {fieldDeletes, &d.Policy.Deletes}}
+		{fieldMaxLag, &d.Policy.MaxLag}, {fieldMerge, &d.Policy.Merge}, {fieldConflicts, &d.Policy.Conflicts}, {fieldUntagged, &d.Policy.Untagged}, {fieldDeletes, &d.Policy.Deletes}}
 }
 
 type scalar struct {
@@ -455,6 +456,9 @@ func (s *Snapshot) values() Values {
 		put(key{field: fieldNames}, joinList(r.ClientNames))
 		put(key{field: fieldAllDown}, r.Policy.AllDown.String())
 		put(key{field: fieldReplication}, onOff(r.Policy.Replication))
+		if r.Policy.MaxLag > 0 {
+			put(key{field: fieldMaxLag}, r.Policy.MaxLag.String())
+		}
 		put(key{field: fieldMerge}, string(r.Policy.Merge))
 		put(key{field: fieldConflicts}, string(r.Policy.Conflicts))
 		put(key{field: fieldUntagged}, string(r.Policy.Untagged))
@@ -619,6 +623,9 @@ func (k key) meaning(values Values) string {
 	case fieldAllDown:
 		a, _ := parseAllDown(value)
 		return a.String()
+	case fieldMaxLag:
+		d, _ := parseMaxLag(value)
+		return d.String()
 	case fieldEndpoint:
 		u, _ := parseEndpoint(value)
 		return u.String()

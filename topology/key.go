@@ -14,6 +14,7 @@ const (
 	fieldNames       = "names"
 	fieldAllDown     = "policy/all_down"
 	fieldReplication = "policy/replication"
+	fieldMaxLag      = "policy/max_lag"
 	fieldMerge       = "policy/merge"
 	fieldConflicts   = "policy/conflicts"
 	fieldUntagged    = "policy/untagged"
@@ -35,7 +36,7 @@ const (
 )
 
 var (
-	registryFields = []string{fieldHome, fieldNames, fieldAllDown, fieldReplication, fieldMerge, fieldConflicts, fieldUntagged, fieldDeletes}
+	registryFields = []string{fieldHome, fieldNames, fieldAllDown, fieldReplication, fieldMaxLag, fieldMerge, fieldConflicts, fieldUntagged, fieldDeletes}
 	replicaFields  = []string{fieldEndpoint, fieldAddresses, fieldHostname, fieldLocation, fieldWeight, fieldRouting, fieldProbe, fieldCanary,
 		fieldCredentials, fieldCA, fieldClientCert, fieldPrefix, fieldRealms}
 	ruleKinds = []string{"orders", "fences"}
@@ -142,6 +143,8 @@ func (k key) check(value string) error {
 		_, err = parseAllDown(value)
 	case fieldReplication, fieldRouting:
 		_, err = parseRouting(value)
+	case fieldMaxLag:
+		_, err = parseMaxLag(value)
 	case fieldMerge:
 		err = oneOf(value, string(MergeAsk), string(MergeHome))
 	case fieldConflicts:

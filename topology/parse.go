@@ -659,8 +659,10 @@ func (c *cell) or() string {
 
 func (r *registryCells) policy() Policy {
 	allDown, _ := parseAllDown(r.field(fieldAllDown).or())
+	maxLag, _ := parseMaxLag(r.field(fieldMaxLag).or())
 	return Policy{
 		AllDown:     allDown,
+		MaxLag:      maxLag,
 		Replication: r.field(fieldReplication).or() == "enabled",
 		Merge:       Merge(r.field(fieldMerge).or()),
 		Conflicts:   Conflicts(r.field(fieldConflicts).or()),

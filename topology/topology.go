@@ -78,6 +78,8 @@ type Policy struct {
 	AllDown AllDown
 	// Replication is false for a front door alone: registries that something else keeps equal.
 	Replication bool
+	// MaxLag is how old the oldest version that is still to be applied to a replica may be before it is drained; 0: never.
+	MaxLag time.Duration
 	// Merge says what a baseline does with a tag that differs between regions.
 	Merge Merge
 	// Conflicts says what becomes of the version that lost against a concurrent one.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"portolan/strict"
 )
@@ -282,6 +283,19 @@ func parseAllDown(s string) (AllDown, error) {
 		return AllDown{Mode: AllDownNone}, nil
 	}
 	return AllDown{}, strict.Unknown(s, []string{"nearest", "none", "cname:HOSTNAME"})
+}
+
+// parseMaxLag reads a duration; the empty string is none, zero.
+func parseMaxLag(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	const least, most = 10 * time.Second, 7 * 24 * time.Hour
+	d, err := time.ParseDuration(s)
+	if err != nil || d < least || d > most {
+		return 0, fmt.Errorf("%q is not how far a replica may be behind: want a duration of 10s to 168h, such as 10m", clip(s))
+	}
+	return d, nil
 }
 
 // parseProbe reads a probe; the empty string is the default for an endpoint of that scheme.

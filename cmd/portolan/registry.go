@@ -52,6 +52,7 @@ deleted while the registry exists.`,
 	f.StringSliceVar(&d.Names, "names", nil, "names that clients use, whose certificates every replica serves")
 	f.StringVar(&d.Policy.AllDown, "all-down", "", "answer when no replica is healthy: nearest (default), none, cname:HOSTNAME")
 	f.StringVar(&d.Policy.Replication, "replication", "", "enabled (default), or disabled: the front door alone")
+	f.StringVar(&d.Policy.MaxLag, "max-lag", "", "how far a replica may be behind before its clients are sent elsewhere, such as 10m (default: never)")
 	f.StringVar(&d.Policy.Merge, "merge", "", "tags that differ at first contact: ask (default), or home: the home's wins, the other is kept aside")
 	home.add(cmd)
 	return cmd
@@ -102,6 +103,7 @@ func showRegistry(w io.Writer, r api.Registry) {
 	row(w, "Home:", dash(r.Home))
 	p := r.Document.Policy
 	for _, policy := range [][3]string{{"When all are down:", p.AllDown, "nearest"}, {"Replication:", p.Replication, "enabled"},
+		{"Drained when behind by:", p.MaxLag, "never"},
 		{"Differing tags:", p.Merge, "ask"}, {"Conflicts:", p.Conflicts, "keep"}, {"Untagged:", p.Untagged, "keep"}, {"Deletes:", p.Deletes, "propagate"}} {
 		if policy[1] == "" {
 			policy[1] = policy[2]
