@@ -94,6 +94,8 @@ type Options struct {
 	// Zone is the front door's, fully qualified; empty without the role dns. TTLMin and TTLMax are in seconds.
 	Zone           string
 	TTLMin, TTLMax int
+	// Chart charts a topology that is only thought of, on the databases in use; nil without the role dns.
+	Chart func(context.Context, *topology.Snapshot) (*router.Charts, error)
 	// Metrics serves /metrics.
 	Metrics http.Handler
 	// Token is what requests must show as a bearer token; empty for none.
@@ -107,6 +109,8 @@ type Options struct {
 type server struct {
 	Options
 	origin *http.CrossOriginProtection
+	// charting is held by whoever makes a chart.
+	charting chan struct{}
 }
 
 // Handler returns the HTTP API, with /healthz, /readyz and /metrics. It is safe for concurrent use.
@@ -115,11 +119,11 @@ type server struct {
 // browser may not: a request by a host name that is not the server's own is refused (DNS rebinding), and so are writes
 // that another origin caused or that are not JSON.
 func Handler(o Options) http.Handler {
-	s := &server{Options: o, origin: http.NewCrossOriginProtection()}
+	s := &server{Options: o, origin: http.NewCrossOriginProtection(), charting: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { plain(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.readyz)
-	mux.Handle("GET /metrics", s.guarded(func(w http.ResponseWriter, r *http.Request) error {
+	mux.Handle("GET /metrics", s.guarded(maxBody, func(w http.ResponseWriter, r *http.Request) error {
 		s.Metrics.ServeHTTP(w, r)
 		return nil
 	}))
@@ -128,6 +132,7 @@ func Handler(o Options) http.Handler {
 		"GET /v1/export":                                          s.export,
 		"POST /v1/apply":                                          s.apply,
 		"POST /v1/diff":                                           s.diff,
+		"POST /v1/simulate":                                       s.simulate,
 		"GET /v1/registries":                                      s.registries,
 		"POST /v1/registries":                                     s.createRegistry,
 		"GET /v1/registries/{registry}":                           s.registry,
@@ -146,7 +151,11 @@ func Handler(o Options) http.Handler {
 		"POST /v1/registries/{registry}/replicas/{region}/resync": s.ask(topology.RequestResync),
 		"POST /v1/registries/{registry}/replicas/{region}/accept": s.ask(topology.RequestAccept),
 	} {
-		mux.Handle(pattern, s.guarded(func(w http.ResponseWriter, r *http.Request) error {
+		limit := int64(maxBody)
+		if pattern == "POST /v1/simulate" {
+			limit = maxSimulation
+		}
+		mux.Handle(pattern, s.guarded(limit, func(w http.ResponseWriter, r *http.Request) error {
 			answer, err := serve(r)
 			if err != nil {
 				return err
@@ -154,19 +163,19 @@ func Handler(o Options) http.Handler {
 			return s.write(w, http.StatusOK, answer)
 		}))
 	}
-	mux.Handle("/v1/", s.guarded(func(w http.ResponseWriter, r *http.Request) error {
+	mux.Handle("/v1/", s.guarded(maxBody, func(w http.ResponseWriter, r *http.Request) error {
 		return failf(CodeNotFound, "there is no %s %s: is the client of another version than the server?", r.Method, clip(r.URL.Path))
 	}))
 	return mux
 }
 
-// guarded lets only those in who may ask, bounds what they ask, and writes errors as JSON.
-func (s *server) guarded(serve func(http.ResponseWriter, *http.Request) error) http.Handler {
+// guarded lets only those in who may ask, bounds what they ask to limit bytes, and writes errors as JSON.
+func (s *server) guarded(limit int64, serve func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		defer func() {
 			if p := recover(); p != nil {
 				s.Log.Error("a request of the API failed by a fault of the program", zap.String("path", clip(r.URL.Path)),
@@ -560,7 +569,16 @@ func (s *server) apply(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	values, wanted := before.Values(), a.Document.Values()
+	result := s.applied(intended(before, a.Document, changes), changes)
+	if !a.DryRun {
+		result.Drains = s.drains(changes)
+	}
+	return result, nil
+}
+
+// intended are the values that changes, which Apply tells of document, make of those before.
+func intended(before, document topology.Document, changes []topology.Change) topology.Values {
+	values, wanted := before.Values(), document.Values()
 	for _, c := range changes {
 		if value, ok := wanted[c.Key]; ok {
 			values[c.Key] = value
@@ -574,11 +592,7 @@ func (s *server) apply(r *http.Request) (any, error) {
 			delete(values, c.Key)
 		}
 	}
-	result := s.applied(values, changes)
-	if !a.DryRun {
-		result.Drains = s.drains(changes)
-	}
-	return result, nil
+	return values
 }
 
 // spreading is how long a change is on its way into the answers at most, and into the second that a TTL is told in.
@@ -610,26 +624,10 @@ func (s *server) applied(values topology.Values, changes []topology.Change) Appl
 	result := Applied{Changes: append([]topology.Change{}, changes...)}
 	if len(touched) > 0 {
 		snapshot, _ := topology.Parse(values, nil, s.Reserved)
-		result.Shares = sharesOf(snapshot, s.assumed(snapshot), touched)
+		conditions, _ := assumed(s.View(), snapshot, nil)
+		result.Shares = sharesOf(snapshot, conditions, touched)
 	}
 	return result
-}
-
-// assumed are the conditions of now; a replica of which nothing is known yet is taken as it will be once it has been seeded.
-func (s *server) assumed(snapshot *topology.Snapshot) router.Conditions {
-	conditions := router.Conditions{}
-	v := s.View()
-	for _, r := range snapshot.Registries {
-		for _, p := range r.Replicas {
-			key := router.ReplicaKey{Registry: r.Name, Region: p.Region}
-			c, ok := v.Conditions[key]
-			if !ok {
-				c = router.ReplicaCondition{Settled: true, Seeded: true}
-			}
-			conditions[key] = c
-		}
-	}
-	return conditions
 }
 
 func (s *server) diff(r *http.Request) (any, error) {

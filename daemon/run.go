@@ -747,7 +747,7 @@ func (d *daemon) apiOptions() api.Options {
 		Token:   d.apiToken, Names: d.config.API.Names, Log: d.log.Named("api"),
 	}
 	if d.server != nil {
-		o.Zone = mdns.CanonicalName(d.config.DNS.Zone)
+		o.Zone, o.Chart = mdns.CanonicalName(d.config.DNS.Zone), d.front.simulate
 	}
 	if d.replicator != nil {
 		o.Replicator, o.Knock = d.replicator, d.knock

@@ -203,6 +203,16 @@ func (f *frontdoor) chart(ctx context.Context) error {
 	return nil
 }
 
+// simulate charts a topology that is only thought of, on the databases in use. It is for after the first chart was made, when
+// there is a view.
+func (f *frontdoor) simulate(ctx context.Context, s *topology.Snapshot) (*router.Charts, error) {
+	used := f.geography.Load()
+	if !used.charts.Current(s, used.Sources) {
+		defer debug.FreeOSMemory() // as in chart
+	}
+	return router.Chart(ctx, s, used.Sources, used.charts)
+}
+
 // ready waits until there is a chart of the topology, if there is a topology.
 func (f *frontdoor) ready(ctx context.Context) error {
 	if f.keeper.Snapshot() == nil {
