@@ -154,6 +154,15 @@ type DNS struct {
 	Version   string    `yaml:"version"`
 	Cookies   Cookies   `yaml:"cookies"`
 	RateLimit RateLimit `yaml:"rate_limit"`
+	Sample    Sample    `yaml:"sample"`
+}
+
+// Sample is the record of clients that portolan simulate --queries reads.
+type Sample struct {
+	// File is where it is kept. Default: none; no clients are recorded.
+	File string `yaml:"file"`
+	// Rate is the share of the queries at registries' names that are recorded. Default: 0.01.
+	Rate float64 `yaml:"rate"`
 }
 
 // RateLimit bounds the responses to one network over UDP, so that this server is of no use for floods in the name of others.
@@ -337,6 +346,7 @@ func Default() Config {
 			TTL:       TTL{Min: 5 * time.Second, Max: time.Minute},
 			Whoami:    "seen",
 			RateLimit: RateLimit{Slip: 2},
+			Sample:    Sample{Rate: 0.01},
 		},
 		API:         API{Listen: netip.MustParseAddrPort("127.0.0.1:8420")},
 		Health:      Health{Interval: 5 * time.Second, CanaryInterval: time.Minute, Timeout: 2 * time.Second, Rise: 2, Fall: 3, CertificateWarning: 14 * 24 * time.Hour},
@@ -404,7 +414,7 @@ func Parse(path string, text []byte, roles ...Role) (Config, error) {
 
 // settle makes paths absolute or relative to the working folder, and fills in what depends on other settings.
 func (c *Config) settle(folder string) {
-	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static, &c.DNS.Cookies.Secret,
+	paths := []*string{&c.Store.Bolt, &c.Data, &c.Topology, &c.Consul.TokenFile, &c.Consul.CA, &c.DNS.Static, &c.DNS.Cookies.Secret, &c.DNS.Sample.File,
 		&c.API.TokenFile, &c.API.TLS.Cert, &c.API.TLS.Key, &c.Events.TLS.Cert, &c.Events.TLS.Key, &c.Events.Key, &c.Geo.Prefixes, &c.Geo.Latencies}
 	for _, list := range [][]string{c.Geo.Database, c.Geo.ASN} {
 		for i := range list {
@@ -445,6 +455,7 @@ func (c *Config) validate(f *strict.File) {
 	c.validateListeners(f)
 	between(f, "dns.rate_limit.responses_per_second", c.DNS.RateLimit.ResponsesPerSecond, 0, 10000)
 	between(f, "dns.rate_limit.slip", c.DNS.RateLimit.Slip, 0, 10)
+	between(f, "dns.sample.rate", c.DNS.Sample.Rate, 1e-6, 1)
 	between(f, "dns.ttl.min", c.DNS.TTL.Min, time.Second, 24*time.Hour)
 	between(f, "dns.ttl.max", c.DNS.TTL.Max, time.Second, 24*time.Hour)
 	for _, ttl := range []struct {

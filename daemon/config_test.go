@@ -54,6 +54,7 @@ dns:
   version: portolan
   cookies: {secret: cookies}
   rate_limit: {responses_per_second: 50, slip: 3, exempt: [192.0.2.0/24, "2001:db8::/32"]}
+  sample: {file: clients.txt, rate: 0.5}
 geo: {database: city.mmdb, asn: asn.mmdb}
 api: {listen: "0.0.0.0:8420", token_file: token, names: [portolan.example.net], tls: {cert: a, key: b}}
 events: {listen: "127.0.0.1:8421", key: k}
@@ -78,6 +79,7 @@ data: data
 		"nsid":     {c.DNS.NSID, "fra1-a"},
 		"cookies":  {c.DNS.Cookies.Secret, "/etc/portolan/cookies"},
 		"limit":    {fmt.Sprint(c.DNS.RateLimit), "{50 3 [192.0.2.0/24 2001:db8::/32]}"},
+		"sample":   {fmt.Sprint(c.DNS.Sample), "{/etc/portolan/clients.txt 0.5}"},
 		"version":  {c.DNS.Version, "portolan"},
 		"ns":       {c.DNS.Nameservers["ns1"][0].String(), "192.0.2.53"},
 	} {
@@ -120,6 +122,8 @@ func TestConfigFaults(t *testing.T) {
 			"p.yaml:4:18: events.listen: 0.0.0.0:8420 cannot be had, because api.listen is 127.0.0.1:8420: give one of them another port\n       4 | events: {listen: \"0.0.0.0:8420\", insecure: true}"},
 		"a rate": {minimal + "  rate_limit: {responses_per_second: 20000}\n",
 			"p.yaml:4:38: dns.rate_limit.responses_per_second: 20000 is outside of 0 to 10000\n       4 |   rate_limit: {responses_per_second: 20000}"},
+		"a share": {minimal + "  sample: {rate: 2}\n",
+			"p.yaml:4:18: dns.sample.rate: 2 is outside of 1e-06 to 1\n       4 |   sample: {rate: 2}"},
 		"a prefix": {minimal + "  rate_limit: {exempt: [192.0.2.1]}\n",
 			"p.yaml:4:25: dns.rate_limit.exempt[0]: \"192.0.2.1\" is not a prefix, such as 192.0.2.0/24 or 2001:db8::/32\n       4 |   rate_limit: {exempt: [192.0.2.1]}"},
 		"nsid": {minimal + "  nsid: 'a\"b'\n",

@@ -263,6 +263,7 @@ func (d *daemon) dnsOptions() dns.Options {
 		RateLimit: dns.RateLimit{
 			ResponsesPerSecond: c.RateLimit.ResponsesPerSecond, Slip: c.RateLimit.Slip, Exempt: c.RateLimit.Exempt,
 		},
+		Sample: dns.Sample{File: c.Sample.File, Rate: c.Sample.Rate},
 		Listen: c.Listen, Logger: d.log.Named("dns"), Registerer: d.metrics,
 	}
 }

@@ -64,6 +64,8 @@ type Options struct {
 	CookieSecret string
 	// RateLimit bounds the responses to one network over UDP; off if zero.
 	RateLimit RateLimit
+	// Sample records the clients of some queries; none if zero.
+	Sample Sample
 	// Listen are the addresses for UDP and TCP alike. Port 0 lets the kernel choose.
 	Listen []netip.AddrPort
 	// MaxConnections bounds the TCP connections, 1024 if zero; MaxPerClient those of one IPv4 address or IPv6 /64 (RFC 7766,

@@ -107,14 +107,15 @@ type metrics struct {
 	refused     atomic.Uint64
 	serial      atomic.Uint32
 	problems    atomic.Int64
+	sampler     *sampler // nil: no clients are recorded
 
 	// decisions outlive zones: a counter never goes back, also when a replica leaves and returns.
 	mu        sync.Mutex
 	decisions map[[2]string]*counter
 }
 
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
-	m := &metrics{decisions: make(map[[2]string]*counter)}
+func newMetrics(r prometheus.Registerer, s *sampler) (*metrics, error) {
+	m := &metrics{sampler: s, decisions: make(map[[2]string]*counter)}
 	if r == nil {
 		return m, nil
 	}
@@ -141,6 +142,7 @@ var (
 	droppedDesc     = prometheus.NewDesc("portolan_dns_dropped_total", "Packets that got no answer.", []string{"transport", "reason"}, nil)
 	cookiesDesc     = prometheus.NewDesc("portolan_dns_cookies_total", "Queries with a DNS cookie by what it was worth.", []string{"state"}, nil)
 	limitedDesc     = prometheus.NewDesc("portolan_dns_rate_limited_total", "UDP responses beyond the rate limit by what became of them.", []string{"action"}, nil)
+	sampleLostDesc  = prometheus.NewDesc("portolan_dns_sample_lost_total", "Clients that were to be recorded, and came faster than they are counted.", nil, nil)
 	sendErrorsDesc  = prometheus.NewDesc("portolan_dns_send_errors_total", "UDP answers that the kernel did not take.", nil, nil)
 	connectionsDesc = prometheus.NewDesc("portolan_dns_tcp_connections", "TCP connections that are open.", nil, nil)
 	refusedDesc     = prometheus.NewDesc("portolan_dns_tcp_refused_total", "TCP connections closed at once because of their number.", nil, nil)
@@ -150,7 +152,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{queriesDesc, decisionsDesc, truncatedDesc, cookiesDesc, limitedDesc, droppedDesc, sendErrorsDesc, connectionsDesc, refusedDesc, serialDesc, problemsDesc} {
+	for _, d := range []*prometheus.Desc{queriesDesc, decisionsDesc, truncatedDesc, cookiesDesc, limitedDesc, sampleLostDesc, droppedDesc, sendErrorsDesc, connectionsDesc, refusedDesc, serialDesc, problemsDesc} {
 		to <- d
 	}
 }
@@ -183,6 +185,9 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	}
 	for v := limitSlip; v < limitVerdicts; v++ {
 		send(limitedDesc, prometheus.CounterValue, m.limited[v].sum(), limitNames[v])
+	}
+	if m.sampler != nil {
+		send(sampleLostDesc, prometheus.CounterValue, float64(m.sampler.lost.Load()))
 	}
 	send(sendErrorsDesc, prometheus.CounterValue, float64(m.sendErrors.Load()))
 	send(connectionsDesc, prometheus.GaugeValue, float64(m.connections.Load()))

@@ -16,6 +16,7 @@ type responder struct {
 	zone     atomic.Pointer[zone]
 	secrets  atomic.Pointer[secrets]
 	limiter  *limiter // nil without a rate limit
+	sampler  *sampler // nil without a record of clients
 	identity *identity
 	metrics  *metrics
 	now      func() time.Time // the clock
@@ -171,7 +172,8 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 		kind = variesAAAA
 	}
 	if d.varies[kind] {
-		decision := d.registry.Decide(router.Client{Resolver: from.Addr().Unmap().WithZone(""), Subnet: q.subnet})
+		client := router.Client{Resolver: from.Addr().Unmap().WithZone(""), Subnet: q.subnet}
+		decision := d.registry.Decide(client)
 		r.scope = decision.Scope
 		count := d.none
 		var set *rrset
@@ -192,6 +194,9 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 		}
 		if kind != variesOther {
 			r.count = count
+			if w.sampler != nil {
+				w.sampler.offer(d.registry, client)
+			}
 		}
 		if set != nil && set.count > 0 {
 			r.answer = set

@@ -83,12 +83,16 @@ func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	m, err := newMetrics(o.Registerer)
+	recorder, err := newSampler(o.Sample, o.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("dns.sample: %w", err)
+	}
+	m, err := newMetrics(o.Registerer, recorder)
 	if err != nil {
 		return nil, fmt.Errorf("registering the metrics of the DNS server: %w", err)
 	}
 	s := &Server{options: o, log: o.Logger, base: b, static: static, troubles: rate.Sometimes{First: 3, Interval: time.Second}, responder: responder{
-		identity: who, limiter: newLimiter(o.RateLimit, time.Now()), metrics: m, now: time.Now,
+		identity: who, limiter: newLimiter(o.RateLimit, time.Now()), sampler: recorder, metrics: m, now: time.Now,
 	}}
 	s.responder.secrets.Store(keys)
 	return s, nil
@@ -273,6 +277,16 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.mu.Unlock()
 	if len(sockets) == 0 {
 		return errors.New("serving DNS: Listen was not called")
+	}
+	if s.responder.sampler != nil {
+		// It ends after those that hand it clients.
+		recording, stop := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			s.responder.sampler.run(recording)
+		}()
+		defer func() { stop(); <-ended }()
 	}
 	var loops sync.WaitGroup
 	t := newTCPServer(s)

@@ -40,6 +40,23 @@ const (
 // Clients are how often each client asked.
 type Clients map[router.Client]uint64
 
+// Add counts one more query of a client. Where there are MaxClients already and this is another, all counts are halved first, and
+// those of 1 forgotten, as often as it takes: so what is rare or long ago makes room, and shares stay what they are.
+func (c Clients) Add(client router.Client) {
+	if _, known := c[client]; !known {
+		for len(c) >= MaxClients {
+			for other, count := range c {
+				if count < 2 {
+					delete(c, other)
+				} else {
+					c[other] = count / 2
+				}
+			}
+		}
+	}
+	c[client]++
+}
+
 // All yields the clients, sorted, with their counts.
 func (c Clients) All() iter.Seq2[router.Client, uint64] {
 	return func(yield func(router.Client, uint64) bool) {

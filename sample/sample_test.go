@@ -70,6 +70,23 @@ func TestReadFaults(t *testing.T) {
 	}
 }
 
+// What is full forgets what is rare and keeps what is common.
+func TestAdd(t *testing.T) {
+	t.Parallel()
+	c := Clients{}
+	common := resolver("1.2.3.4")
+	for i := range MaxClients * 3 / 2 {
+		c.Add(common)
+		c.Add(router.Client{Resolver: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})})
+		if len(c) > MaxClients {
+			t.Fatalf("%d clients", len(c))
+		}
+	}
+	if n := c[common]; n < MaxClients/2 || n > MaxClients {
+		t.Errorf("the common one has a count of %d", n)
+	}
+}
+
 // lines is a record without an end.
 type lines struct{ n int }
 
