@@ -65,6 +65,8 @@ type Candidate struct {
 	Healthy bool   `json:"healthy"`
 	Routing bool   `json:"routing"`
 	Weight  int    `json:"weight"`
+	// Share is how many of a hundred cells with this client's order it gets, as weights and health are at this moment.
+	Share float64 `json:"share"`
 	// Bucket is the cell's lot here, 0 to 99: the replica keeps the cell if it is below the weight.
 	Bucket  int  `json:"bucket"`
 	Seeded  bool `json:"seeded"`
@@ -201,6 +203,13 @@ func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Ce
 		}
 		if why[i] == included && ch.fence != 0 && r.chart.rules[ch.fence-1].place[n] == absent {
 			why[i] = fencedOff
+		}
+	}
+	for _, s := range r.split(order) {
+		for i := range all {
+			if all[i].Region == s.Region {
+				all[i].Share = s.Percent
+			}
 		}
 	}
 	asked, drains := true, r.drains(order)

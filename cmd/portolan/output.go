@@ -120,12 +120,16 @@ func printShares(w io.Writer, shares []api.RegistryShares) {
 		for _, split := range s.Splits {
 			parts := make([]string, len(split.Shares))
 			for i, share := range split.Shares {
-				parts[i] = strings.TrimSuffix(strconv.FormatFloat(share.Percent, 'f', 1, 64), ".0")
-				parts[i] = share.Region + " " + parts[i] + "%"
+				parts[i] = share.Region + " " + percent(share.Percent)
 			}
 			row(w, "  near "+split.Nearest, "to "+dash(strings.Join(parts, ", ")))
 		}
 	}
+}
+
+// percent writes a share for people.
+func percent(share float64) string {
+	return strings.TrimSuffix(strconv.FormatFloat(share, 'f', 1, 64), ".0") + "%"
 }
 
 // bytesOf writes a size for people.
