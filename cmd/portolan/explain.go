@@ -11,6 +11,7 @@ import (
 
 	"portolan/api"
 	"portolan/check"
+	"portolan/router"
 )
 
 func (a *app) explain() *cobra.Command {
@@ -215,10 +216,17 @@ func printExplanation(w io.Writer, e api.Explanation) {
 		if c.Position > 0 {
 			mark = fmt.Sprint(c.Position)
 		}
-		distance := "-"
-		if c.Distance >= 0 {
-			distance = fmt.Sprintf("%d km", c.Distance)
-		}
-		row(w, mark, c.Region, distance, c.Health, c.Weight, percent(c.Share), c.Bucket, dash(c.Reason))
+		row(w, mark, c.Region, away(c), c.Health, c.Weight, percent(c.Share), c.Bucket, dash(c.Reason))
 	}
+}
+
+// away is how far a replica is: by the operator's table of latencies where that has a figure, which counts then.
+func away(c router.Candidate) string {
+	switch {
+	case c.Latency > 0:
+		return fmt.Sprintf("%d ms", c.Latency)
+	case c.Distance >= 0:
+		return fmt.Sprintf("%d km", c.Distance)
+	}
+	return "-"
 }

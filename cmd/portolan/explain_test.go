@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"portolan/router"
 	"portolan/test/bed"
 )
 
@@ -45,4 +46,13 @@ func TestExplainServer(t *testing.T) {
 	_, errout = w.must(t, exitFailed, "explain", "contoso", "--ecs", "8.8.8.8", "--server", "127.0.0.1:1")
 	contains(t, "explain of no server", errout, "asking 127.0.0.1:1 for contoso.geo.example.net A")
 	w.must(t, exitUsage, "explain", "contoso", "--ecs", "everywhere", "--server", at)
+}
+
+func TestAway(t *testing.T) {
+	t.Parallel()
+	for want, c := range map[string]router.Candidate{"3 km": {Distance: 3}, "14 ms": {Distance: 3, Latency: 14}, "-": {Distance: -1}} {
+		if got := away(c); got != want {
+			t.Errorf("%+v: %s, want %s", c, got, want)
+		}
+	}
 }
