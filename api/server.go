@@ -44,6 +44,9 @@ type Editor interface {
 	RemoveReplica(ctx context.Context, registry, region string) error
 	Apply(ctx context.Context, d topology.Document, prune, dryRun bool) ([]topology.Change, error)
 	Confirm(ctx context.Context, registry string) error
+	Challenges(ctx context.Context) ([]topology.Challenge, error)
+	SetChallenge(ctx context.Context, c topology.Challenge) error
+	ClearChallenge(ctx context.Context, name, token string) error
 }
 
 var _ Editor = (*topology.Editor)(nil)
@@ -133,6 +136,9 @@ func Handler(o Options) http.Handler {
 		"POST /v1/apply":                                          s.apply,
 		"POST /v1/diff":                                           s.diff,
 		"POST /v1/simulate":                                       s.simulate,
+		"GET /v1/acme":                                            s.challenges,
+		"POST /v1/acme":                                           s.setChallenge,
+		"DELETE /v1/acme/{name}/{token}":                          s.clearChallenge,
 		"GET /v1/registries":                                      s.registries,
 		"POST /v1/registries":                                     s.createRegistry,
 		"GET /v1/registries/{registry}":                           s.registry,

@@ -187,7 +187,7 @@ func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router
 			}
 		}
 	}
-	problems = append(problems, z.addStatic(static, b)...)
+	problems = append(problems, z.addStatic(slices.Concat(static, b.challenges(s.Challenges)), b)...)
 	z.link()
 	return z, problems
 }
@@ -237,7 +237,18 @@ func split(addresses, down []netip.Addr) (v4, v6 []netip.Addr) {
 	return v4, v6
 }
 
-// addStatic adds the static records, but none that would contradict what a registry answers at the same name.
+// challenges are the TXT records of those that lie in the zone. They are kept no longer than what is about to change.
+func (b *base) challenges(all []topology.Challenge) []mdns.RR {
+	var records []mdns.RR
+	for _, c := range all {
+		if name := mdns.Fqdn(c.Name); mdns.IsSubDomain(b.origin, name) {
+			records = append(records, &mdns.TXT{Hdr: header("_acme-challenge."+name, mdns.TypeTXT, b.min), Txt: []string{c.Token}})
+		}
+	}
+	return records
+}
+
+// addStatic adds the static records and challenges, but none that would contradict what a registry answers at the same name.
 func (z *zone) addStatic(static []mdns.RR, b *base) []topology.Problem {
 	var problems []topology.Problem
 	type key struct {
@@ -264,9 +275,13 @@ func (z *zone) addStatic(static []mdns.RR, b *base) []topology.Problem {
 				return s.rrtype == k.rrtype || s.rrtype == mdns.TypeCNAME || k.rrtype == mdns.TypeCNAME
 			})
 		if taken {
+			reason := "a registry answers at that name"
+			if n.dynamic == nil && n.whoami == nil && n.set(mdns.TypeTXT) != nil {
+				reason = "a CNAME stands alone at that name"
+			}
 			problems = append(problems, topology.Problem{
 				Key: "dns.static", Value: fmt.Sprintf("%s %s", k.name, mdns.Type(k.rrtype)),
-				Reason: "a registry answers at that name", Effect: "the static records of this name and type are not served",
+				Reason: reason, Effect: "the static records of this name and type are not served",
 			})
 			continue
 		}

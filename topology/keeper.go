@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -65,6 +66,7 @@ type Keeper struct {
 	used     map[string]uint64
 	pending  []Pending
 	started  bool // something was published
+	expiry   *time.Timer
 	fromDisk *lastGood
 	saved    lastGood
 	problems []Problem // as logged
@@ -108,7 +110,7 @@ func NewKeeper(s store.Store, o KeeperOptions) *Keeper {
 	}
 	k := &Keeper{
 		store: s, options: o, log: o.Logger, wake: make(chan struct{}, 1), stamps: make(chan string, 1),
-		used: map[string]uint64{}, upSince: time.Now(),
+		used: map[string]uint64{}, upSince: time.Now(), expiry: time.NewTimer(math.MaxInt64),
 		metrics: keeperMetrics{
 			problems: gauge("problems", "Values of the topology that were refused, kept or left out."),
 			pending:  gauge("guard_pending", "Registries with a raw deletion that waits for a confirmation."),
@@ -178,12 +180,15 @@ func (k *Keeper) Run(ctx context.Context) error {
 	group.Go(func() error {
 		patience := time.NewTimer(startPatience)
 		defer patience.Stop()
+		defer k.expiry.Stop()
 		for {
 			select {
 			case <-k.wake:
 				k.evaluate(ctx, false)
 			case <-patience.C:
 				k.evaluate(ctx, true)
+			case <-k.expiry.C:
+				k.evaluate(ctx, false)
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -237,7 +242,10 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 	k.use(values, stored)
 	first := !k.started
 	before := k.Snapshot()
-	s.Changed = storedTime(stored)
+	now := time.Now()
+	s.Changed = changedAt(stored, now)
+	s.Challenges, _ = current(challenges(stored), now)
+	k.expect(s.Challenges, now)
 	if before != nil && before.Changed.After(s.Changed) {
 		s.Changed = before.Changed // it never goes backwards, whatever somebody writes
 	}
@@ -280,6 +288,24 @@ func (k *Keeper) use(values Values, stored store.Tree) {
 	}
 }
 
+// expect has the snapshot made anew when the first of these challenges expires.
+func (k *Keeper) expect(live []Challenge, now time.Time) {
+	k.expiry.Stop()
+	if len(live) > 0 {
+		first := slices.MinFunc(live, func(a, b Challenge) int { return a.Expires.Compare(b.Expires) })
+		k.expiry.Reset(first.Expires.Sub(now))
+	}
+}
+
+// changedAt is the time of the newest change: an edit, or a challenge that expired before now.
+func changedAt(stored store.Tree, now time.Time) time.Time {
+	changed := storedTime(stored)
+	if _, expired := current(challenges(stored), now); expired.After(changed) {
+		return expired
+	}
+	return changed
+}
+
 func storedTime(stored store.Tree) time.Time {
 	e, _ := stored.Get(changedKey)
 	t, err := time.Parse(time.RFC3339, strings.TrimSpace(e.Value))
@@ -305,7 +331,7 @@ func (k *Keeper) publish(s *Snapshot, revision uint64, fromDisk bool) {
 		k.problems = s.Problems
 	}
 	old := k.Snapshot()
-	news := old == nil || old.Digest != s.Digest || !old.Changed.Equal(s.Changed) || !slices.Equal(old.Problems, s.Problems)
+	news := old == nil || old.Digest != s.Digest || !old.Changed.Equal(s.Changed) || !slices.Equal(old.Problems, s.Problems) || !slices.Equal(old.Challenges, s.Challenges)
 	if !news {
 		s = old
 	} else {
@@ -452,7 +478,7 @@ func stampOps(stored store.Tree, digest string, now time.Time) []store.Op {
 	changed, _ := stored.Get(changedKey)
 	was, _ := stored.Get(digestKey)
 	t := now.UTC().Truncate(time.Second)
-	if before := storedTime(stored); !t.After(before) {
+	if before := changedAt(stored, now); !t.After(before) {
 		t = before.Add(time.Second)
 	}
 	return []store.Op{

@@ -20,6 +20,8 @@ type Snapshot struct {
 	Registries []*Registry
 	// Problems names every value that was refused, kept or left out, sorted by key.
 	Problems []Problem
+	// Challenges are those of ACME that have not expired, sorted by name and token.
+	Challenges []Challenge
 	// Changed is the time of the newest committed change; the DNS serial is made of it. It is kept in the store, so that all
 	// servers have the same.
 	Changed time.Time

@@ -159,7 +159,7 @@ differs, 1 something does, 2 trouble.`,
 	flags.StringVar(&a.tokenFile, "token-file", "", "file that holds the API's bearer token (default: PORTOLAN_TOKEN_FILE)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table, json or yaml")
 	root.AddCommand(a.serve(), a.registry(), a.replica(), a.apply(), a.export(), a.diff(), a.simulate(), a.explain(), a.check(), a.status(),
-		a.topology(), a.wait(), a.events(), a.version())
+		a.topology(), a.wait(), a.events(), a.acme(), a.version())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() { // those of cobra end well whatever they are given
