@@ -210,9 +210,14 @@ func assume(c router.ReplicaCondition, was, p *topology.Replica, r *topology.Reg
 	case was.Endpoint.String() != p.Endpoint.String():
 		change = "gets another endpoint"
 	case !slices.Equal(was.Addresses, p.Addresses) || was.Hostname != p.Hostname:
-		return router.ReplicaCondition{Settled: true, Seeded: c.Seeded}, "gets other addresses: they are taken for healthy"
+		c.Health, c.Down, c.Settled = router.Unknown, nil, true
+		return c, "gets other addresses: they are taken for healthy"
+	case c.Leaving:
+		return c, "is being deleted and gets no clients, as now"
 	case waits && !c.Seeded:
 		return c, "is not seeded yet and gets no clients, as now"
+	case c.Lagging:
+		return c, "is too far behind, as now"
 	case c.Health == router.Unhealthy:
 		return c, "is unhealthy, as now"
 	default:
@@ -223,7 +228,7 @@ func assume(c router.ReplicaCondition, was, p *topology.Replica, r *topology.Reg
 	} else {
 		change += ": it is taken for healthy"
 	}
-	return router.ReplicaCondition{Settled: true, Seeded: true}, change
+	return router.ReplicaCondition{Settled: true, Seeded: true, Leaving: c.Leaving}, change
 }
 
 // replica is the one that is served now; nil for none.

@@ -3,6 +3,9 @@ package api
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -116,6 +119,37 @@ func TestSimulatePrune(t *testing.T) {
 	}
 	if moved(true) == 0 {
 		t.Error("a replica is deleted and no cell moves")
+	}
+}
+
+// What is known of a replica holds on, but for what another place makes unknown; and what is not well is said.
+func TestAssume(t *testing.T) {
+	t.Parallel()
+	at := func(host, address string) *topology.Replica {
+		return &topology.Replica{Region: "eastus", Endpoint: &url.URL{Scheme: "https", Host: host}, Addresses: []netip.Addr{netip.MustParseAddr(address)}}
+	}
+	r := &topology.Registry{Name: "contoso", Home: "westus", Policy: topology.Policy{Replication: true}}
+	was := at("a", "192.0.2.1")
+	sick := router.ReplicaCondition{Health: router.Unhealthy, Seeded: true, Leaving: true, Lagging: true}
+	for name, c := range map[string]struct {
+		condition router.ReplicaCondition
+		was, p    *topology.Replica
+		want      router.ReplicaCondition
+		note      string
+	}{
+		"new":            {router.ReplicaCondition{}, nil, was, router.ReplicaCondition{Settled: true, Seeded: true}, "is new and gets no clients before it is seeded: it is taken for seeded and healthy"},
+		"same":           {router.ReplicaCondition{Settled: true, Seeded: true}, was, was, router.ReplicaCondition{Settled: true, Seeded: true}, ""},
+		"not seeded":     {router.ReplicaCondition{Settled: true}, was, was, router.ReplicaCondition{Settled: true}, "is not seeded yet and gets no clients, as now"},
+		"unhealthy":      {router.ReplicaCondition{Health: router.Unhealthy, Seeded: true}, was, was, router.ReplicaCondition{Health: router.Unhealthy, Seeded: true}, "is unhealthy, as now"},
+		"lagging":        {router.ReplicaCondition{Seeded: true, Lagging: true}, was, was, router.ReplicaCondition{Seeded: true, Lagging: true}, "is too far behind, as now"},
+		"leaving":        {sick, was, was, sick, "is being deleted and gets no clients, as now"},
+		"other address":  {sick, was, at("a", "192.0.2.2"), router.ReplicaCondition{Settled: true, Seeded: true, Leaving: true, Lagging: true}, "gets other addresses: they are taken for healthy"},
+		"other endpoint": {sick, was, at("b", "192.0.2.1"), router.ReplicaCondition{Settled: true, Seeded: true, Leaving: true}, "gets another endpoint and gets no clients before it is seeded: it is taken for seeded and healthy"},
+	} {
+		got, note := assume(c.condition, c.was, c.p, r)
+		if !reflect.DeepEqual(got, c.want) || note != c.note {
+			t.Errorf("%s: %+v, %q; want %+v, %q", name, got, note, c.want, c.note)
+		}
 	}
 }
 
