@@ -142,7 +142,7 @@ func Check(c Config) error {
 	if c.Topology != "" {
 		_, file = d.parseTopologyFile()
 	}
-	return errors.Join(records, file)
+	return errors.Join(records, file, new(databases).openTables(c.Geo))
 }
 
 // prepare makes all parts and binds all listeners but DNS's. What is wrong with the configuration, files or ports is found

@@ -293,7 +293,9 @@ func TestCheck(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "topology.yaml", strings.Replace(twoRegions("127.0.0.1:1", "127.0.0.2:1"), "westeurope", "ns1", 1)+"  - {name: fabrikam, home: nowhere, replicas: []}\n")
 	write(t, dir, "zone.db", "x NS y\n")
-	text := strings.Replace(base, "dns: {", "dns: {static: zone.db, ", 1) + "topology: topology.yaml\ngeo: {database: elsewhere.mmdb}\n"
+	write(t, dir, "prefixes", "192.0.2.0/33 westus\n")
+	write(t, dir, "latencies", "country/ZZ westus 1\n")
+	text := strings.Replace(base, "dns: {", "dns: {static: zone.db, ", 1) + "topology: topology.yaml\ngeo: {database: elsewhere.mmdb, prefixes: prefixes, latencies: latencies}\n"
 	check := func() error {
 		t.Helper()
 		config, err := Parse(filepath.Join(dir, "p.yaml"), []byte(text))
@@ -308,12 +310,14 @@ func TestCheck(t *testing.T) {
 		return err
 	}
 	err := check()
-	for _, want := range []string{"zone.db:1", `topology.yaml:6:9: registries[0].replicas[1]: the name "ns1" is reserved`, "topology.yaml:7:28: registries[1].home: the home region has no replica"} {
+	for _, want := range []string{"zone.db:1", "prefixes:1: ", "latencies:1: ", `topology.yaml:6:9: registries[0].replicas[1]: the name "ns1" is reserved`, "topology.yaml:7:28: registries[1].home: the home region has no replica"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in: %v", want, err)
 		}
 	}
 	write(t, dir, "zone.db", "www A 192.0.2.1\n")
+	write(t, dir, "prefixes", "192.0.2.0/24 westus\n")
+	write(t, dir, "latencies", "country/DE westus 1\n")
 	write(t, dir, "topology.yaml", twoRegions("127.0.0.1:1", "127.0.0.2:1"))
 	if err := check(); err != nil {
 		t.Error(err)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"runtime/debug"
@@ -50,21 +51,27 @@ func openDatabases(g Geo) (*databases, error) {
 		}
 		d.Networks, d.infos = asns, append(d.infos, asns.Infos()...)
 	}
+	return d, d.openTables(g)
+}
+
+// openTables reads the operator's tables; the error tells of the faults of all.
+func (d *databases) openTables(g Geo) error {
+	var faults [2]error
 	if g.Prefixes != "" {
 		prefixes, info, err := geo.ReadPrefixes(g.Prefixes)
 		if err != nil {
-			return nil, fmt.Errorf("geo.prefixes: %w", err)
+			faults[0] = fmt.Errorf("geo.prefixes: %w", err)
 		}
 		d.Prefixes, d.infos = prefixes, append(d.infos, info)
 	}
 	if g.Latencies != "" {
 		latencies, info, err := geo.ReadLatencies(g.Latencies)
 		if err != nil {
-			return nil, fmt.Errorf("geo.latencies: %w", err)
+			faults[1] = fmt.Errorf("geo.latencies: %w", err)
 		}
 		d.Latencies, d.infos = latencies, append(d.infos, info)
 	}
-	return d, nil
+	return errors.Join(faults[:]...)
 }
 
 // frontdoor puts topology, state, verdicts and databases together into what clients are answered from, whenever one of them

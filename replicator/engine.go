@@ -435,6 +435,11 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 			by = overwriter(record, m.Replica, digest, p)
 		}
 		there, err := m.Head(ctx, key.Repository, p.Digest)
+		if err != nil && !p.heard.IsZero() && e.now().Sub(p.heard) > unreadableTime {
+			e.log.Warn("a push was overwritten before it was seen, and its manifest cannot be read", zap.String("image", key.String()),
+				zap.String("region", m.Region), zap.String("digest", p.Digest), zap.Error(err))
+			there, err = ledger.Absent, nil
+		}
 		if err != nil {
 			return err
 		}
@@ -500,6 +505,10 @@ func overwriter(record ledger.Record, at version.Replica, digest string, p push)
 		return version.Users
 	}
 }
+
+// unreadableTime is how long a manifest that no tag leads to any more may fail to be read, in a registry that answers, before it counts
+// as gone.
+const unreadableTime = 10 * time.Minute
 
 // maxConflicts bounds how many lost versions of one tag and region are kept under names of their own.
 const maxConflicts = 1000

@@ -182,6 +182,25 @@ func TestEachPushWaitsForItself(t *testing.T) {
 	}
 }
 
+// A manifest that no tag leads to, and that a registry which answers cannot give, is not asked for for ever.
+func TestUnreadableManifestOfAPush(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	lost := "sha256:0077"
+	north.refuse = func(_, reference string) error {
+		if reference == lost {
+			return errors.New("500")
+		}
+		return nil
+	}
+	for heard, fails := range map[time.Duration]bool{time.Minute: true, unreadableTime + time.Minute: false} {
+		p := push{Event: version.Event{Digest: lost, Time: s.clock.Add(-heard)}, heard: s.clock.Add(-heard)}
+		if _, err := s.engines[0].observe(t.Context(), s.region(north), s.key("a"), evidence{pushes: []push{p}}); (err != nil) != fails {
+			t.Errorf("heard of %v ago: %v", heard, err)
+		}
+	}
+}
+
 func TestScanThatFails(t *testing.T) {
 	t.Parallel()
 	unavailable := &UnavailableError{Err: errors.New("503")}

@@ -52,10 +52,20 @@ type replica struct {
 	doubted  time.Time // since when the guard would hold the replica; zero: it would not
 	accepted bool      // the operator accepts what the guard holds, or the baseline's plan
 	leaving  string    // what a delete waits for
+	unheard  map[ledger.Key]unheard
 	unread   []unread  // what the last look at it could not read
 	worked   time.Time // when something was last brought to it
 	restart  context.CancelCauseFunc
 }
+
+// unheard is why what an event told of cannot be looked at.
+type unheard struct {
+	since time.Time
+	err   error
+}
+
+// maxUnheard bounds how many of these are kept for people to see.
+const maxUnheard = 1000
 
 // trouble is why a replica cannot be used at the moment, and since when.
 type trouble struct {
@@ -78,6 +88,8 @@ var (
 	errRenewed = errors.New("the replica's state was replaced")
 	errRemoved = errors.New("the replica's state was removed")
 	errGone    = errors.New("the replica was deleted")
+
+	errUndecided = errors.New("the baseline, or an operator, comes first")
 )
 
 // removedTime is how long a replica whose state was removed is left alone: it goes with the replica, or with its registry, of
@@ -819,35 +831,65 @@ func (r *replica) listen(ctx context.Context, i events.Item) {
 	if err == nil {
 		err = r.of.options.Spool.Done(ctx, i)
 	}
+	r.heed(ctx, i, err)
 	if err == nil {
 		return
 	}
-	if ctx.Err() == nil {
-		r.log.Debug("an event waits", zap.String("repository", i.Repository), zap.String("reference", i.Reference), zap.Error(err))
-	}
-	wait := jitter(time.Second)
+	// The longer it takes, the longer it is likely to take: what changed meanwhile within milliseconds most often.
+	newest, _ := i.Newest()
+	wait := time.Since(newest.Received) / 2
 	if errors.Is(err, errAgain) {
-		// Within milliseconds most often; the longer it takes, the longer it is likely to take.
-		newest, _ := i.Newest()
-		wait = min(max(time.Since(newest.Received)/2, 10*time.Millisecond), time.Second)
+		wait = min(max(wait, 10*time.Millisecond), time.Second)
+	} else {
+		wait = jitter(min(max(wait, time.Second), maxWait))
 	}
 	r.of.options.Spool.Release(wait, i)
+}
+
+// maxWait is the longest time between two looks at what an event told of and cannot be looked at.
+const maxWait = 5 * time.Minute
+
+// heed keeps why what an event told of cannot be looked at, or that it could.
+func (r *replica) heed(ctx context.Context, i events.Item, err error) {
+	key := r.keyOf(i)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, known := r.unheard[key]
+	switch {
+	case err == nil || errors.Is(err, errAgain):
+		delete(r.unheard, key)
+	case ctx.Err() != nil || i.Reference == "" || errors.Is(err, errUndecided):
+	case known || len(r.unheard) < maxUnheard:
+		if !known {
+			r.log.Warn("what an event told of cannot be looked at; trying again", zap.String("image", key.String()), zap.Error(err))
+		}
+		if r.unheard == nil {
+			r.unheard = make(map[ledger.Key]unheard)
+		}
+		r.unheard[key] = unheard{i.Since, err}
+	}
+}
+
+// keyOf is what an item of the spool is about.
+func (r *replica) keyOf(i events.Item) ledger.Key {
+	key := ledger.Key{Registry: r.of.name, Repository: i.Repository, Kind: ledger.Tag, Reference: i.Reference}
+	if digestLike(i.Reference) {
+		key.Kind = ledger.Manifest
+	}
+	return key
 }
 
 // observe looks at what an item of the spool is about.
 func (r *replica) observe(ctx context.Context, i events.Item) error {
 	m, state := r.member(), r.current()
 	if m == nil || !decided(state) || state.Held != "" {
-		return errors.New("the baseline, or an operator, comes first")
+		return errUndecided
 	}
 	if i.Repository == "" || i.Reference == "" {
 		r.lookNow()
 		return nil
 	}
-	key := ledger.Key{Registry: r.of.name, Repository: i.Repository, Kind: ledger.Tag, Reference: i.Reference}
-	if digestLike(i.Reference) {
-		key.Kind = ledger.Manifest
-	}
+	key := r.keyOf(i)
 	ev := r.evidence(i, state.LastScan)
 	if key.Kind == ledger.Manifest {
 		return r.of.engine.observeManifest(ctx, m, key, ev)
@@ -1158,6 +1200,11 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 	if b.pending == 0 {
 		r.writing = trouble{} // nothing is left that could show it
 	}
+	for key, waits := range r.unheard {
+		if s.LastError == "" {
+			s.LastError = fmt.Sprintf("a push of %s cannot be looked at: %v", key, waits.err)
+		}
+	}
 	if n := len(r.unread); n > 0 && s.LastError == "" {
 		s.LastError = fmt.Sprintf("%d of its tags cannot be read; the first: %v", n, r.unread[0].err)
 	}
@@ -1184,6 +1231,9 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 			s.Plan.Conflicts, r.of.name, r.config.Region)
 	case !s.Seeded:
 		s.Status, s.Reason = topology.Syncing, "being seeded"
+		if s.LastError != "" {
+			s.Reason += "; " + s.LastError
+		}
 	case s.Pending > 0 && s.OldestPending.Before(s.LastScan):
 		s.Status, s.Reason = topology.Syncing, "versions that were decided before the last scan are on their way"
 	}

@@ -243,6 +243,8 @@ type ReplicaInspection struct {
 	Error string `json:"error,omitempty"`
 	// NotReplicable is why it will never be applied there.
 	NotReplicable string `json:"not_replicable,omitempty"`
+	// Excused is why nobody need wait for the replica: no clients are sent there.
+	Excused string `json:"excused,omitempty"`
 }
 
 // Inspect looks at a tag, or at a digest, in every replica of a registry now, and accounts for what it sees as a scan would.
@@ -289,8 +291,19 @@ func (r *Replicator) Inspect(ctx context.Context, registry, repository, referenc
 	return out, err
 }
 
+// excuse is why no clients are sent to the replica; empty if they may be.
+func (r *replica) excuse() string {
+	switch state := r.current(); {
+	case state.Status == topology.Deleting:
+		return "it is being deleted"
+	case !state.Seeded && r.config.Region != r.of.config.Home:
+		return "it has not been seeded yet"
+	}
+	return ""
+}
+
 func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection {
-	out := ReplicaInspection{Region: r.config.Region}
+	out := ReplicaInspection{Region: r.config.Region, Excused: r.excuse()}
 	remote := r.remote.Load()
 	if remote == nil {
 		r.mu.Lock()
@@ -341,6 +354,11 @@ func (r *Replicator) Pending(registry, region string, limit int) []PendingItem {
 	var items []PendingItem
 	for _, u := range one.unread[:min(limit, len(one.unread))] {
 		items = append(items, PendingItem{Image: u.key.String(), Error: u.err.Error()})
+	}
+	for key, waits := range one.unheard {
+		if len(items) < limit && !slices.ContainsFunc(one.unread, func(u unread) bool { return u.key == key }) {
+			items = append(items, PendingItem{Image: key.String(), Since: waits.since, Error: waits.err.Error()})
+		}
 	}
 	return append(items, one.queue.list(limit-len(items))...)
 }

@@ -913,3 +913,50 @@ func TestPushBeforeTheReplicaIsSeeded(t *testing.T) {
 		t.Error("not seeded")
 	}
 }
+
+// A push that an event told of and that cannot be looked at is shown, until it can.
+func TestUnreadablePush(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.ScanInterval = time.Hour
+	f.start()
+	f.ready("home", "other")
+	bad := f.push("home", "app:bad")
+	whole := *f.handlers["home"].Load()
+	f.replace("home", failing(whole, "bad"))
+	now := time.Now()
+	if err := f.spool.Add(t.Context(), "contoso", "home", []events.Event{{ID: "1", Action: events.Push, Repository: "app", Tag: "bad", Digest: bad, Time: now, Received: now}}); err != nil {
+		t.Fatal(err)
+	}
+	f.until("the push to be named", func() bool {
+		pending := f.replicator.Pending("contoso", "home", 10)
+		return len(pending) == 1 && pending[0].Image == "contoso/app:bad" && pending[0].Error != "" && strings.Contains(f.state("home").LastError, "app:bad")
+	})
+	f.replace("home", whole)
+	f.arrives("app:bad", bad, "other")
+	f.until("nothing to be named", func() bool {
+		return len(f.replicator.Pending("contoso", "home", 10)) == 0 && f.state("home").LastError == ""
+	})
+}
+
+// Nobody waits for a replica to which no clients are sent; the home they always wait for.
+func TestExcuse(t *testing.T) {
+	t.Parallel()
+	of := &registry{config: &topology.Registry{Home: "home"}}
+	for _, c := range []struct {
+		region string
+		state  topology.Replication
+		want   bool
+	}{
+		{"home", topology.Replication{Status: topology.Creating}, false},
+		{"other", topology.Replication{Status: topology.Syncing}, true},
+		{"other", topology.Replication{Status: topology.Syncing, Seeded: true}, false},
+		{"other", topology.Replication{Status: topology.Deleting, Seeded: true}, true},
+		{"other", topology.Replication{Status: topology.Degraded, Seeded: true}, false},
+	} {
+		r := &replica{of: of, config: &topology.Replica{Region: c.region}, state: c.state}
+		if got := r.excuse(); (got != "") != c.want {
+			t.Errorf("%s, %+v: %q", c.region, c.state, got)
+		}
+	}
+}

@@ -27,6 +27,7 @@ import (
 
 	"portolan/api"
 	"portolan/daemon"
+	"portolan/router"
 	"portolan/test/bed"
 	"portolan/topology"
 )
@@ -431,6 +432,16 @@ func TestWaitsOutliveAServerAndAreBounded(t *testing.T) {
 	}
 }
 
+// Weights that leave clients nowhere to go are said, not only shown.
+func TestSharesThatAreNone(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	printShares(&b, []api.RegistryShares{{Registry: "contoso", Splits: []router.Split{{Nearest: "westus"}, {Nearest: "eastus", Shares: []router.Share{{Region: "eastus", Percent: 100}}}}}})
+	if text := b.String(); !strings.Contains(text, "Warning: clients nearest to westus get no address") || strings.Contains(text, "nearest to eastus get") {
+		t.Error(text)
+	}
+}
+
 // What wait makes of each state, and when it gives up.
 func TestJudge(t *testing.T) {
 	t.Parallel()
@@ -461,7 +472,9 @@ func TestJudge(t *testing.T) {
 		"lagging":   {a, []look{{all(b, late("x", a), in("y", b, true)), "not noticed"}, {all(b, late("x", a), in("y", b, true)), "error: superseded"}}},
 		"unsure":    {a, []look{{all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}, {all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}}},
 		"cannot be": {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", NotReplicable: "schema 1"}), "error: cannot be replicated to y: schema 1"}}},
-		"down":      {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Error: "refused"}), "waiting for y (refused)"}}},
+		"no clients": {"", []look{{all(a, in("x", "", false), api.ReplicaInspection{Region: "y", Error: "refused", Excused: "it is being deleted"}), "waiting for x"},
+			{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Error: "refused", Excused: "it is being deleted"}), "done"}}},
+		"down": {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Error: "refused"}), "waiting for y (refused)"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -124,6 +124,11 @@ func printShares(w io.Writer, shares []api.RegistryShares) {
 			}
 			row(w, "  near "+split.Nearest, "to "+dash(strings.Join(parts, ", ")))
 		}
+		for _, split := range s.Splits {
+			if len(split.Shares) == 0 {
+				fmt.Fprintf(w, "  Warning: clients nearest to %s get no address: every replica that they may be sent to has the weight 0 or routing disabled.\n", split.Nearest)
+			}
+		}
 	}
 }
 

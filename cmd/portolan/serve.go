@@ -76,7 +76,7 @@ ports do, is not looked at then.`,
 	}
 	cmd.Flags().StringVar(&file, "config", defaultConfig, "the configuration")
 	cmd.Flags().StringSliceVar(&roles, "role", nil, "dns, replicator or all (default: roles in the configuration, else all)")
-	cmd.Flags().BoolVar(&checkOnly, "check", false, "only read the configuration, the topology file and the static records")
+	cmd.Flags().BoolVar(&checkOnly, "check", false, "only read the configuration, the topology file, the static records and the tables of prefixes and latencies")
 	return cmd
 }
 

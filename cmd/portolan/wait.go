@@ -23,7 +23,8 @@ The digest that is waited for is printed: the one given, or the first one that t
 seen with. A tag that exists nowhere yet is waited for too.
 
 It fails at once when the image cannot be replicated to a replica at all, and when the
-tag has another digest by now (superseded).`,
+tag has another digest by now (superseded). A replica that gets no clients, because it
+has not been seeded yet or is being deleted, is not waited for.`,
 		Example: `  portolan wait contoso/team/app:1.2 --timeout 5m
   portolan wait contoso/team/app:1.2@sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b`,
 		Args: cobra.ExactArgs(1),
@@ -144,8 +145,10 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 	shown, unsure := false, false
 	for _, r := range i.Replicas {
 		shown = shown || r.Digest == w.digest && !r.Behind
-		unsure = unsure || r.Error != ""
+		unsure = unsure || r.Error != "" && r.Excused == ""
 		switch {
+		case r.Excused != "" && !(r.Applied && r.Digest == w.digest):
+			continue // whoever needs it there waits for the replica: portolan replica wait
 		case r.NotReplicable != "" && i.Digest == w.digest:
 			return false, "", fmt.Errorf("%s:%s cannot be replicated to %s: %s", w.repository, w.reference, r.Region, r.NotReplicable)
 		case r.Error != "":
