@@ -851,7 +851,7 @@ const maxWait = 5 * time.Minute
 
 // heed keeps why what an event told of cannot be looked at, or that it could.
 func (r *replica) heed(ctx context.Context, i events.Item, err error) {
-	key := r.keyOf(i)
+	key := keyOf(r.of.name, i.Repository, i.Reference)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, known := r.unheard[key]
@@ -870,15 +870,6 @@ func (r *replica) heed(ctx context.Context, i events.Item, err error) {
 	}
 }
 
-// keyOf is what an item of the spool is about.
-func (r *replica) keyOf(i events.Item) ledger.Key {
-	key := ledger.Key{Registry: r.of.name, Repository: i.Repository, Kind: ledger.Tag, Reference: i.Reference}
-	if digestLike(i.Reference) {
-		key.Kind = ledger.Manifest
-	}
-	return key
-}
-
 // observe looks at what an item of the spool is about.
 func (r *replica) observe(ctx context.Context, i events.Item) error {
 	m, state := r.member(), r.current()
@@ -889,7 +880,7 @@ func (r *replica) observe(ctx context.Context, i events.Item) error {
 		r.lookNow()
 		return nil
 	}
-	key := r.keyOf(i)
+	key := keyOf(r.of.name, i.Repository, i.Reference)
 	ev := r.evidence(i, state.LastScan)
 	if key.Kind == ledger.Manifest {
 		return r.of.engine.observeManifest(ctx, m, key, ev)
@@ -1278,6 +1269,15 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 func compareRegions(a, b *replica) int { return strings.Compare(a.config.Region, b.config.Region) }
+
+// keyOf is the key of a tag, or of a digest.
+func keyOf(registry, repository, reference string) ledger.Key {
+	key := ledger.Key{Registry: registry, Repository: repository, Kind: ledger.Tag, Reference: reference}
+	if digestLike(reference) {
+		key.Kind = ledger.Manifest
+	}
+	return key
+}
 
 // digestLike reports whether a reference is a digest: tags have no colon.
 func digestLike(reference string) bool { return strings.Contains(reference, ":") }

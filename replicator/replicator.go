@@ -253,10 +253,7 @@ func (r *Replicator) Inspect(ctx context.Context, registry, repository, referenc
 	if err != nil {
 		return Inspection{}, err
 	}
-	key := ledger.Key{Registry: registry, Repository: repository, Kind: ledger.Tag, Reference: reference}
-	if digestLike(reference) {
-		key.Kind = ledger.Manifest
-	}
+	key := keyOf(registry, repository, reference)
 	var out Inspection
 	replicas := reg.all()
 	slices.SortFunc(replicas, func(a, b *running) int { return compareRegions(a.replica, b.replica) })

@@ -234,7 +234,7 @@ func (d *draft) file(p *Prefixes, prefixes map[netip.Prefix]choice) {
 	numbers := make([]uint32, len(p.lists)) // of the rules, plus one
 	for i, regions := range p.lists {
 		if slices.ContainsFunc(d.regions, func(r site) bool { return slices.Contains(regions, r.name) }) {
-			rl := fromFile(regions)
+			rl := topology.Rule{Regions: regions} // of many prefixes: it matches none by itself
 			d.rules = append(d.rules, rule{rl, d.listed(rl)})
 			numbers[i] = uint32(len(d.rules))
 		}

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"portolan/topology"
 )
 
 // Sources are what charts are made of besides the topology. Two are the same if they are equal. Their parts are immutable.
@@ -104,6 +102,3 @@ func newFigures(l *Latencies, regions []site) figures {
 	}
 	return figures{pick(l.countries), pick(l.continents)}
 }
-
-// fromFile is the rule of a list of Prefixes, which holds for many prefixes.
-func fromFile(regions []string) topology.Rule { return topology.Rule{Regions: regions} }

@@ -3,12 +3,11 @@ package e2e
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -80,7 +79,7 @@ topology: %s
 			cache := bed.NewCache(t, bed.CacheConfig{Kind: kind, Zone: "geo.example.net", Server: s.dns})
 			var before, first int
 			for round := range 2 {
-				before = queries(t, s.api)
+				before = s.queries()
 				random.Shuffle(len(clients), func(i, j int) { clients[i], clients[j] = clients[j], clients[i] })
 				// Those who get nothing come last: the recursor of PowerDNS keeps a negative answer for all its clients, and for a
 				// second even one that is not to be kept.
@@ -99,10 +98,10 @@ topology: %s
 					}
 				}
 				if round == 0 {
-					first = queries(t, s.api) - before
+					first = s.queries() - before
 				}
 			}
-			again := queries(t, s.api) - before
+			again := s.queries() - before
 			t.Logf("%d clients made %d queries in the first round, %d in the second", len(clients), first, again)
 			// Who gets nothing asks each time.
 			if again*2 > first {
@@ -156,23 +155,14 @@ func addresses(t *testing.T, server string, subnet netip.Prefix, kind uint16) (s
 }
 
 // queries is how many queries the DNS server has had.
-func queries(t *testing.T, api string) int {
-	t.Helper()
-	resp, err := http.Get("http://" + api + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+func (s *scene) queries() int {
+	s.t.Helper()
 	sum := 0
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "portolan_dns_queries_total{") {
-			var n float64
-			if _, err := fmt.Sscanf(line[strings.LastIndex(line, " "):], "%g", &n); err != nil {
-				t.Fatalf("%s: %v", line, err)
+	for name, value := range s.scrape() {
+		if strings.HasPrefix(name, "portolan_dns_queries_total{") {
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				s.t.Fatalf("%s: %v", name, err)
 			}
 			sum += int(n)
 		}
