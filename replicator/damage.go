@@ -68,6 +68,7 @@ func (x *examined) note(key ledger.Key, damage error) {
 // in their own right are not scanned. What all the fleet was asked about, and nobody holds, is forgotten.
 func (e *engine) mend(ctx context.Context, members []*member) error {
 	var damaged []ledger.Row
+	f := e.fleet()
 	err := e.rows(ctx, "", func(row ledger.Row) bool {
 		if row.Damage != nil {
 			damaged = append(damaged, row)
@@ -87,11 +88,11 @@ func (e *engine) mend(ctx context.Context, members []*member) error {
 			}
 			asked++
 		}
-		if asked < len(e.fleet().replicas) {
+		if asked < len(f.replicas) {
 			continue
 		}
 		// It is compared: what was decided meanwhile stays.
-		if failed := e.forget(ctx, row); failed != nil && !errors.Is(failed, errAgain) {
+		if failed := e.forget(ctx, f, row); failed != nil && !errors.Is(failed, errAgain) {
 			err = errors.Join(err, failed)
 		}
 	}

@@ -114,13 +114,15 @@ type member struct {
 
 // fleet is all members of a registry at one moment. Immutable.
 type fleet struct {
-	members []*member
+	// generation is that of which all are known.
+	generation ledger.Generation
+	members    []*member
 	// replicas are the members, and those of which nothing can be asked at the moment.
 	replicas version.Fleet
 }
 
-func newFleet(members []*member, absent ...version.Replica) *fleet {
-	f := &fleet{members: members, replicas: absent}
+func newFleet(generation ledger.Generation, members []*member, absent ...version.Replica) *fleet {
+	f := &fleet{generation: generation, members: members, replicas: absent}
 	for _, m := range members {
 		f.replicas = append(f.replicas, m.Replica)
 	}
@@ -137,17 +139,33 @@ func (f *fleet) member(incarnation string) *member {
 	return nil
 }
 
+// present returns the fleet as it is now, and the member m as that knows it; errAgain if it is none any more: then records say nothing
+// of it, and their silence would be taken for consent. What is decided of both is stored with that fleet: see engine.set.
+func (e *engine) present(m *member) (*fleet, *member, error) {
+	f := e.fleet()
+	known := f.member(m.Incarnation)
+	if known == nil {
+		return nil, nil, errAgain
+	}
+	if m.Replica != known.Replica {
+		m = &member{Replica: known.Replica, Remote: m.Remote, sources: m.sources, remaining: m.remaining}
+	}
+	return f, m, nil
+}
+
 // engine observes and applies, one step at a time: each method runs to its end in the caller's goroutine and keeps nothing in memory
 // that a crash would lose. It is the part of the replicator that the simulation drives.
 type engine struct {
 	registry string
 	ledger   ledger.Ledger
 	fleet    func() *fleet
-	now      func() time.Time
-	writeID  func() string
-	rules    rules
-	log      *zap.Logger
-	decided  func(region string, key ledger.Key, v version.Verdict)
+	// learn makes the fleet anew from what is known now, after the ledger refused what an older one decided.
+	learn   func(context.Context) error
+	now     func() time.Time
+	writeID func() string
+	rules   rules
+	log     *zap.Logger
+	decided func(region string, key ledger.Key, v version.Verdict)
 
 	mu sync.Mutex
 	// suspects are, by incarnation, the tags that the last scan found missing.
@@ -260,19 +278,33 @@ func (e *engine) get(ctx context.Context, key ledger.Key) (ledger.Row, error) {
 // attempts bounds how often a step is decided anew because its record changed meanwhile; whoever asked for it asks again.
 const attempts = 16
 
-// update stores what change makes of a record, again and again until nobody was in between. change returns false when
-// there is nothing to store.
-func (e *engine) update(ctx context.Context, key ledger.Key, change func(ledger.Record) (ledger.Record, bool)) error {
+// set stores what was decided of a record at a revision, for all members of the fleet f; nil drops it. ErrConflict says that the
+// record changed meanwhile, or the fleet did: it is to be decided anew.
+func (e *engine) set(ctx context.Context, f *fleet, key ledger.Key, record *ledger.Record, revision uint64) error {
+	_, err := e.ledger.CompareAndSet(ctx, f.generation, key, record, revision)
+	if !errors.Is(err, ledger.ErrGeneration) {
+		return err
+	}
+	if err := e.learn(ctx); err != nil {
+		return err
+	}
+	return ledger.ErrConflict
+}
+
+// update stores what change makes of a record, for the fleet that it is given, again and again until nobody was in between. change
+// returns false when there is nothing to store.
+func (e *engine) update(ctx context.Context, key ledger.Key, change func(version.Fleet, ledger.Record) (ledger.Record, bool)) error {
 	for range attempts {
+		f := e.fleet()
 		row, err := e.get(ctx, key)
 		if err != nil {
 			return err
 		}
-		next, changed := change(row.Record)
+		next, changed := change(f.replicas, row.Record)
 		if !changed {
 			return nil
 		}
-		if _, err := e.ledger.CompareAndSet(ctx, key, &next, row.Revision); !errors.Is(err, ledger.ErrConflict) {
+		if err := e.set(ctx, f, key, &next, row.Revision); !errors.Is(err, ledger.ErrConflict) {
 			return err
 		}
 	}
@@ -284,6 +316,10 @@ func (e *engine) update(ctx context.Context, key ledger.Key, change func(ledger.
 // or restored replica is left to the guard: Suspect.
 func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evidence) (version.Verdict, error) {
 	for range attempts {
+		f, m, err := e.present(m)
+		if err != nil {
+			return 0, err
+		}
 		row, err := e.get(ctx, key)
 		if err != nil {
 			return 0, err
@@ -301,10 +337,6 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 			o, err := e.observation(ctx, m, key, row.Record, digest, asked, ev)
 			if err != nil {
 				return 0, err
-			}
-			f := e.fleet()
-			if f.member(m.Incarnation) == nil {
-				return 0, errAgain // records say nothing of it any more, and their silence would be taken for consent
 			}
 			out = version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, o)
 			out.Record, err = e.store(ctx, f, row, out)
@@ -400,13 +432,13 @@ func (e *engine) erasure(ctx context.Context, m *member, key ledger.Key, record 
 // store writes an outcome: first what must not be lost with it, then the record.
 func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out version.Outcome) (ledger.Record, error) {
 	if out.Lost != nil {
-		if err := e.keep(ctx, f, row.Key, *out.Lost); err != nil {
+		if err := e.keep(ctx, row.Key, *out.Lost); err != nil {
 			return ledger.Record{}, fmt.Errorf("keeping the version of %s that was lost in %s: %w", row.Key, out.Lost.Region, err)
 		}
 	}
 	if out.Joins != "" && row.Key.Kind == ledger.Tag {
 		replaced := out.Joins == row.Record.Head.Digest
-		err := e.join(ctx, f, row.Key, out.Joins, row.Record.Head.Origin, func(r version.Replica) bool {
+		err := e.join(ctx, row.Key, out.Joins, row.Record.Head.Origin, func(r version.Replica) bool {
 			return replaced && !version.Due(row.Record, r)
 		})
 		if err != nil {
@@ -416,8 +448,7 @@ func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out versio
 	if !out.Changed {
 		return row.Record, nil
 	}
-	_, err := e.ledger.CompareAndSet(ctx, row.Key, &out.Record, row.Revision)
-	return out.Record, err
+	return out.Record, e.set(ctx, f, row.Key, &out.Record, row.Revision)
 }
 
 // observeOverwritten accounts for the events whose digest is no longer under the tag.
@@ -444,6 +475,10 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 			return err
 		}
 		for i := range attempts {
+			f, m, err := e.present(m)
+			if err != nil {
+				return err
+			}
 			row, err := e.get(ctx, key)
 			if err != nil {
 				return err
@@ -451,11 +486,10 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 			if row.Record.Head.Sequence != record.Head.Sequence {
 				return errAgain // what stands there, and who put it there, is to be found out anew
 			}
-			f := e.fleet()
 			out := version.ObserveOverwritten(row.Record, f.replicas, m.Replica, p.Event, by, there == p.Digest)
 			if out.Joins != "" {
 				// Only this replica is known to hold it.
-				if err := e.join(ctx, f, key, out.Joins, m.Region, func(r version.Replica) bool { return r.Incarnation == m.Incarnation }); err != nil {
+				if err := e.join(ctx, key, out.Joins, m.Region, func(r version.Replica) bool { return r.Incarnation == m.Incarnation }); err != nil {
 					return err
 				}
 				out.Joins = ""
@@ -514,7 +548,7 @@ const unreadableTime = 10 * time.Minute
 const maxConflicts = 1000
 
 // keep gives a lost version a tag of its own, unless it has one. It is safe to be repeated.
-func (e *engine) keep(ctx context.Context, f *fleet, key ledger.Key, lost version.Lost) error {
+func (e *engine) keep(ctx context.Context, key ledger.Key, lost version.Lost) error {
 	e.log.Warn("two regions pushed to one tag; the version that lost is kept aside", zap.String("image", key.String()),
 		zap.String("region", lost.Region), zap.String("digest", lost.Digest), zap.Bool("kept", e.rules.keepConflicts))
 	if key.Kind != ledger.Tag || !e.rules.keepConflicts {
@@ -523,6 +557,7 @@ func (e *engine) keep(ctx context.Context, f *fleet, key ledger.Key, lost versio
 	for n := 1; n <= maxConflicts; n++ {
 		aside := key
 		aside.Reference = version.ConflictTag(key.Reference, lost.Region, n)
+		f := e.fleet()
 		row, err := e.get(ctx, aside)
 		if err != nil {
 			return err
@@ -534,7 +569,7 @@ func (e *engine) keep(ctx context.Context, f *fleet, key ledger.Key, lost versio
 			continue
 		}
 		record := version.Keep(f.replicas, lost, key.Reference, e.now())
-		if _, err := e.ledger.CompareAndSet(ctx, aside, &record, 0); errors.Is(err, ledger.ErrConflict) {
+		if err := e.set(ctx, f, aside, &record, 0); errors.Is(err, ledger.ErrConflict) {
 			n--
 			continue
 		} else if err != nil {
@@ -546,13 +581,13 @@ func (e *engine) keep(ctx context.Context, f *fleet, key ledger.Key, lost versio
 }
 
 // join makes a digest a member of the repository's set of manifests, where the policy wants those replicated.
-func (e *engine) join(ctx context.Context, f *fleet, key ledger.Key, digest, origin string, has func(version.Replica) bool) error {
+func (e *engine) join(ctx context.Context, key ledger.Key, digest, origin string, has func(version.Replica) bool) error {
 	if !e.rules.untagged || digest == ledger.Absent {
 		return nil
 	}
 	key.Kind, key.Reference = ledger.Manifest, digest
-	return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
-		return version.Join(r, f.replicas, digest, origin, e.now(), has)
+	return e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+		return version.Join(r, f, digest, origin, e.now(), has)
 	})
 }
 
@@ -561,6 +596,10 @@ func (e *engine) join(ctx context.Context, f *fleet, key ledger.Key, digest, ori
 // does.
 func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since time.Time, patient bool) (Transfer, error) {
 	var cost Transfer
+	f, m, err := e.present(m)
+	if err != nil {
+		return cost, err
+	}
 	row, err := e.get(ctx, key)
 	if err != nil {
 		return cost, err
@@ -575,10 +614,10 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	if shown != ledger.Absent && e.regresses(m, key, row.Record, shown) {
 		return cost, errRegressed
 	}
-	out := version.Observe(row.Record, e.fleet().replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
+	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
 	switch out.Verdict {
 	case version.Applied:
-		_, err := e.store(ctx, e.fleet(), row, out)
+		_, err := e.store(ctx, f, row, out)
 		return cost, again(err)
 	case version.Successor, version.ConcurrentWon, version.ConcurrentLost:
 		// A push that nobody told of yet. Its event dates it best.
@@ -590,10 +629,10 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	}
 	if row.Record.Head.Tombstone() {
 		if key.Kind == ledger.Manifest && shown == ledger.Absent {
-			return cost, e.confirmAbsent(ctx, m, row)
+			return cost, e.confirmAbsent(ctx, f, m, row)
 		}
 		if key.Kind == ledger.Manifest {
-			return cost, e.deleteManifest(ctx, m, row)
+			return cost, e.deleteManifest(ctx, f, m, row)
 		}
 		return cost, e.untag(ctx, m, key, shown)
 	}
@@ -605,7 +644,7 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	if err != nil {
 		if out.Changed {
 			// What is known of the replica now must be in the record before it can be passed over.
-			_, storing := e.store(ctx, e.fleet(), row, out)
+			_, storing := e.store(ctx, f, row, out)
 			err = errors.Join(err, again(storing))
 		}
 		return cost, err
@@ -614,11 +653,11 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 		return cost, err
 	}
 	if key.Kind == ledger.Manifest {
-		err := e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+		err := e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
 			if r.Head.Digest != row.Record.Head.Digest {
 				return r, false
 			}
-			applied := version.Observe(r, e.fleet().replicas, m.Replica, e.rules.Policy, version.Observation{Digest: r.Head.Digest, Now: e.now()})
+			applied := version.Observe(r, f, m.Replica, e.rules.Policy, version.Observation{Digest: r.Head.Digest, Now: e.now()})
 			return applied.Record, applied.Changed
 		})
 		return cost, err
@@ -634,11 +673,11 @@ const maxReason = 500
 // refuse stores why a version of a key can never be applied to a member, so that every process can tell whoever waits for it.
 func (e *engine) refuse(ctx context.Context, m *member, key ledger.Key, sequence uint64, reason string) error {
 	reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "")
-	return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
+	return e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
 		if r.Head.Sequence != sequence || r.Refused[m.Incarnation] == reason {
 			return r, false
 		}
-		return version.Refuse(r, e.fleet().replicas, m.Replica, reason), true
+		return version.Refuse(r, f, m.Replica, reason), true
 	})
 }
 
@@ -679,7 +718,7 @@ func (e *engine) joinReferrers(ctx context.Context, m *member, key ledger.Key, r
 			continue // that replica's trouble is not this one's; its own scan tells
 		}
 		for _, digest := range referrers {
-			err := e.join(ctx, e.fleet(), key, digest, s.Region, func(r version.Replica) bool { return r.Incarnation == s.Incarnation })
+			err := e.join(ctx, key, digest, s.Region, func(r version.Replica) bool { return r.Incarnation == s.Incarnation })
 			if err != nil {
 				return err
 			}
@@ -691,6 +730,10 @@ func (e *engine) joinReferrers(ctx context.Context, m *member, key ledger.Key, r
 // write puts or deletes a tag under an intent: the intent is stored, the tag read once more (somebody may have pushed), the request sent, its
 // outcome stored. Whatever happens in between, the record tells the next observation that the write may be ours.
 func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, shown string, send func(context.Context, ledger.Intent) error) error {
+	f, m, err := e.present(m)
+	if err != nil {
+		return err
+	}
 	row, err := e.get(ctx, key)
 	if err != nil {
 		return err
@@ -698,7 +741,6 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 	if row.Record.Head.Digest != digest {
 		return errAgain
 	}
-	f := e.fleet()
 	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
 	switch out.Verdict {
 	case version.Unchanged, version.Ours, version.Known, version.Suspect, version.Ignored, version.Restored:
@@ -708,13 +750,14 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 	if m.remaining() < writeTime {
 		return fmt.Errorf("writing %s to %s: %w", key, m.Region, errLease)
 	}
-	record, intent := version.Begin(out.Record, f.replicas, m.Replica, digest, e.writeID(), e.now())
-	if _, err := e.ledger.CompareAndSet(ctx, key, &record, row.Revision); err != nil {
+	// Not what was made of what it showed: that was before this record was read, and may be another write's past.
+	record, intent := version.Begin(row.Record, f.replicas, m.Replica, digest, e.writeID(), e.now())
+	if err := e.set(ctx, f, key, &record, row.Revision); err != nil {
 		return again(err)
 	}
 	abandon := func() error {
-		return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
-			return version.Abandon(r, e.fleet().replicas, intent), true
+		return e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+			return version.Abandon(r, f, intent), true
 		})
 	}
 	now, err := m.Head(ctx, key.Repository, key.Reference)
@@ -737,8 +780,8 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 		// It may have been carried out, or be so later: the intent stays.
 		return err
 	}
-	return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
-		return version.Settle(r, e.fleet().replicas, m.Replica, intent, e.now()), true
+	return e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+		return version.Settle(r, f, m.Replica, intent, e.now()), true
 	})
 }
 
@@ -746,14 +789,14 @@ func (e *engine) untag(ctx context.Context, m *member, key ledger.Key, shown str
 	return e.write(ctx, m, key, ledger.Absent, shown, func(ctx context.Context, intent ledger.Intent) error {
 		var declared ledger.Intent
 		err := m.Untag(ctx, key.Repository, key.Reference, intent.WriteID, func(digest string) error {
-			return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
-				r, declared = version.Begin(r, e.fleet().replicas, m.Replica, digest, e.writeID(), e.now())
+			return e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+				r, declared = version.Begin(r, f, m.Replica, digest, e.writeID(), e.now())
 				return r, true
 			})
 		})
 		if err == nil && declared.WriteID != "" {
-			return e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
-				return version.Abandon(r, e.fleet().replicas, declared), true
+			return e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+				return version.Abandon(r, f, declared), true
 			})
 		}
 		return err
@@ -762,7 +805,7 @@ func (e *engine) untag(ctx context.Context, m *member, key ledger.Key, shown str
 
 // confirmAbsent looks again whether a manifest that is to be deleted is gone already: a registry that does not delete can still have
 // applied the delete.
-func (e *engine) confirmAbsent(ctx context.Context, m *member, row ledger.Row) error {
+func (e *engine) confirmAbsent(ctx context.Context, f *fleet, m *member, row ledger.Row) error {
 	shown, err := m.Head(ctx, row.Key.Repository, row.Key.Reference)
 	if err != nil {
 		return err
@@ -770,7 +813,6 @@ func (e *engine) confirmAbsent(ctx context.Context, m *member, row ledger.Row) e
 	if shown != ledger.Absent {
 		return errAgain
 	}
-	f := e.fleet()
 	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Confirmed: true})
 	_, err = e.store(ctx, f, row, out)
 	return again(err)
@@ -779,17 +821,17 @@ func (e *engine) confirmAbsent(ctx context.Context, m *member, row ledger.Row) e
 // deleteManifest removes a manifest whose deletion was seen elsewhere, once nothing that is alive names it. The intent is
 // stored first: should the request take a tag with it that came to point there meanwhile, or be carried out late, then its
 // absence is known as our own doing, and undone.
-func (e *engine) deleteManifest(ctx context.Context, m *member, row ledger.Row) error {
+func (e *engine) deleteManifest(ctx context.Context, f *fleet, m *member, row ledger.Row) error {
 	if m.remaining() < writeTime {
 		return fmt.Errorf("deleting %s in %s: %w", row.Key, m.Region, errLease)
 	}
-	record, intent := version.Begin(row.Record, e.fleet().replicas, m.Replica, ledger.Absent, e.writeID(), e.now())
-	if _, err := e.ledger.CompareAndSet(ctx, row.Key, &record, row.Revision); err != nil {
+	record, intent := version.Begin(row.Record, f.replicas, m.Replica, ledger.Absent, e.writeID(), e.now())
+	if err := e.set(ctx, f, row.Key, &record, row.Revision); err != nil {
 		return again(err)
 	}
 	abandon := func() error {
-		return e.update(ctx, row.Key, func(r ledger.Record) (ledger.Record, bool) {
-			return version.Abandon(r, e.fleet().replicas, intent), true
+		return e.update(ctx, row.Key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+			return version.Abandon(r, f, intent), true
 		})
 	}
 	by, err := e.named(ctx, m, row.Key)
@@ -816,8 +858,8 @@ func (e *engine) deleteManifest(ctx context.Context, m *member, row ledger.Row) 
 	if err := e.restore(ctx, m, row.Key, intent.WriteID); err != nil {
 		return err
 	}
-	return e.update(ctx, row.Key, func(r ledger.Record) (ledger.Record, bool) {
-		return version.Settle(r, e.fleet().replicas, m.Replica, intent, e.now()), true
+	return e.update(ctx, row.Key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+		return version.Settle(r, f, m.Replica, intent, e.now()), true
 	})
 }
 
@@ -961,30 +1003,31 @@ func (e *engine) observeManifest(ctx context.Context, m *member, key ledger.Key,
 	return err
 }
 
-// forget drops a record, if it is still as it was read.
-func (e *engine) forget(ctx context.Context, row ledger.Row) error {
-	_, err := e.ledger.CompareAndSet(ctx, row.Key, nil, row.Revision)
-	return again(err)
+// forget drops a record of which the fleet f needs nothing any more, if it is still as it was read.
+func (e *engine) forget(ctx context.Context, f *fleet, row ledger.Row) error {
+	return again(e.set(ctx, f, row.Key, nil, row.Revision))
 }
 
 // forgetGone drops the record of a manifest that is nowhere any more.
 func (e *engine) forgetGone(ctx context.Context, key ledger.Key) error {
+	f := e.fleet()
 	row, err := e.get(ctx, key)
 	if err != nil || row.Revision == 0 {
 		return err
 	}
-	return e.forget(ctx, row)
+	return e.forget(ctx, f, row)
 }
 
 // purge drops every record of the registry.
 func (e *engine) purge(ctx context.Context) error {
 	var rows []ledger.Row
+	f := e.fleet()
 	err := e.rows(ctx, "", func(row ledger.Row) bool { rows = append(rows, row); return true })
 	if err != nil {
 		return err
 	}
 	for _, row := range rows {
-		if err := e.forget(ctx, row); err != nil {
+		if err := e.forget(ctx, f, row); err != nil {
 			return fmt.Errorf("forgetting %s: %w", row.Key, err)
 		}
 	}
@@ -1016,15 +1059,15 @@ func (e *engine) tidy(ctx context.Context) error {
 		return err
 	}
 	for _, key := range expired {
-		err := e.update(ctx, key, func(r ledger.Record) (ledger.Record, bool) {
-			return version.Expire(r, e.fleet().replicas, e.now()), old(r) && !r.Head.Tombstone()
+		err := e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+			return version.Expire(r, f, e.now()), old(r) && !r.Head.Tombstone()
 		})
 		if err != nil {
 			return err
 		}
 	}
 	for _, row := range done {
-		if err := e.forget(ctx, row); err != nil && !errors.Is(err, errAgain) {
+		if err := e.forget(ctx, f, row); err != nil && !errors.Is(err, errAgain) {
 			return err
 		}
 	}

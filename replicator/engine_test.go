@@ -903,7 +903,7 @@ func TestForgetIsCompared(t *testing.T) {
 	row := s.ledger.rows[s.key("a")]
 	s.push(east, "a")
 	s.look(t, east)
-	if err := s.engines[0].forget(t.Context(), row); !errors.Is(err, errAgain) || s.head("a") != east.tags["a"] {
+	if err := s.engines[0].forget(t.Context(), s.fleets[0], row); !errors.Is(err, errAgain) || s.head("a") != east.tags["a"] {
 		t.Errorf("%v", err)
 	}
 }

@@ -46,7 +46,7 @@ func rememberers(t *testing.T, n int) (all []*Replicator, grow func(n int)) {
 		for range n {
 			written++
 			key := ledger.Key{Registry: "contoso", Repository: "app", Kind: ledger.Tag, Reference: "t" + string(rune('a'+written))}
-			if _, err := l.CompareAndSet(t.Context(), key, &ledger.Record{}, 0); err != nil {
+			if _, err := l.CompareAndSet(t.Context(), 0, key, &ledger.Record{}, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -258,7 +258,7 @@ func TestConsulRestoredAndOvertaken(t *testing.T) {
 		for range n {
 			written++
 			key := ledger.Key{Registry: "contoso", Repository: "app", Kind: ledger.Tag, Reference: fmt.Sprint("t", written)}
-			if _, err := l.CompareAndSet(t.Context(), key, &ledger.Record{}, 0); err != nil {
+			if _, err := l.CompareAndSet(t.Context(), 0, key, &ledger.Record{}, 0); err != nil {
 				t.Fatal(err)
 			}
 		}

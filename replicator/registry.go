@@ -46,6 +46,8 @@ type registry struct {
 	// stored are the states in the store, by region: also those of replicas that are not configured, or not complete, for a
 	// while. What is decided meanwhile is due there too.
 	stored map[string]stored
+	// generation is that of the ledger of which all states are in stored.
+	generation ledger.Generation
 	// kept are the conflict tags that are alive.
 	kept map[ledger.Key]bool
 }
@@ -67,9 +69,9 @@ type running struct {
 func newRegistry(config *topology.Registry, options *Options, memory *memory, metrics *metrics) *registry {
 	r := &registry{name: config.Name, config: config, options: options, epoch: memory.epoch(), memory: memory, metrics: metrics, log: options.Log.With(zap.String("registry", config.Name)),
 		replicas: make(map[string]*running), stored: make(map[string]stored), kept: make(map[ledger.Key]bool)}
-	r.members.Store(newFleet(nil))
+	r.members.Store(newFleet(0, nil))
 	r.engine = &engine{
-		registry: config.Name, ledger: examine(options.Ledger, r.log, metrics.damaged.WithLabelValues(config.Name)), fleet: r.fleet, writeID: newID, log: r.log, suspects: make(map[string]map[ledger.Key]suspect),
+		registry: config.Name, ledger: examine(options.Ledger, r.log, metrics.damaged.WithLabelValues(config.Name)), fleet: r.fleet, learn: r.readStates, writeID: newID, log: r.log, suspects: make(map[string]map[ledger.Key]suspect),
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Millisecond) },
 		decided: func(region string, key ledger.Key, v version.Verdict) {
 			metrics.decisions.WithLabelValues(config.Name, region, v.String()).Inc()
@@ -281,14 +283,17 @@ func (r *registry) muster() {
 		}
 	}
 	for region, s := range r.stored {
-		if r.replicas[region] == nil && r.knows(s.Replication) {
+		one := r.replicas[region]
+		// Of one that runs here, another process may have stored more: whoever loses a lease learns of that a little later.
+		newer := one == nil || one.last().revision < s.revision && one.current().Incarnation != s.Incarnation
+		if newer && r.knows(s.Replication) {
 			absent = append(absent, identity(region, s.Replication))
 		}
 	}
 	for _, m := range members {
 		m.sources = sourcesOf(m, members, func(a, b string) int { return router.Distance(places[a], places[b]) })
 	}
-	r.members.Store(newFleet(members, absent...))
+	r.members.Store(newFleet(r.generation, members, absent...))
 }
 
 // identity is a replica as decisions see it.
@@ -310,13 +315,23 @@ func (r *registry) watchStates(ctx context.Context) error {
 	})
 }
 
-// readStates is what watchStates does, once.
+// readStates reads the ledger's generation, and the states of all replicas that it knows. Their order matters: a new incarnation is
+// stored first.
 func (r *registry) readStates(ctx context.Context) error {
-	tree, err := r.options.Store.List(ctx, r.statesPrefix())
-	if err == nil {
-		r.learn(tree)
+	generation, err := r.options.Ledger.Generation(ctx, r.name)
+	if err != nil {
+		return err
 	}
-	return err
+	tree, err := r.options.Store.List(ctx, r.statesPrefix())
+	if err != nil {
+		return fmt.Errorf("reading the states of the replicas of %s: %w", r.name, err)
+	}
+	r.learn(tree)
+	r.mu.Lock()
+	r.generation = generation
+	r.mu.Unlock()
+	r.muster()
+	return nil
 }
 
 func (r *registry) learn(tree store.Tree) {
@@ -330,8 +345,9 @@ func (r *registry) learn(tree store.Tree) {
 		states[name.Region] = stored{state, entry.Revision}
 	}
 	r.mu.Lock()
-	for region := range r.stored {
-		if _, there := tree.Get(topology.ReplicationKey(r.name, region)); !there {
+	for region, s := range r.stored {
+		// A tree that comes late may be older than what was read meanwhile.
+		if _, there := tree.Get(topology.ReplicationKey(r.name, region)); !there && s.revision <= tree.Revision {
 			delete(r.stored, region)
 		}
 	}

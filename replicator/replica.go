@@ -359,7 +359,7 @@ func (r *replica) adopt(next topology.Replication, revision uint64) {
 	r.state, r.revision = next, revision
 	switch {
 	case decided(next):
-		r.former = version.Replica{} // everybody knew of this one before it was compared: see familiar
+		r.former = version.Replica{} // whoever decides knows of this one: see ledger.Generation
 	case old.Incarnation != next.Incarnation && r.of.knows(old):
 		r.former = identity(r.config.Region, old)
 	}
@@ -373,7 +373,7 @@ func (r *replica) adopt(next topology.Replication, revision uint64) {
 func (r *replica) learn(next topology.Replication, revision uint64) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
-	if r.lease.Load() == nil {
+	if r.lease.Load() == nil && revision >= r.last().revision {
 		r.adopt(next, revision)
 	}
 }
@@ -393,9 +393,6 @@ func (r *replica) keep(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := r.familiar(ctx); err != nil {
-		return err
-	}
 	for attempt := 0; r.current().Phase != topology.PhaseBaselined; attempt++ {
 		err := r.baseline(ctx)
 		if ctx.Err() != nil {
@@ -408,7 +405,11 @@ func (r *replica) keep(ctx context.Context) error {
 		}
 	}
 	for {
-		err := r.of.fill(ctx, r)
+		// Whoever believes that the replica is not baselined would take a delete there for something that never was there.
+		err := r.of.options.Ledger.Advance(ctx, r.of.name)
+		if err == nil {
+			err = r.of.fill(ctx, r)
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -422,18 +423,6 @@ func (r *replica) keep(ctx context.Context) error {
 	g.Go(func() error { return r.seed(ctx) })
 	g.Go(func() error { return r.scans(ctx) })
 	return g.Wait()
-}
-
-// familiarTime is how long an incarnation is known before it is compared: some times as long as a watch of the store takes.
-const familiarTime = 3 * time.Second
-
-// familiar waits until every process knows of the replica's incarnation. What is decided after the comparison has to say whether
-// the replica has it, and whoever does not know of the incarnation keeps silent about it.
-func (r *replica) familiar(ctx context.Context) error {
-	if _, alone := r.of.options.Store.(store.Exclusive); !alone && r.current().Phase != topology.PhaseBaselined {
-		sleep(ctx, familiarTime)
-	}
-	return ctx.Err()
 }
 
 // seed waits until the replica has had all that it lacked when it was baselined, and says so: from then on it gets clients.

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -638,7 +639,7 @@ func TestFleetIsWholeFromTheStart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r := newRegistry(f.config, &Options{Store: f.store, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, f.replicator.metrics)
+		r := newRegistry(f.config, &Options{Store: f.store, Ledger: f.ledger, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, f.replicator.metrics)
 		if err := r.readStates(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -669,6 +670,53 @@ func TestFleetIsWholeFromTheStart(t *testing.T) {
 		}
 		if err := r.readStates(t.Context()); err != nil || len(r.fleet().replicas) != 2 {
 			t.Errorf("%+v, %v", r.fleet().replicas, err)
+		}
+	}
+	f.start()
+}
+
+// A process that news reaches slowly decides nothing that keeps silent about a replica that was compared meanwhile, and none that it knew
+// is forgotten because a tree that was read before comes late.
+func TestLearnsWhatItMissed(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.before = func() {
+		appear := func(region string) {
+			state, err := json.Marshal(topology.Replication{Incarnation: "of " + region, Phase: topology.PhaseSeeding, Epoch: "now"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.store.Commit(t.Context(), store.Put(topology.ReplicationKey("contoso", region), string(state))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		appear("home")
+		r := newRegistry(f.config, &Options{Store: f.store, Ledger: f.ledger, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, f.replicator.metrics)
+		if err := r.readStates(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		late, err := f.store.List(t.Context(), r.statesPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		appear("other")
+		if err := f.ledger.Advance(t.Context(), "contoso"); err != nil {
+			t.Fatal(err)
+		}
+		key := ledger.Key{Registry: "contoso", Repository: "app", Kind: ledger.Tag, Reference: "1"}
+		var told []int
+		err = r.engine.update(t.Context(), key, func(f version.Fleet, record ledger.Record) (ledger.Record, bool) {
+			told = append(told, len(f))
+			out := version.Observe(record, f, version.Replica{Region: "home", Incarnation: "of home"}, version.Policy{}, version.Observation{Digest: "sha256:1"})
+			return out.Record, true
+		})
+		row, getting := f.ledger.Get(t.Context(), key)
+		if _, explicit := row.Record.Applied["of other"]; err != nil || getting != nil || !explicit || !slices.Equal(told, []int{1, 2}) {
+			t.Errorf("%v, %v: decided for %d replicas: %+v", err, getting, told, row.Record)
+		}
+		r.learn(late)
+		if len(r.fleet().replicas) != 2 {
+			t.Errorf("%+v", r.fleet().replicas)
 		}
 	}
 	f.start()

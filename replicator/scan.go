@@ -426,11 +426,15 @@ const maxSized = 1000
 const maxExamples = 10
 
 // compare scans a member of which nothing is known and plans the merge: without clocks, the known version before the
-// member's own. It changes nothing.
+// member's own. It changes nothing. Whoever writes a record while it reads, or later, has to know of the member: where nothing differs,
+// nothing will be written down, and silence means that the member has what the record says.
 func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, error) {
 	var b baseline
 	l := look{engine: e, member: m, wait: wait, shown: make(map[string]bool)}
 	if err := m.Ping(ctx); err != nil {
+		return b, err
+	}
+	if err := e.ledger.Advance(ctx, e.registry); err != nil {
 		return b, err
 	}
 	var repositories []string
@@ -555,7 +559,7 @@ func (e *engine) adopt(ctx context.Context, m *member, b baseline, wait pace) er
 // owe writes down what a baseline found the member to lack, so that from then on the silence of a record means that the member
 // has its head.
 func (e *engine) owe(ctx context.Context, m *member, d due) error {
-	return e.update(ctx, d.key, func(r ledger.Record) (ledger.Record, bool) {
-		return version.Owe(r, e.fleet().replicas, m.Replica, d.applied)
+	return e.update(ctx, d.key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
+		return version.Owe(r, f, m.Replica, d.applied)
 	})
 }

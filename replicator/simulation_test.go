@@ -167,9 +167,28 @@ var errSim = errors.New("simulated fault")
 // simLedger keeps the ledger's contract in memory.
 type simLedger struct {
 	ledger.Ledger
-	s    *simulation
-	rows map[ledger.Key]ledger.Row
-	next uint64
+	s          *simulation
+	rows       map[ledger.Key]ledger.Row
+	next       uint64
+	generation ledger.Generation
+}
+
+func (l *simLedger) Generation(context.Context, string) (ledger.Generation, error) {
+	l.s.pause()
+	if l.s.chance(0.01) {
+		return 0, ledger.ErrUnavailable
+	}
+	return l.generation, nil
+}
+
+func (l *simLedger) Advance(context.Context, string) error {
+	l.s.pause()
+	if l.s.chance(0.01) {
+		return ledger.ErrUnavailable
+	}
+	l.generation++
+	l.s.pause()
+	return nil
 }
 
 func (l *simLedger) Get(_ context.Context, key ledger.Key) (ledger.Row, error) {
@@ -182,13 +201,16 @@ func (l *simLedger) Get(_ context.Context, key ledger.Key) (ledger.Row, error) {
 	return row, nil
 }
 
-func (l *simLedger) CompareAndSet(_ context.Context, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
+func (l *simLedger) CompareAndSet(_ context.Context, by ledger.Generation, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
 	l.s.pause()
 	if l.s.chance(0.01) {
 		return 0, ledger.ErrUnavailable
 	}
 	if l.rows[key].Revision != revision {
 		return 0, ledger.ErrConflict
+	}
+	if by != l.generation {
+		return 0, ledger.ErrGeneration
 	}
 	if l.next++; record == nil {
 		delete(l.rows, key)
@@ -247,7 +269,6 @@ type simRegistry struct {
 	restored  bool                // from a backup, and no operator said so yet
 	held      bool                // by the guard
 	accepting bool                // an operator says that what the guard holds is right
-	familiar  bool                // both processes know of its incarnation
 	adopted   bool                // by the baseline of its incarnation
 	copied    map[string][]string // by tag, what the replicator put there
 	lied      map[string]bool     // tags that a HEAD denied once
@@ -421,7 +442,7 @@ func newSimulation(t *testing.T, seed uint64, trace bool) *simulation {
 	s.cleared, s.undated, s.retagged, s.taken, s.removed, s.replaced = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string][]string{}
 	s.ledger = &simLedger{s: s, rows: map[ledger.Key]ledger.Row{}}
 	for i, name := range []string{"eastus", "northeurope", "westus"} {
-		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, familiar: true, adopted: true, lied: map[string]bool{}, copied: map[string][]string{},
+		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, copied: map[string][]string{},
 			skew: time.Duration(s.rng.IntN(400)-200) * time.Millisecond})
 		s.states = append(s.states, version.Replica{Region: name, Incarnation: fmt.Sprint("i", i), Baselined: true})
 	}
@@ -468,8 +489,8 @@ func (s *simulation) baseline(ctx context.Context, e *engine, i int) error {
 	return err
 }
 
-// muster makes the fleet of a process anew.
-func (s *simulation) muster(process int) {
+// muster makes the fleet of a process anew, of the generation that it read before.
+func (s *simulation) muster(process int, generation ledger.Generation) {
 	var members []*member
 	for i, state := range s.states {
 		members = append(members, &member{Replica: state, Remote: s.regions[i], remaining: func() time.Duration { return time.Minute }})
@@ -481,16 +502,25 @@ func (s *simulation) muster(process int) {
 			}
 		}
 	}
-	s.fleets[process] = newFleet(members, s.former...)
+	s.fleets[process] = newFleet(generation, members, s.former...)
 }
 
 // restart replaces the engines: all that a process keeps in memory is gone.
 func (s *simulation) restart() {
 	for process := range s.engines {
-		s.muster(process)
+		s.muster(process, s.ledger.generation)
 		s.engines[process] = &engine{
 			registry: "contoso", ledger: s.ledger, log: zap.NewNop(), suspects: map[string]map[ledger.Key]suspect{},
-			fleet:   func() *fleet { return s.fleets[process] },
+			fleet: func() *fleet { return s.fleets[process] },
+			learn: func(ctx context.Context) error {
+				generation, err := s.ledger.Generation(ctx, "contoso")
+				if err != nil {
+					return err
+				}
+				s.pause()
+				s.muster(process, generation)
+				return nil
+			},
 			now:     func() time.Time { return s.clock },
 			writeID: func() string { s.ids++; return fmt.Sprint("w", s.ids) },
 			decided: func(region string, key ledger.Key, v version.Verdict) {
@@ -559,8 +589,8 @@ func (s *simulation) operate(ctx context.Context, e *engine, i int) error {
 	s.ids++
 	s.former = append(s.former, s.states[i])
 	s.states[i] = version.Replica{Region: r.region, Incarnation: fmt.Sprint("i", i, "-", s.ids)}
-	r.restored, r.adopted, r.familiar = false, false, false
-	s.muster(0) // the other process hears of it later
+	r.restored, r.adopted = false, false
+	s.muster(0, s.fleets[0].generation) // the other process hears of it later
 	return nil
 }
 
@@ -651,7 +681,7 @@ func (s *simulation) run() {
 	for range 400 + s.rng.IntN(400) {
 		s.clock = s.clock.Add(time.Duration(s.rng.IntN(60)) * time.Millisecond)
 		if s.chance(0.02) {
-			s.muster(1)
+			s.muster(1, s.ledger.generation)
 		}
 		if s.chance(0.002) {
 			s.clock = s.clock.Add(6 * time.Minute)
@@ -661,14 +691,9 @@ func (s *simulation) run() {
 		if s.restoring() {
 			s.disaster(n)
 		}
-		if !r.familiar && len(s.actors) == 0 && s.chance(0.3) {
-			s.muster(1)
-			r.familiar = true
-		}
-		if r.adopted && !s.states[n].Baselined && len(s.actors) == 0 && s.chance(0.3) {
+		if r.adopted && !s.states[n].Baselined && s.chance(0.3) {
 			s.states[n].Baselined = true
-			s.muster(0)
-			s.muster(1)
+			s.ledger.generation++ // the processes hear of it later
 		}
 		switch p := s.rng.Float64(); {
 		case r.restored && p < 0.037: // nobody works there
@@ -725,9 +750,6 @@ func (s *simulation) spawn(n int) {
 	e, r := s.engines[s.rng.IntN(len(s.engines))], s.regions[n]
 	m := e.fleet().members[n]
 	if r.held || m.Incarnation != s.states[n].Incarnation {
-		return
-	}
-	if !r.adopted && !r.familiar {
 		return
 	}
 	if !r.adopted {
@@ -822,7 +844,7 @@ func (s *simulation) settle() {
 		clear(s.gone)
 		s.clock = s.clock.Add(11 * time.Minute)
 		for i, r := range s.regions {
-			s.muster(0)
+			s.muster(0, s.ledger.generation)
 			if r.restored {
 				r.held = true
 			}
@@ -837,7 +859,7 @@ func (s *simulation) settle() {
 				}
 			}
 			s.states[i].Baselined = true
-			s.muster(0)
+			s.muster(0, s.ledger.generation)
 			m := s.fleets[0].members[i]
 			for len(r.events) > 0 {
 				event := r.events[0]

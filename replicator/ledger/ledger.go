@@ -23,6 +23,8 @@ var (
 	ErrNotFound = errors.New("no such record")
 	// ErrConflict says that the record changed meanwhile: read it again and decide again.
 	ErrConflict = errors.New("record changed meanwhile")
+	// ErrGeneration says that the writer may not know of all replicas that there are: see Generation.
+	ErrGeneration = errors.New("there are replicas that the writer may not know of")
 	// ErrUnavailable says that the ledger cannot be asked now. The outcome of a write that ends with it is unknown.
 	ErrUnavailable = errors.New("ledger unavailable")
 	// ErrGap says that the feed no longer holds the changes after that cursor: page through the records instead,
@@ -190,14 +192,29 @@ func NewRow(key Key, b []byte, revision uint64) (Row, error) {
 // Cursor is a place in the change feed. It is opaque; the zero Cursor is before everything.
 type Cursor struct{ Position uint64 }
 
+// Generation is that of a registry's replicas. A record's silence about a replica says that it has the head, so whoever writes a
+// record must know of every replica that was compared; therefore a new generation begins before a replica is compared, and once it
+// has been, and a writer whose knowledge is of a former one is refused, however slowly news came to it. Whoever reads the generation
+// first, and then the states of the replicas, knows all of that generation. Zero is the one before the first. (It is the fencing token
+// of M. Kleppmann, "How to do distributed locking", 2016, for what a writer knows instead of for a lock.)
+type Generation uint64
+
 // Ledger is the contract. Every method may be called from several goroutines. Reads are consistent.
 type Ledger interface {
 	// Get reads one record: ErrNotFound if the key was never written, ErrSchema. One that is damaged is no error: see Row.
 	Get(ctx context.Context, key Key) (Row, error)
 
-	// CompareAndSet writes record if the revision of key still is revision; zero: if there is none. It returns the new
-	// revision, or ErrConflict. A nil record deletes. The change is in the feed when CompareAndSet returns.
-	CompareAndSet(ctx context.Context, key Key, record *Record, revision uint64) (uint64, error)
+	// Generation returns the present generation of a registry.
+	Generation(ctx context.Context, registry string) (Generation, error)
+
+	// Advance begins a new generation of a registry. When it returns, nobody can write by an earlier one any more. One that fails
+	// may have begun all the same.
+	Advance(ctx context.Context, registry string) error
+
+	// CompareAndSet writes record if the revision of key still is revision (zero: if there is none), and the generation of its
+	// registry is generation. It returns the new revision, or ErrConflict, or ErrGeneration. A nil record deletes. The change is in
+	// the feed when CompareAndSet returns.
+	CompareAndSet(ctx context.Context, generation Generation, key Key, record *Record, revision uint64) (uint64, error)
 
 	// Page returns up to limit rows of a registry (of one repository, if repository is not empty) after the key
 	// after (the zero Key: from the start), in the order of Compare, those of damaged records too. Fewer than limit rows: there

@@ -495,16 +495,17 @@ func Begin(record ledger.Record, fleet Fleet, at Replica, digest, writeID string
 // Settle returns the record after the write of an intent was acknowledged by the replica, at now. The head may have moved on
 // meanwhile.
 func Settle(record ledger.Record, fleet Fleet, at Replica, intent ledger.Intent, now time.Time) ledger.Record {
-	next := landed(record, intent.WriteID)
-	sequence := intent.Sequence
-	// The sequence may have been moved by a version that lost meanwhile; the stored intent knows.
-	for _, i := range record.Intents {
-		if i.WriteID == intent.WriteID {
-			sequence = i.Sequence
-		}
+	i := slices.IndexFunc(record.Intents, func(i ledger.Intent) bool { return i.WriteID == intent.WriteID })
+	if i < 0 {
+		return record // an event told of it already, and the replica was looked at then
 	}
+	next := landed(record, intent.WriteID)
+	sequence := record.Intents[i].Sequence // a version that lost meanwhile may have moved it
+	later, known := Sequence(record, at)
 	switch d, ok := digestAt(next, sequence); {
-	case !ok || d != intent.Digest:
+	case !ok || d != intent.Digest, known && later > sequence:
+		// Or a later version was applied meanwhile, by a process that took this one for dead: which of the two writes the replica
+		// carried out last is for the next look to tell.
 		next = withApplied(next, at, ledger.UnknownSequence)
 	case sequence == next.Head.Sequence:
 		next = arrived(next, at, now)

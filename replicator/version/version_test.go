@@ -256,6 +256,31 @@ func TestSettleAfterALoss(t *testing.T) {
 	}
 }
 
+// A process that was taken for dead acknowledges its write after another one has written a later version: what is there now is for the
+// next look to tell.
+func TestSettleAfterALaterWrite(t *testing.T) {
+	t.Parallel()
+	r, first := Begin(record(), all, west, "B", "w1", at(20))
+	r = Observe(r, all, north, Policy{}, Observation{Digest: "C", Time: at(30), Now: at(30)}).Record
+	r, second := Begin(r, all, west, "C", "w2", at(40))
+	r = Settle(r, all, west, second, at(41))
+	r = Settle(r, all, west, first, at(42))
+	if _, known := Sequence(r, west); known || !Due(r, west) || len(r.Intents) != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// An acknowledgement tells nothing after an event has told of the write: what was seen at the replica since stands.
+func TestSettleAfterItsEvent(t *testing.T) {
+	t.Parallel()
+	r, intent := Begin(record(), all, west, "B", "w1", at(20))
+	r = Observe(r, all, west, Policy{}, Observation{Digest: "B", WriteID: "w1", Now: at(21)}).Record
+	r = Observe(r, all, north, Policy{}, Observation{Digest: "C", Time: at(5), Now: at(22)}).Record
+	if after := Settle(r, all, west, intent, at(60)); !equal(r, after) {
+		t.Errorf("%+v\n%+v", r, after)
+	}
+}
+
 // What a write left is known only if it is a version.
 func TestSettleOfNoVersion(t *testing.T) {
 	t.Parallel()

@@ -32,6 +32,8 @@ var (
 	// feedBucket maps a position (8 bytes, big endian) to a key. Its sequence is the newest position, which is also the
 	// revision of the record written there: both count the writes of the ledger.
 	feedBucket = []byte("ledger-feed")
+	// generationBucket maps a registry to its generation (8 bytes, big endian).
+	generationBucket = []byte("ledger-generations")
 )
 
 // Ledger is a ledger.Ledger in a store/bolt.DB. There must be one only for a DB, since followers learn of its own
@@ -48,7 +50,7 @@ type Ledger struct {
 // New returns the ledger in db, which stays the caller's to close.
 func New(db *boltstore.DB) (*Ledger, error) {
 	err := db.Update(context.Background(), func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{recordBucket, feedBucket} {
+		for _, name := range [][]byte{recordBucket, feedBucket, generationBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
@@ -81,8 +83,48 @@ func (l *Ledger) Get(ctx context.Context, key ledger.Key) (ledger.Row, error) {
 	return row, nil
 }
 
+// Generation implements ledger.Ledger.
+func (l *Ledger) Generation(ctx context.Context, registry string) (ledger.Generation, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	var g ledger.Generation
+	err := l.view(func(tx *bbolt.Tx) error {
+		g = generation(tx, registry)
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading the generation of %s: %w", registry, err)
+	}
+	return g, nil
+}
+
+// Advance implements ledger.Ledger.
+func (l *Ledger) Advance(ctx context.Context, registry string) error {
+	if l.isClosed() {
+		return fmt.Errorf("beginning a generation of %s: %w: it is closed", registry, ledger.ErrUnavailable)
+	}
+	err := l.db.Update(ctx, func(tx *bbolt.Tx) error {
+		next := binary.BigEndian.AppendUint64(nil, uint64(generation(tx, registry))+1)
+		return tx.Bucket(generationBucket).Put([]byte(registry), next)
+	})
+	if err != nil {
+		return fmt.Errorf("beginning a generation of %s: %w", registry, unavailable(err))
+	}
+	return nil
+}
+
+// generation reads a registry's generation.
+func generation(tx *bbolt.Tx, registry string) ledger.Generation {
+	v := tx.Bucket(generationBucket).Get([]byte(registry))
+	if len(v) != 8 {
+		return 0
+	}
+	return ledger.Generation(binary.BigEndian.Uint64(v))
+}
+
 // CompareAndSet implements ledger.Ledger.
-func (l *Ledger) CompareAndSet(ctx context.Context, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
+func (l *Ledger) CompareAndSet(ctx context.Context, by ledger.Generation, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
 	if err := key.Check(); err != nil {
 		return 0, err
 	}
@@ -110,6 +152,9 @@ func (l *Ledger) CompareAndSet(ctx context.Context, key ledger.Key, record *ledg
 		}
 		if record == nil && current == 0 {
 			return nil // nothing to delete, nothing changed
+		}
+		if generation(tx, key.Registry) != by {
+			return ledger.ErrGeneration
 		}
 		next = feed.Sequence() + 1
 		if record == nil {

@@ -55,7 +55,7 @@ func TestReopen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "portolan.db")
 	l, db := open(t, path)
 	key := ledgertest.Tag("team/app", "1")
-	revision, err := l.CompareAndSet(t.Context(), key, &ledger.Record{ConflictOf: "x"}, 0)
+	revision, err := l.CompareAndSet(t.Context(), 0, key, &ledger.Record{ConflictOf: "x"}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestShortValue(t *testing.T) {
 	t.Parallel()
 	l, db := open(t, filepath.Join(t.TempDir(), "portolan.db"))
 	key := ledgertest.Tag("team/app", "1")
-	if _, err := l.CompareAndSet(t.Context(), key, &ledger.Record{}, 0); err != nil {
+	if _, err := l.CompareAndSet(t.Context(), 0, key, &ledger.Record{}, 0); err != nil {
 		t.Fatal(err)
 	}
 	err := db.Update(t.Context(), func(tx *bbolt.Tx) error {
@@ -102,7 +102,7 @@ func TestShortValue(t *testing.T) {
 	if err != nil || row.Damage == nil || row.Revision == 0 {
 		t.Fatalf("it reads as %+v, %v", row, err)
 	}
-	if _, err := l.CompareAndSet(t.Context(), key, &ledger.Record{ConflictOf: "x"}, row.Revision); err != nil {
+	if _, err := l.CompareAndSet(t.Context(), 0, key, &ledger.Record{ConflictOf: "x"}, row.Revision); err != nil {
 		t.Fatal(err)
 	}
 	if row, err := l.Get(t.Context(), key); err != nil || row.Damage != nil || row.Record.ConflictOf != "x" {
@@ -124,7 +124,7 @@ func BenchmarkCompareAndSet(b *testing.B) {
 							return
 						}
 						r := ledger.Record{Head: ledger.Version{Digest: ledgertest.Digest(i), Sequence: 1, Origin: "westeurope"}}
-						if _, err := l.CompareAndSet(context.Background(), ledgertest.Tag("team/app", fmt.Sprint("t", i)), &r, 0); err != nil {
+						if _, err := l.CompareAndSet(context.Background(), 0, ledgertest.Tag("team/app", fmt.Sprint("t", i)), &r, 0); err != nil {
 							b.Error(err)
 							return
 						}

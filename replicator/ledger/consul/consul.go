@@ -3,15 +3,16 @@
 // It lies in a folder beside the store's, so that rights can be given to either alone:
 //
 //	<prefix>-ledger/records/<registry>/<repository>,<kind>,<reference>   a record
+//	<prefix>-ledger/generations/<registry>                               its revision is the registry's generation
 //	<prefix>-ledger/feed/head                                            the newest position
 //	<prefix>-ledger/feed/000 ... 255                                     the keys that changed at a position
 //
 // A comma sorts below every byte of a repository's name, so Consul's order is ledger.Compare's, and one question with
 // the comma as separator names the repositories of a registry without their records.
 //
-// A write is one transaction: the record, the slot of the next position, and the head, each by check-and-set. Writers of
-// one process that wait for each other share a transaction and a position; those of several processes contend for the
-// head, and the loser tries again.
+// A write is one transaction: the record and the head by check-and-set, the slot of the next position, and the check of the
+// generation. Writers of one process that wait for each other share a transaction and a position; those of several processes contend
+// for the head, and the loser tries again.
 //
 // Limits. A Consul server holds every record in memory, 3 to 7 KB each with what it keeps around it: beyond some
 // 100,000 records another engine is wanted. Page reads the names of a whole repository for each page of it, and lets the
@@ -43,9 +44,9 @@ var _ ledger.Ledger = (*Ledger)(nil)
 const (
 	// Feed is how many positions the feed remembers: one key each.
 	Feed = 256
-	// maxWrites is how many changes share a transaction: with the head and the slot, and two operations for a
-	// deletion, below Consul's limit; and few enough that one takes a server some milliseconds only.
-	maxWrites = (consulstore.MaxTxn - 2) / 2
+	// maxWrites is how many changes share a transaction: with the head and the slot, two operations for a deletion and one for
+	// the generation, below Consul's limit; and few enough that one takes a server some milliseconds only.
+	maxWrites = (consulstore.MaxTxn - 2) / 3
 	// maxBytes bounds their keys and values, as store.MaxCommit does.
 	maxBytes = store.MaxCommit
 	// maxAttempts bounds the attempts to win the head against other processes. Each attempt that fails is one that
@@ -57,9 +58,10 @@ const (
 
 // Ledger is a ledger.Ledger in Consul.
 type Ledger struct {
-	client  *consulstore.Client
-	records string // the folders, slash included
-	feed    string
+	client      *consulstore.Client
+	records     string // the folders, slash included
+	generations string
+	feed        string
 
 	closed context.Context
 	close  context.CancelFunc
@@ -74,6 +76,7 @@ type Ledger struct {
 // write is a CompareAndSet that waits for its transaction.
 type write struct {
 	key      ledger.Key
+	by       ledger.Generation
 	name     string
 	value    []byte // nil deletes
 	revision uint64
@@ -102,7 +105,7 @@ func New(client *consulstore.Client) *Ledger {
 	closed, cancel := context.WithCancel(context.Background())
 	root := client.Prefix() + "-ledger/"
 	return &Ledger{
-		client: client, records: root + "records/", feed: root + "feed/",
+		client: client, records: root + "records/", generations: root + "generations/", feed: root + "feed/",
 		closed: closed, close: cancel, turn: make(chan struct{}, 1),
 	}
 }
@@ -135,8 +138,34 @@ func (l *Ledger) Get(ctx context.Context, key ledger.Key) (ledger.Row, error) {
 	return row, nil
 }
 
+// Generation implements ledger.Ledger.
+func (l *Ledger) Generation(ctx context.Context, registry string) (ledger.Generation, error) {
+	ctx, cancel := l.scope(ctx)
+	defer cancel()
+	reading, err := l.client.Get(ctx, l.generations+registry, 0)
+	if err != nil {
+		return 0, fmt.Errorf("reading the generation of %s: %w", registry, unavailable(err))
+	}
+	if len(reading.Pairs) == 0 {
+		return 0, nil
+	}
+	return ledger.Generation(reading.Pairs[0].Revision), nil
+}
+
+// Advance implements ledger.Ledger.
+func (l *Ledger) Advance(ctx context.Context, registry string) error {
+	ctx, cancel := l.scope(ctx)
+	defer cancel()
+	// Only the revision counts. The value is for people who look at the key.
+	since := time.Now().UTC().AppendFormat(nil, time.RFC3339)
+	if _, err := l.client.Txn(ctx, []*api.KVTxnOp{{Verb: api.KVSet, Key: l.generations + registry, Value: since}}); err != nil {
+		return fmt.Errorf("beginning a generation of %s: %w", registry, unavailable(err))
+	}
+	return nil
+}
+
 // CompareAndSet implements ledger.Ledger.
-func (l *Ledger) CompareAndSet(ctx context.Context, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
+func (l *Ledger) CompareAndSet(ctx context.Context, by ledger.Generation, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
 	if err := key.Check(); err != nil {
 		return 0, err
 	}
@@ -150,7 +179,7 @@ func (l *Ledger) CompareAndSet(ctx context.Context, key ledger.Key, record *ledg
 		}
 		return 0, fmt.Errorf("deleting %s: %w", key, ledger.ErrConflict)
 	}
-	w := &write{key: key, name: l.name(key), revision: revision, done: make(chan outcome, 1)}
+	w := &write{key: key, by: by, name: l.name(key), revision: revision, done: make(chan outcome, 1)}
 	if record != nil {
 		var err error
 		if w.value, err = ledger.Encode(*record); err != nil {
@@ -250,7 +279,7 @@ func (l *Ledger) write(batch []*write) {
 			}
 		}
 		next := l.head.number + 1
-		ops, owner, err := l.transaction(batch, next)
+		ops, failed, err := l.transaction(batch, next)
 		if err != nil {
 			fail(err)
 			return
@@ -271,15 +300,17 @@ func (l *Ledger) write(batch []*write) {
 		}
 		lost := false
 		for _, op := range refused.Ops {
-			w := owner[op]
-			if w == nil {
+			if failed[op] == nil {
 				lost = true
 				continue
 			}
-			if i := slices.Index(batch, w); i >= 0 {
-				w.done <- outcome{err: ledger.ErrConflict}
-				batch = slices.Delete(batch, i, i+1)
-			}
+			batch = slices.DeleteFunc(batch, func(w *write) bool {
+				err := failed[op](w)
+				if err != nil {
+					w.done <- outcome{err: err}
+				}
+				return err != nil
+			})
 		}
 		if lost {
 			l.head = nil
@@ -293,8 +324,9 @@ func (l *Ledger) write(batch []*write) {
 	}
 }
 
-// transaction returns the operations that write batch at position next, and whose each is; the head's is nobody's.
-func (l *Ledger) transaction(batch []*write, next uint64) (ops []*api.KVTxnOp, owner []*write, err error) {
+// transaction returns the operations that write batch at position next, and, for each, what it means for a write that its
+// condition does not hold: nil if nothing. The failure of the head's concerns nobody.
+func (l *Ledger) transaction(batch []*write, next uint64) (ops []*api.KVTxnOp, failed []func(*write) error, err error) {
 	changed := slot{Position: next}
 	for _, w := range batch {
 		changed.Keys = append(changed.Keys, strings.TrimPrefix(w.name, l.records))
@@ -303,20 +335,45 @@ func (l *Ledger) transaction(batch []*write, next uint64) (ops []*api.KVTxnOp, o
 	if err != nil {
 		return nil, nil, fmt.Errorf("encoding the feed: %w", err)
 	}
-	add := func(w *write, op *api.KVTxnOp) {
-		ops, owner = append(ops, op), append(owner, w)
+	add := func(fails func(*write) error, op *api.KVTxnOp) {
+		ops, failed = append(ops, op), append(failed, fails)
 	}
 	add(nil, &api.KVTxnOp{Verb: api.KVCAS, Key: l.feed + "head", Value: strconv.AppendUint(nil, next, 10), Index: l.head.revision})
 	add(nil, &api.KVTxnOp{Verb: api.KVSet, Key: l.slot(next), Value: text})
+	type knowledge struct {
+		registry string
+		by       ledger.Generation
+	}
+	of := func(w *write) knowledge { return knowledge{w.key.Registry, w.by} }
+	checked := make(map[knowledge]bool)
 	for _, w := range batch {
+		if k := of(w); !checked[k] {
+			checked[k] = true
+			check := &api.KVTxnOp{Verb: api.KVCheckIndex, Key: l.generations + k.registry, Index: uint64(k.by)}
+			if k.by == 0 {
+				check = &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: check.Key}
+			}
+			add(func(other *write) error {
+				if of(other) == k {
+					return ledger.ErrGeneration
+				}
+				return nil
+			}, check)
+		}
+		conflict := func(other *write) error {
+			if other == w {
+				return ledger.ErrConflict
+			}
+			return nil
+		}
 		if w.value != nil {
-			add(w, &api.KVTxnOp{Verb: api.KVCAS, Key: w.name, Value: w.value, Index: w.revision})
+			add(conflict, &api.KVTxnOp{Verb: api.KVCAS, Key: w.name, Value: w.value, Index: w.revision})
 			continue
 		}
-		add(w, &api.KVTxnOp{Verb: api.KVCheckIndex, Key: w.name, Index: w.revision})
-		add(w, &api.KVTxnOp{Verb: api.KVDelete, Key: w.name})
+		add(conflict, &api.KVTxnOp{Verb: api.KVCheckIndex, Key: w.name, Index: w.revision})
+		add(conflict, &api.KVTxnOp{Verb: api.KVDelete, Key: w.name})
 	}
-	return ops, owner, nil
+	return ops, failed, nil
 }
 
 // Page implements ledger.Ledger.

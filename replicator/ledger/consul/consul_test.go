@@ -145,7 +145,7 @@ func testSeveral(t *testing.T, c *bed.Consul, meanwhile func()) {
 					row, err := l.Get(ctx, key)
 					if err == nil || errors.Is(err, ledger.ErrNotFound) {
 						row.Record.Head.Sequence++
-						_, err = l.CompareAndSet(ctx, key, &row.Record, row.Revision)
+						_, err = l.CompareAndSet(ctx, 0, key, &row.Record, row.Revision)
 					}
 					switch {
 					case err == nil:
@@ -155,7 +155,7 @@ func testSeveral(t *testing.T, c *bed.Consul, meanwhile func()) {
 						mu.Unlock()
 						// Beside it one that is written once: the feed has one chance to tell of it.
 						once := ledgertest.Tag("once", fmt.Sprintf("p%d-w%d-%d", p, w, done))
-						if _, err := l.CompareAndSet(ctx, once, &ledger.Record{Head: ledger.Version{Sequence: 1}}, 0); err == nil {
+						if _, err := l.CompareAndSet(ctx, 0, once, &ledger.Record{Head: ledger.Version{Sequence: 1}}, 0); err == nil {
 							mu.Lock()
 							acknowledged[once]++
 							mu.Unlock()
@@ -232,7 +232,7 @@ func TestBursts(t *testing.T) {
 					var err error
 					// The longest key that there is.
 					key := ledger.Key{Registry: "contoso", Repository: strings.Repeat("r", 255), Kind: ledger.Tag, Reference: fmt.Sprintf("%0128d", i)}
-					if revisions[i], err = l.CompareAndSet(t.Context(), key, r, revisions[i]); err != nil {
+					if revisions[i], err = l.CompareAndSet(t.Context(), 0, key, r, revisions[i]); err != nil {
 						t.Error(err)
 					}
 				})
@@ -266,7 +266,7 @@ func BenchmarkCompareAndSet(b *testing.B) {
 									return
 								}
 								r := ledger.Record{Head: ledger.Version{Digest: ledgertest.Digest(i), Sequence: 1, Origin: "westeurope"}}
-								if _, err := l.CompareAndSet(b.Context(), ledgertest.Tag("team/app", fmt.Sprint("t", i)), &r, 0); err != nil {
+								if _, err := l.CompareAndSet(b.Context(), 0, ledgertest.Tag("team/app", fmt.Sprint("t", i)), &r, 0); err != nil {
 									b.Error(err)
 									return
 								}
@@ -289,7 +289,7 @@ func BenchmarkPage(b *testing.B) {
 	for r := range repositories {
 		group.Go(func() {
 			for t := range tags {
-				if _, err := l.CompareAndSet(b.Context(), ledgertest.Tag(fmt.Sprint("team/app", r), fmt.Sprint("t", t)), &ledger.Record{}, 0); err != nil {
+				if _, err := l.CompareAndSet(b.Context(), 0, ledgertest.Tag(fmt.Sprint("team/app", r), fmt.Sprint("t", t)), &ledger.Record{}, 0); err != nil {
 					b.Error(err)
 				}
 			}

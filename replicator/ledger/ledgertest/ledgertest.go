@@ -30,6 +30,8 @@ func Run(t *testing.T, maxFeed int, open func(t *testing.T) (ledger.Ledger, Raw)
 		run  func(*testing.T, ledger.Ledger)
 	}{
 		{"CompareAndSet", testCompareAndSet},
+		{"Generations", testGenerations},
+		{"MixedGenerations", testMixedGenerations},
 		{"RecordsRoundTrip", testRoundTrip},
 		{"Refusals", testRefusals},
 		{"PageOrder", testPageOrder},
@@ -87,7 +89,7 @@ func deadline(t *testing.T) context.Context {
 
 func set(t *testing.T, l ledger.Ledger, key ledger.Key, r *ledger.Record, revision uint64) uint64 {
 	t.Helper()
-	next, err := l.CompareAndSet(deadline(t), key, r, revision)
+	next, err := l.CompareAndSet(deadline(t), 0, key, r, revision)
 	if err != nil {
 		t.Fatalf("setting %s: %v", key, err)
 	}
@@ -100,14 +102,14 @@ func testCompareAndSet(t *testing.T, l ledger.Ledger) {
 		if _, err := l.Get(ctx, key); !errors.Is(err, ledger.ErrNotFound) {
 			t.Errorf("a key never written: %v", err)
 		}
-		if _, err := l.CompareAndSet(ctx, key, record(1), 12345); !errors.Is(err, ledger.ErrConflict) {
+		if _, err := l.CompareAndSet(ctx, 0, key, record(1), 12345); !errors.Is(err, ledger.ErrConflict) {
 			t.Errorf("a revision of a key that is not there: %v", err)
 		}
-		if _, err := l.CompareAndSet(ctx, key, nil, 12345); !errors.Is(err, ledger.ErrConflict) {
+		if _, err := l.CompareAndSet(ctx, 0, key, nil, 12345); !errors.Is(err, ledger.ErrConflict) {
 			t.Errorf("deleting a revision of a key that is not there: %v", err)
 		}
 		r1 := set(t, l, key, record(1), 0)
-		if _, err := l.CompareAndSet(ctx, key, record(2), 0); !errors.Is(err, ledger.ErrConflict) {
+		if _, err := l.CompareAndSet(ctx, 0, key, record(2), 0); !errors.Is(err, ledger.ErrConflict) {
 			t.Errorf("creating what is there: %v", err)
 		}
 		r2 := set(t, l, key, record(2), r1)
@@ -115,29 +117,122 @@ func testCompareAndSet(t *testing.T, l ledger.Ledger) {
 		if r1 == 0 || r2 <= r1 || r3 <= r2 {
 			t.Errorf("revisions %d, %d, %d do not grow", r1, r2, r3)
 		}
-		if _, err := l.CompareAndSet(ctx, key, record(9), r2); !errors.Is(err, ledger.ErrConflict) {
+		if _, err := l.CompareAndSet(ctx, 0, key, record(9), r2); !errors.Is(err, ledger.ErrConflict) {
 			t.Errorf("a stale revision: %v", err)
 		}
 		row, err := l.Get(ctx, key)
 		if err != nil || row.Revision != r3 || row.Key != key || !reflect.DeepEqual(row.Record, *record(2)) {
 			t.Errorf("read %+v, %v", row, err)
 		}
-		if _, err := l.CompareAndSet(ctx, key, nil, r2); !errors.Is(err, ledger.ErrConflict) {
+		if _, err := l.CompareAndSet(ctx, 0, key, nil, r2); !errors.Is(err, ledger.ErrConflict) {
 			t.Errorf("deleting a stale revision: %v", err)
 		}
-		if _, err := l.CompareAndSet(ctx, key, nil, r3); err != nil {
+		if _, err := l.CompareAndSet(ctx, 0, key, nil, r3); err != nil {
 			t.Errorf("deleting: %v", err)
 		}
 		if _, err := l.Get(ctx, key); !errors.Is(err, ledger.ErrNotFound) {
 			t.Errorf("a deleted key: %v", err)
 		}
-		if _, err := l.CompareAndSet(ctx, key, record(3), r3); !errors.Is(err, ledger.ErrConflict) {
+		if _, err := l.CompareAndSet(ctx, 0, key, record(3), r3); !errors.Is(err, ledger.ErrConflict) {
 			t.Errorf("a revision from before the deletion: %v", err)
 		}
 		if r4 := set(t, l, key, record(3), 0); r4 <= r3 {
 			t.Errorf("revision %d after a deletion, %d before it", r4, r3)
 		}
 	}
+}
+
+func generation(t *testing.T, l ledger.Ledger, registry string) ledger.Generation {
+	t.Helper()
+	g, err := l.Generation(deadline(t), registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func advance(t *testing.T, l ledger.Ledger, registry string) ledger.Generation {
+	t.Helper()
+	if err := l.Advance(deadline(t), registry); err != nil {
+		t.Fatal(err)
+	}
+	return generation(t, l, registry)
+}
+
+// testGenerations refuses writers of any generation but the present one of the key's registry.
+func testGenerations(t *testing.T, l ledger.Ledger) {
+	ctx := deadline(t)
+	key, elsewhere := Tag("team/app", "1.2"), Tag("team/app", "1.2")
+	elsewhere.Registry = "fabrikam"
+	if g := generation(t, l, "contoso"); g != 0 {
+		t.Errorf("the generation before the first is %d", g)
+	}
+	revision := set(t, l, key, record(1), 0)
+	former := []ledger.Generation{0}
+	for n := range 3 {
+		present := advance(t, l, "contoso")
+		if last := former[len(former)-1]; present <= last {
+			t.Errorf("generation %d follows %d", present, last)
+		}
+		head, err := l.Head(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range append(former, present+1) {
+			if _, err := l.CompareAndSet(ctx, g, key, record(9), revision); !errors.Is(err, ledger.ErrGeneration) {
+				t.Errorf("a write by %d in %d: %v", g, present, err)
+			}
+			if _, err := l.CompareAndSet(ctx, g, key, nil, revision); !errors.Is(err, ledger.ErrGeneration) {
+				t.Errorf("a delete by %d in %d: %v", g, present, err)
+			}
+			if _, err := l.CompareAndSet(ctx, g, Tag("team/app", "new"), record(9), 0); !errors.Is(err, ledger.ErrGeneration) {
+				t.Errorf("a new record by %d in %d: %v", g, present, err)
+			}
+		}
+		if row, err := l.Get(ctx, key); err != nil || row.Revision != revision {
+			t.Errorf("what was refused was written: %+v, %v", row, err)
+		}
+		if after, err := l.Head(ctx); err != nil || after != head {
+			t.Errorf("what was refused is in the feed: %v, %v", after, err)
+		}
+		if revision, err = l.CompareAndSet(ctx, present, key, record(n+2), revision); err != nil {
+			t.Errorf("a write by the present generation: %v", err)
+		}
+		former = append(former, present)
+	}
+	if generation(t, l, "fabrikam") != 0 {
+		t.Error("another registry has its generation")
+	}
+	set(t, l, elsewhere, record(1), 0)
+}
+
+// testMixedGenerations lets writers of several generations and registries write at once: none takes another with it.
+func testMixedGenerations(t *testing.T, l ledger.Ledger) {
+	ctx := deadline(t)
+	registries := []string{"contoso", "fabrikam", "tailspin"}
+	present := make(map[string]ledger.Generation)
+	for _, r := range registries {
+		advance(t, l, r)
+		present[r] = advance(t, l, r)
+	}
+	var wg sync.WaitGroup
+	for n := range 90 {
+		key := Tag("app", fmt.Sprint("t", n))
+		key.Registry = registries[n%len(registries)]
+		by, want := present[key.Registry], error(nil)
+		if n%7 == 0 {
+			by, want = by-1, ledger.ErrGeneration
+		}
+		wg.Go(func() {
+			if _, err := l.CompareAndSet(ctx, by, key, record(1), 0); !errors.Is(err, want) {
+				t.Errorf("writing %s by %d in %d: %v", key, by, present[key.Registry], err)
+			}
+			if _, err := l.Get(ctx, key); errors.Is(err, ledger.ErrNotFound) != (want != nil) {
+				t.Errorf("then reading %s: %v", key, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func testRoundTrip(t *testing.T, l ledger.Ledger) {
@@ -173,7 +268,7 @@ func testRefusals(t *testing.T, l ledger.Ledger) {
 		{Registry: "contoso", Repository: "a", Kind: "x", Reference: "latest"},
 		{Registry: "a/b", Repository: "a", Kind: ledger.Tag, Reference: "latest"},
 	} {
-		if _, err := l.CompareAndSet(ctx, key, record(1), 0); err == nil || errors.Is(err, ledger.ErrUnavailable) {
+		if _, err := l.CompareAndSet(ctx, 0, key, record(1), 0); err == nil || errors.Is(err, ledger.ErrUnavailable) {
 			t.Errorf("the key %q: %v, want a refusal", key, err)
 		}
 		if _, err := l.Get(ctx, key); err == nil || errors.Is(err, ledger.ErrNotFound) {
@@ -182,7 +277,7 @@ func testRefusals(t *testing.T, l ledger.Ledger) {
 	}
 	huge := record(1)
 	huge.Intents = []ledger.Intent{{WriteID: strings.Repeat("w", ledger.MaxRecord)}}
-	if _, err := l.CompareAndSet(ctx, Tag("a", "huge"), huge, 0); err == nil {
+	if _, err := l.CompareAndSet(ctx, 0, Tag("a", "huge"), huge, 0); err == nil {
 		t.Error("a record of any size was taken")
 	}
 	if head, err := l.Head(ctx); err != nil || head.Position != 0 {
@@ -213,7 +308,7 @@ func fill(t *testing.T, l ledger.Ledger) (keys []ledger.Key) {
 	var group sync.WaitGroup
 	for _, key := range shuffled {
 		group.Go(func() {
-			if _, err := l.CompareAndSet(t.Context(), key, record(1), 0); err != nil {
+			if _, err := l.CompareAndSet(t.Context(), 0, key, record(1), 0); err != nil {
 				t.Errorf("setting %s: %v", key, err)
 			}
 		})
@@ -298,7 +393,7 @@ func testContention(t *testing.T, l ledger.Ledger) {
 					t.Error(err)
 					return
 				}
-				_, err = l.CompareAndSet(ctx, key, record(int(row.Record.Head.Sequence)+1), row.Revision)
+				_, err = l.CompareAndSet(ctx, 0, key, record(int(row.Record.Head.Sequence)+1), row.Revision)
 				switch {
 				case err == nil:
 					done++
@@ -361,7 +456,7 @@ func testFeed(t *testing.T, l ledger.Ledger) {
 	if head, err := l.Head(ctx); err != nil || head != cursor {
 		t.Errorf("the head is %v, %v; the cursor after all changes %v", head, err, cursor)
 	}
-	if _, err := l.CompareAndSet(ctx, b, record(2), 1<<40); !errors.Is(err, ledger.ErrConflict) {
+	if _, err := l.CompareAndSet(ctx, 0, b, record(2), 1<<40); !errors.Is(err, ledger.ErrConflict) {
 		t.Error(err)
 	}
 	if head, _ := l.Head(ctx); head != cursor {
@@ -476,7 +571,7 @@ func testFeedIsComplete(t *testing.T, l ledger.Ledger) {
 			revisions := map[ledger.Key]uint64{}
 			for i := range each {
 				key := Tag(fmt.Sprint("feed/", w), fmt.Sprint("t", i%10))
-				r, err := l.CompareAndSet(ctx, key, record(i+1), revisions[key])
+				r, err := l.CompareAndSet(ctx, 0, key, record(i+1), revisions[key])
 				if err != nil {
 					t.Errorf("setting %s: %v", key, err)
 					return
@@ -503,7 +598,7 @@ func testFeedGap(t *testing.T, l ledger.Ledger, maxFeed int) {
 		group.Go(func() {
 			for i := 1; ; i++ {
 				key := Tag("gap", fmt.Sprintf("%d-%d", w, i))
-				if _, err := l.CompareAndSet(ctx, key, record(i), 0); err != nil {
+				if _, err := l.CompareAndSet(ctx, 0, key, record(i), 0); err != nil {
 					t.Errorf("setting %s: %v", key, err)
 					return
 				}
@@ -596,7 +691,7 @@ func testDamage(t *testing.T, l ledger.Ledger, raw Raw) {
 			t.Fatal(err)
 		}
 		for _, stale := range []uint64{0, row.Revision + 1} {
-			if _, err := l.CompareAndSet(ctx, key, record(2), stale); !errors.Is(err, ledger.ErrConflict) {
+			if _, err := l.CompareAndSet(ctx, 0, key, record(2), stale); !errors.Is(err, ledger.ErrConflict) {
 				t.Errorf("replacing %s at revision %d, not %d: %v", key, stale, row.Revision, err)
 			}
 		}
@@ -640,7 +735,7 @@ func testWithdrawn(t *testing.T, l ledger.Ledger) {
 	cancel()
 	key := Tag("withdrawn", "t")
 	for range 20 {
-		if _, err := l.CompareAndSet(ctx, key, record(1), 0); !errors.Is(err, context.Canceled) {
+		if _, err := l.CompareAndSet(ctx, 0, key, record(1), 0); !errors.Is(err, context.Canceled) {
 			t.Errorf("compare-and-set with a context that had ended: %v", err)
 		}
 	}
@@ -664,10 +759,12 @@ func testClosed(t *testing.T, l ledger.Ledger) {
 		t.Errorf("the wait under way ended with %v", err)
 	}
 	_, getErr := l.Get(ctx, key)
-	_, setErr := l.CompareAndSet(ctx, key, record(1), 0)
+	_, setErr := l.CompareAndSet(ctx, 0, key, record(1), 0)
 	_, pageErr := l.Page(ctx, "contoso", "", ledger.Key{}, 1)
 	_, headErr := l.Head(ctx)
-	for what, err := range map[string]error{"get": getErr, "compare-and-set": setErr, "page": pageErr, "head": headErr} {
+	_, generationErr := l.Generation(ctx, "contoso")
+	for what, err := range map[string]error{"get": getErr, "compare-and-set": setErr, "page": pageErr, "head": headErr,
+		"generation": generationErr, "advance": l.Advance(ctx, "contoso")} {
 		if !errors.Is(err, ledger.ErrUnavailable) {
 			t.Errorf("%s on a closed ledger: %v", what, err)
 		}
