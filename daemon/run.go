@@ -207,7 +207,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 func (d *daemon) read() error {
 	c := &d.config
 	var faults [6]error
-	d.databases, faults[0] = openDatabases(c.Geo)
+	d.databases, faults[0] = openDatabases(c.Geo, nil)
 	if c.Has(RoleDNS) {
 		d.server, faults[1] = dns.New(d.dnsOptions())
 	}
@@ -540,6 +540,9 @@ func (d *daemon) notice(what, text string) {
 		delete(d.notices, what)
 		return
 	}
+	if d.notices[what] == text {
+		return // it was logged
+	}
 	d.notices[what] = text
 	d.log.Error(text)
 }
@@ -724,11 +727,9 @@ func (d *daemon) reload() {
 		}
 		d.notice(what, text)
 	}
-	databases, err := openDatabases(d.config.Geo)
+	databases, err := openDatabases(d.config.Geo, d.front.databases())
 	report("geo", err)
-	if err == nil {
-		d.front.offered.Store(databases)
-	}
+	d.front.offered.Store(databases)
 	if d.server != nil {
 		report("dns", d.server.Reload())
 	}

@@ -23,7 +23,7 @@ func (d *daemon) status() api.Status {
 		Version: d.version, Started: d.started.UTC(), Roles: d.roles(),
 		Store:    api.StoreStatus{Name: d.config.Store.String(), Error: keeper.StoreError},
 		Topology: api.TopologyState{Digest: keeper.Digest, Changed: keeper.Changed, Problems: keeper.Problems, Held: keeper.Pending},
-		Geo:      d.front.databases().infos,
+		Geo:      d.front.databases().all(),
 	}
 	if snapshot := d.keeper.Snapshot(); snapshot != nil {
 		s.Topology.Registries = len(snapshot.Registries)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"portolan/latest"
 	"portolan/router"
 	"portolan/router/geo"
+	"portolan/strict/nearmiss"
 	"portolan/topology"
 )
 
@@ -28,50 +31,118 @@ const lagTick = 2 * time.Second
 // databases are where clients are looked up, and what the operator's files say of them. Immutable.
 type databases struct {
 	router.Sources
-	infos []geo.Info
+	// infos are of the files, by the setting that names them.
+	infos map[string][]geo.Info
 }
 
-// openDatabases opens what g names; an error names the setting and the file.
-func openDatabases(g Geo) (*databases, error) {
-	d := &databases{}
-	if len(g.Database) == 0 {
-		table := geo.Builtin()
-		d.Places, d.infos = table, append(d.infos, table.Info())
-	} else {
+// openDatabases opens what g names. Of what cannot be used, former's stays, which is nil at the start; the error tells of all of that, by
+// setting and file.
+func openDatabases(g Geo, former *databases) (*databases, error) {
+	d := new(databases)
+	if former != nil {
+		d.Sources, d.infos = former.Sources, maps.Clone(former.infos)
+	}
+	places := func() ([]geo.Info, error) {
+		if len(g.Database) == 0 {
+			table := geo.Builtin()
+			d.Places = table
+			return []geo.Info{table.Info()}, nil
+		}
 		database, err := geo.Open(g.Database...)
 		if err != nil {
-			return nil, fmt.Errorf("geo.database: %w", err)
+			return nil, err
 		}
-		d.Places, d.infos = database, append(d.infos, database.Infos()...)
+		d.Places = database
+		return database.Infos(), nil
 	}
-	if len(g.ASN) > 0 {
+	networks := func() ([]geo.Info, error) {
+		if len(g.ASN) == 0 {
+			return nil, nil
+		}
 		asns, err := geo.OpenASN(g.ASN...)
 		if err != nil {
-			return nil, fmt.Errorf("geo.asn: %w", err)
+			return nil, err
 		}
-		d.Networks, d.infos = asns, append(d.infos, asns.Infos()...)
+		d.Networks = asns
+		return asns.Infos(), nil
 	}
-	return d, d.openTables(g)
+	return d, errors.Join(d.open("geo.database", places), d.open("geo.asn", networks), d.openTables(g))
 }
 
 // openTables reads the operator's tables; the error tells of the faults of all.
 func (d *databases) openTables(g Geo) error {
-	var faults [2]error
-	if g.Prefixes != "" {
+	prefixes := func() ([]geo.Info, error) {
+		if g.Prefixes == "" {
+			return nil, nil
+		}
 		prefixes, info, err := geo.ReadPrefixes(g.Prefixes)
 		if err != nil {
-			faults[0] = fmt.Errorf("geo.prefixes: %w", err)
+			return nil, err
 		}
-		d.Prefixes, d.infos = prefixes, append(d.infos, info)
+		d.Prefixes = prefixes
+		return []geo.Info{info}, nil
 	}
-	if g.Latencies != "" {
+	latencies := func() ([]geo.Info, error) {
+		if g.Latencies == "" {
+			return nil, nil
+		}
 		latencies, info, err := geo.ReadLatencies(g.Latencies)
 		if err != nil {
-			faults[1] = fmt.Errorf("geo.latencies: %w", err)
+			return nil, err
 		}
-		d.Latencies, d.infos = latencies, append(d.infos, info)
+		d.Latencies = latencies
+		return []geo.Info{info}, nil
 	}
-	return errors.Join(faults[:]...)
+	return errors.Join(d.open("geo.prefixes", prefixes), d.open("geo.latencies", latencies))
+}
+
+// open keeps what open tells of the files of a setting.
+func (d *databases) open(setting string, open func() ([]geo.Info, error)) error {
+	infos, err := open()
+	if err != nil {
+		return fmt.Errorf("%s: %w", setting, err)
+	}
+	if d.infos == nil {
+		d.infos = make(map[string][]geo.Info)
+	}
+	d.infos[setting] = infos
+	return nil
+}
+
+// all are the infos of all files.
+func (d *databases) all() []geo.Info {
+	return slices.Concat(d.infos["geo.database"], d.infos["geo.asn"], d.infos["geo.prefixes"], d.infos["geo.latencies"])
+}
+
+// doubts are what is well-formed in the operator's tables and yet will not be what was meant: no line, or regions in which no registry
+// of s has a replica.
+func (d *databases) doubts(s *topology.Snapshot) []string {
+	var regions []string
+	for _, r := range s.Registries {
+		for _, p := range r.Replicas {
+			regions = append(regions, p.Region)
+		}
+	}
+	var doubts []string
+	for setting, named := range map[string]map[string]int{"geo.prefixes": d.Prefixes.Regions(), "geo.latencies": d.Latencies.Regions()} {
+		for _, info := range d.infos[setting] {
+			if info.Lines == 0 {
+				doubts = append(doubts, fmt.Sprintf("%s: %s has no line", setting, info.Path))
+			}
+		}
+		for region, lines := range named {
+			if slices.Contains(regions, region) {
+				continue
+			}
+			doubt := fmt.Sprintf("%s: no registry has a replica in %s (lines that name it: %d)", setting, region, lines)
+			if near, ok := nearmiss.Of(region, regions); ok {
+				doubt += fmt.Sprintf("; did you mean %s?", near)
+			}
+			doubts = append(doubts, doubt)
+		}
+	}
+	slices.Sort(doubts)
+	return doubts
 }
 
 // frontdoor puts topology, state, verdicts and databases together into what clients are answered from, whenever one of them
@@ -201,7 +272,7 @@ func (f *frontdoor) chart(ctx context.Context) error {
 	case err != nil:
 		f.notice(fmt.Sprintf("the databases cannot be read, and what was charted before is kept: %v", err))
 	default:
-		f.notice("")
+		f.notice(strings.Join(offered.doubts(snapshot), "\n"))
 		f.geography.Store(&geography{offered, charts})
 		f.log.Info("charted where clients are", zap.Duration("took", time.Since(began)), zap.Int("registries", len(snapshot.Registries)))
 		// Charting takes ten times the memory of the chart, and is done again in weeks.

@@ -2,8 +2,12 @@ package daemon
 
 import (
 	"context"
+	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +16,7 @@ import (
 
 	"portolan/health"
 	"portolan/router"
+	"portolan/router/geo"
 	"portolan/store"
 	"portolan/topology"
 )
@@ -41,6 +46,56 @@ func TestConditionsOf(t *testing.T) {
 	}
 	if p := conditionsOf(s, state, nil, nil, time.Now())[key("new")]; !p.Settled {
 		t.Errorf("where nothing is probed: %+v", p)
+	}
+}
+
+// Of what cannot be read again the former stays, and only that.
+func TestDatabasesAreReadApart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	g := Geo{Prefixes: write("prefixes", "192.0.2.0/24 westus\n"), Latencies: write("latencies", "country/DE westus 140\n")}
+	former, err := openDatabases(g, nil)
+	if err != nil || len(former.all()) != 3 {
+		t.Fatalf("%+v, %v", former, err)
+	}
+	write("prefixes", "192.0.2.0/24\n")
+	write("latencies", "country/DE westus 140\ncountry/FR westus 130\n")
+	now, err := openDatabases(g, former)
+	if err == nil || !strings.Contains(err.Error(), "geo.prefixes: "+g.Prefixes+":1") {
+		t.Errorf("%v", err)
+	}
+	if now.Prefixes != former.Prefixes || now.Latencies == former.Latencies || now.all()[1].Lines != 1 || now.all()[2].Lines != 2 || former.all()[2].Lines != 1 {
+		t.Errorf("%+v\n%+v", former.all(), now.all())
+	}
+	if _, err := openDatabases(g, nil); err == nil {
+		t.Error("a start without what cannot be read")
+	}
+}
+
+// A table that is well-formed and names what is not there is told of.
+func TestDoubtsOfTables(t *testing.T) {
+	t.Parallel()
+	d := &databases{infos: map[string][]geo.Info{"geo.prefixes": {{Path: "p", Lines: 3}}, "geo.latencies": {{Path: "l"}}}}
+	d.Prefixes = router.NewPrefixes(map[netip.Prefix][]string{netip.MustParsePrefix("192.0.2.0/24"): {"westuss", "eastus"},
+		netip.MustParsePrefix("198.51.100.0/24"): {"westuss"}, netip.MustParsePrefix("203.0.113.0/24"): {"mars"}})
+	s := &topology.Snapshot{Registries: []*topology.Registry{{Replicas: []*topology.Replica{{Region: "westus"}, {Region: "eastus"}}}}}
+	want := []string{"geo.latencies: l has no line", "geo.prefixes: no registry has a replica in mars (lines that name it: 1)",
+		"geo.prefixes: no registry has a replica in westuss (lines that name it: 2); did you mean westus?"}
+	if got := d.doubts(s); !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	d.Latencies = router.NewLatencies(map[string]map[string]int{"DE": {"eastus": 1}}, map[string]map[string]int{"EU": {"easteu": 1}})
+	d.infos["geo.latencies"][0].Lines, d.Prefixes = 2, nil
+	if got := d.doubts(s); len(got) != 1 || !strings.HasPrefix(got[0], "geo.latencies: no registry has a replica in easteu (lines that name it: 1)") {
+		t.Errorf("%q", got)
 	}
 }
 

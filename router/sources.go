@@ -39,6 +39,20 @@ func NewPrefixes(orders map[netip.Prefix][]string) *Prefixes {
 	return p
 }
 
+// Regions returns the regions that the orders name, and for how many prefixes each.
+func (p *Prefixes) Regions() map[string]int {
+	named := make(map[string]int)
+	if p == nil {
+		return named
+	}
+	for _, list := range p.of {
+		for _, region := range p.lists[list] {
+			named[region]++
+		}
+	}
+	return named
+}
+
 // Latencies are round-trip times between the clients of a country or a continent and a region, in milliseconds.
 type Latencies struct {
 	countries, continents map[[2]byte]map[string]int
@@ -55,6 +69,22 @@ func NewLatencies(countries, continents map[string]map[string]int) *Latencies {
 		return figures
 	}
 	return &Latencies{byLetters(countries), byLetters(continents)}
+}
+
+// Regions returns the regions that there are figures of, and how many of each.
+func (l *Latencies) Regions() map[string]int {
+	named := make(map[string]int)
+	if l == nil {
+		return named
+	}
+	for _, of := range []map[[2]byte]map[string]int{l.countries, l.continents} {
+		for _, figures := range of {
+			for region := range figures {
+				named[region]++
+			}
+		}
+	}
+	return named
 }
 
 // kilometresPerMillisecond makes figures and distances comparable, since a table seldom has a figure for everything: light in

@@ -58,7 +58,11 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 		if name == "" {
 			name = "built-in"
 		}
-		row(w, "Database:", fmt.Sprintf("%s (%s), built %s, %d days old", name, g.Type, g.Built.Format(time.DateOnly), int(g.Age(now)/(24*time.Hour))))
+		kind := g.Type
+		if g.Lines > 0 {
+			kind += ", " + counted(g.Lines, "line", "lines")
+		}
+		row(w, "Database:", fmt.Sprintf("%s (%s), built %s, %d days old", name, kind, g.Built.Format(time.DateOnly), int(g.Age(now)/(24*time.Hour))))
 	}
 	for _, v := range s.Voters {
 		says := fmt.Sprintf("%s up, %d down, heard %s", counted(v.Up, "address", "addresses"), v.Down, ago(v.Heard, now))

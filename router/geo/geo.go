@@ -29,6 +29,8 @@ type Info struct {
 	Built time.Time `json:"built"`
 	// Digest is the SHA-256 of the file, in hexadecimal: servers that answer alike have the same.
 	Digest string `json:"digest"`
+	// Lines is how many a table of the operator's has.
+	Lines int `json:"lines,omitempty"`
 }
 
 // Age is how old the database is at now, never negative.

@@ -126,6 +126,7 @@ func readTable(path, kind string, line func(fields []string) error) (Info, error
 	for n := 1; lines.Scan() && len(faults) < maxFaults; n++ {
 		before, _, _ := strings.Cut(lines.Text(), "#")
 		if fields := strings.Fields(before); len(fields) > 0 {
+			info.Lines++
 			if err := line(fields); err != nil {
 				faults = append(faults, fmt.Errorf("%s:%d: %w", path, n, err))
 			}
