@@ -346,13 +346,15 @@ func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*
 		asns = b.Table()
 	}
 
-	var spots []spot
+	// In pieces: a slice of a million spots that grows leaves several times its size behind.
+	const piece = 1 << 12
+	var spots [][]spot
 	none := spot{}
 	spotOf := func(number int) *spot {
 		if number < 0 {
 			return &none
 		}
-		return &spots[number]
+		return &spots[number/piece][number%piece]
 	}
 	sweeps := make([]*sweep[layer, uint32], 0, len(drafts))
 	keys := slices.Collect(maps.Keys(drafts))
@@ -385,7 +387,10 @@ func (c *Charts) surveyFamily(ctx context.Context, is6 bool, drafts map[string]*
 			if s.placed {
 				s.at = unit(place.Coordinates)
 			}
-			spots = append(spots, s)
+			if last := len(spots) - 1; last < 0 || len(spots[last]) == piece {
+				spots = append(spots, make([]spot, 0, piece))
+			}
+			spots[len(spots)-1] = append(spots[len(spots)-1], s)
 		}
 		if visited++; visited&0xffff == 0 && ctx.Err() != nil {
 			return false
@@ -427,9 +432,13 @@ type sweep[L, V comparable] struct {
 	b      ranges.Builder[V]
 
 	// known are the values that were asked for already under the plain layer, by number plus one; nearly all are of that.
-	known []V
-	have  []bool
+	known []known[V]
 	plain L
+}
+
+type known[V any] struct {
+	value V
+	asked bool
 }
 
 type border[L any] struct {
@@ -480,14 +489,14 @@ func (s *sweep[L, V]) now() V {
 		return s.value(s.number, s.layer)
 	}
 	i := s.number + 1
-	for len(s.have) <= i {
-		var unknown V
-		s.known, s.have = append(s.known, unknown), append(s.have, false)
+	for len(s.known) <= i {
+		s.known = append(s.known, known[V]{})
 	}
-	if !s.have[i] {
-		s.known[i], s.have[i] = s.value(s.number, s.layer), true
+	k := &s.known[i]
+	if !k.asked {
+		*k = known[V]{s.value(s.number, s.layer), true}
 	}
-	return s.known[i]
+	return k.value
 }
 
 // table ends the sweep.
@@ -504,14 +513,16 @@ func (d *draft) route(s *spot, l layer) uint32 {
 		r.placed = s.placed
 		r.choice = r.choice.or(l.asn).or(d.countries[s.country]).or(d.continents[s.continent])
 	}
+	var few [maxOnStack]uint16
+	var sorted []uint16
 	if r.placed {
-		r.order = order(d.regions, d.rules, r.choice, &s.at, d.figures.of(s.country, s.continent), -1)
+		sorted = order(few[:0], d.regions, d.rules, r.choice, &s.at, d.figures.of(s.country, s.continent), -1)
 	}
 	key := make([]byte, 0, 64)
 	key = binary.BigEndian.AppendUint32(key, r.choice.order)
 	key = binary.BigEndian.AppendUint32(key, r.choice.fence)
 	key = append(key, r.block)
-	for _, i := range r.order {
+	for _, i := range sorted {
 		key = binary.BigEndian.AppendUint16(key, i)
 	}
 	if r.placed {
@@ -522,6 +533,7 @@ func (d *draft) route(s *spot, l layer) uint32 {
 	n, known := d.known[string(key)]
 	if !known {
 		n = uint32(len(d.routes))
+		r.order = slices.Clone(sorted)
 		d.routes = append(d.routes, r)
 		d.known[string(key)] = n
 	}
@@ -531,11 +543,11 @@ func (d *draft) route(s *spot, l layer) uint32 {
 // maxOnStack is how many regions are sorted without allocating.
 const maxOnStack = 64
 
-// order sorts the regions that choice allows for a client that stands at from: first those that its order names, then by
+// order appends to sorted the regions that choice allows for a client that stands at from, in their order: first those that its order names, then by
 // distance in whole kilometres, ties by name. Where figures, which may be empty, have a latency, that counts as the distance. A client without a place stands at the home, which comes first then, also
 // before a region on the same spot; home is its index, or -1. A nil from is a client without a place where there is no
 // home either: by name.
-func order(regions []site, rules []rule, ch choice, from *vector, figures []int, home int) []uint16 {
+func order(sorted []uint16, regions []site, rules []rule, ch choice, from *vector, figures []int, home int) []uint16 {
 	type candidate struct {
 		place, index uint16
 		distance     int
@@ -573,9 +585,8 @@ func order(regions []site, rules []rule, ch choice, from *vector, figures []int,
 		}
 		slices.SortFunc(all[rest:], byDistance)
 	}
-	sorted := make([]uint16, len(all))
-	for i, c := range all {
-		sorted[i] = c.index
+	for _, c := range all {
+		sorted = append(sorted, c.index)
 	}
 	return sorted
 }

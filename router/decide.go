@@ -111,7 +111,7 @@ func (b *berth) homeward(ch choice) []uint16 {
 	if b.home >= 0 {
 		from = &b.chart.regions[b.home].at
 	}
-	return order(b.chart.regions, b.chart.rules, ch, from, nil, b.home)
+	return order(nil, b.chart.regions, b.chart.rules, ch, from, nil, b.home)
 }
 
 // With returns the router of the same geography under the conditions c. It costs a look at every order of regions that

@@ -31,7 +31,7 @@ func (r *Registry) Shares() []Split {
 	splits := make([]Split, 0, len(r.replicas))
 	for n, i := range r.harbours {
 		if i >= 0 {
-			order := order(r.chart.regions, r.chart.rules, choice{}, &r.chart.regions[n].at, nil, -1)
+			order := order(nil, r.chart.regions, r.chart.rules, choice{}, &r.chart.regions[n].at, nil, -1)
 			splits = append(splits, Split{Nearest: r.replicas[i].region, Shares: r.split(order)})
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"portolan/router"
 	"portolan/router/ranges"
 	"portolan/topology"
+	"portolan/topology/regions"
 )
 
 // write makes an mmdb file of entries and returns its path.
@@ -463,5 +464,60 @@ func BenchmarkDecideCity(b *testing.B) {
 	for i := uint32(0); b.Loop(); i++ {
 		a := netip.AddrFrom4([4]byte{20, byte(i >> 8), byte(i), 0})
 		r.Decide(router.Client{Subnet: netip.PrefixFrom(a, 24)})
+	}
+}
+
+// BenchmarkChartCity is the greater part of a start: the City database (make city) charted for eight regions all over the world.
+func BenchmarkChartCity(b *testing.B) {
+	var paths []string
+	for _, family := range []string{"ipv4", "ipv6"} {
+		path := filepath.Join("..", "..", "bin", "city", "dbip-city-"+family+".mmdb")
+		if _, err := os.Stat(path); err != nil {
+			b.Skip("there is no City database: make city")
+		}
+		paths = append(paths, path)
+	}
+	registry := &topology.Registry{Name: "contoso", Home: "westus"}
+	for _, name := range []string{"westus", "eastus", "brazilsouth", "westeurope", "southafricanorth", "centralindia", "southeastasia", "australiaeast"} {
+		region, ok := regions.Lookup(name)
+		if !ok {
+			b.Fatal(name)
+		}
+		registry.Replicas = append(registry.Replicas, &topology.Replica{Region: name, Weight: 100, Routing: true,
+			Location: topology.Coordinates{Latitude: region.Latitude, Longitude: region.Longitude}})
+	}
+	s := &topology.Snapshot{Registries: []*topology.Registry{registry}}
+	b.ReportAllocs()
+	for b.Loop() {
+		d, err := Open(paths...)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := router.Chart(context.Background(), s, router.Sources{Places: d}, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// Offsets get the numbers that a map would give them, also those whose places in the table collide.
+func TestNumbering(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(1, 2))
+	var n numbering
+	want := make(map[uint32]int)
+	for range 200_000 {
+		offset := random.Uint32N(60_000)
+		if offset%3 == 0 {
+			offset <<= 16
+		}
+		number, met := n.of(offset)
+		known, was := want[offset]
+		if !was {
+			known = len(want)
+			want[offset] = known
+		}
+		if number != known || met != was {
+			t.Fatalf("%d is number %d, %v; want %d, %v", offset, number, met, known, was)
+		}
 	}
 }

@@ -286,17 +286,54 @@ func (t *Table[V]) Lookup(a netip.Addr) (value V, prefixLen int) {
 
 // Builder makes a table of ranges that are added in ascending order, and merges neighbours of one value. It is not for
 // concurrent use.
-type Builder[V comparable] struct{ t Table[V] }
-
-// Table is what was built, without the room that appending left behind the ranges.
-func (b *Builder[V]) Table() *Table[V] {
-	return &Table[V]{
-		low4: slices.Clone(b.t.low4), value4: slices.Clone(b.t.value4),
-		low6: slices.Clone(b.t.low6), value6: slices.Clone(b.t.value6),
-		index4: index(b.t.low4, index4Bits, func(k uint32) int { return int(k >> (32 - index4Bits)) }, func(k uint32) bool { return k<<index4Bits == 0 }),
-		index6: index(b.t.low6, index6Bits, func(k key) int { return int(k.hi >> (64 - index6Bits)) }, func(k key) bool { return k.hi<<index6Bits == 0 && k.lo == 0 }),
-	}
+type Builder[V comparable] struct {
+	line4 line[uint32, V]
+	line6 line[key, V]
 }
+
+// Table is what was built.
+func (b *Builder[V]) Table() *Table[V] {
+	t := new(Table[V])
+	t.low4, t.value4 = b.line4.all()
+	t.low6, t.value6 = b.line6.all()
+	t.index4 = index(t.low4, index4Bits, func(k uint32) int { return int(k >> (32 - index4Bits)) }, func(k uint32) bool { return k<<index4Bits == 0 })
+	t.index6 = index(t.low6, index6Bits, func(k key) int { return int(k.hi >> (64 - index6Bits)) }, func(k key) bool { return k.hi<<index6Bits == 0 && k.lo == 0 })
+	return t
+}
+
+// line is one family that is being built: in pieces, since a slice of a million ranges that grows is mostly copied, and leaves
+// behind several times what it holds.
+type line[K, V comparable] struct {
+	lows   [][]K
+	values [][]V
+}
+
+// piece is how many ranges a piece of a line has.
+const piece = 1 << 15
+
+// add starts a range; one that starts there already is replaced.
+func (l *line[K, V]) add(k K, v V) {
+	last := len(l.lows) - 1
+	if last >= 0 && l.lows[last][len(l.lows[last])-1] == k {
+		n := len(l.lows[last]) - 1
+		l.lows[last], l.values[last] = l.lows[last][:n], l.values[last][:n]
+		if n == 0 {
+			l.lows, l.values, last = l.lows[:last], l.values[:last], last-1
+		}
+	}
+	switch {
+	case last >= 0 && l.values[last][len(l.values[last])-1] == v:
+		return
+	case last < 0: // most lines are short
+		l.lows, l.values, last = append(l.lows, nil), append(l.values, nil), 0
+	case len(l.lows[last]) == piece:
+		l.lows, l.values, last = append(l.lows, make([]K, 0, piece)), append(l.values, make([]V, 0, piece)), last+1
+	}
+	l.lows[last], l.values[last] = append(l.lows[last], k), append(l.values[last], v)
+}
+
+// all are the ranges in one piece.
+func (l *line[K, V]) all() ([]K, []V) { return slices.Concat(l.lows...), slices.Concat(l.values...) }
 
 // index counts, for every value of the leading bits and for the one behind the last, the ranges that start at or before
 // the first address with them; leading gives the bits of a range's first address, aligned whether that is the first one
@@ -383,31 +420,17 @@ func (b *Builder[V]) flatten(sorted []Entry[V], is6 bool) {
 
 func (b *Builder[V]) empty(is6 bool) bool {
 	if is6 {
-		return len(b.t.low6) == 0
+		return len(b.line6.lows) == 0
 	}
-	return len(b.t.low4) == 0
+	return len(b.line4.lows) == 0
 }
 
 // Add starts a range at a, which must not lie before the one that was added last; one that started at a already is replaced.
 // The first of each family starts with its first address.
 func (b *Builder[V]) Add(a netip.Addr, v V) {
 	if a.Is4() {
-		b.t.low4, b.t.value4 = appendRange(b.t.low4, b.t.value4, key4(a), v)
+		b.line4.add(key4(a), v)
 	} else {
-		b.t.low6, b.t.value6 = appendRange(b.t.low6, b.t.value6, key6(a), v)
+		b.line6.add(key6(a), v)
 	}
-}
-
-func appendRange[K, V comparable](low []K, values []V, k K, v V) ([]K, []V) {
-	if n := len(low); n > 0 && low[n-1] == k {
-		low, values = low[:n-1], values[:n-1]
-	}
-	if n := len(values); n > 0 && values[n-1] == v {
-		return low, values
-	}
-	if len(low) == cap(low) {
-		// append grows large slices by a quarter: a million ranges would be copied five times.
-		low, values = slices.Grow(low, len(low)+1), slices.Grow(values, len(low)+1)
-	}
-	return append(low, k), append(values, v)
 }

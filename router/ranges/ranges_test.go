@@ -258,3 +258,45 @@ func TestJoin(t *testing.T) {
 		t.Errorf("IPv6: %d, want 4", v)
 	}
 }
+
+// What is added comes out, also where ranges are replaced, or merged again, at the ends of pieces.
+func TestBuilderPieces(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(5, 6))
+	for _, is6 := range []bool{false, true} {
+		address := func(n uint32) netip.Addr {
+			if is6 {
+				return key{hi: uint64(n)}.addr()
+			}
+			return addr4(n)
+		}
+		var b Builder[int]
+		var lows []uint32
+		var values []int
+		add := func(k uint32, v int) {
+			b.Add(address(k), v)
+			if n := len(lows) - 1; n >= 0 && lows[n] == k {
+				lows, values = lows[:n], values[:n]
+			}
+			if n := len(values) - 1; n < 0 || values[n] != v {
+				lows, values = append(lows, k), append(values, v)
+			}
+		}
+		for k := uint32(0); len(lows) < 3*piece+7; k++ {
+			add(k, random.IntN(3))
+			for near := len(lows) % piece; near < 2 && random.IntN(4) > 0; near = len(lows) % piece {
+				add(k, random.IntN(3))
+			}
+		}
+		n := 0
+		for a, v := range b.Table().Ranges() {
+			if n >= len(lows) || a != address(lows[n]) || v != values[n] {
+				t.Fatalf("range %d starts at %v with %d", n, a, v)
+			}
+			n++
+		}
+		if n != len(lows) {
+			t.Errorf("%d ranges, want %d", n, len(lows))
+		}
+	}
+}
