@@ -226,3 +226,6 @@ type ReplicaInspection = replicator.ReplicaInspection
 
 // PendingItem is something that is still to be applied to a replica, or never will be.
 type PendingItem = replicator.PendingItem
+
+// Unreplicated is what would stay in one replica alone if its registry were deleted.
+type Unreplicated = replicator.Unreplicated

@@ -47,8 +47,13 @@ type rig struct {
 }
 
 type fakeReplicator struct {
-	inspection Inspection
-	err        error
+	inspection   Inspection
+	unreplicated []Unreplicated
+	err          error
+}
+
+func (f *fakeReplicator) Unreplicated(context.Context, string) ([]Unreplicated, error) {
+	return f.unreplicated, f.err
 }
 
 func (f *fakeReplicator) Inspect(context.Context, string, string, string) (Inspection, error) {
@@ -249,7 +254,18 @@ func TestRegistries(t *testing.T) {
 	if err != nil || len(list) != 2 {
 		t.Errorf("%+v, %v", list, err)
 	}
-	if err := r.client.DeleteRegistry(ctx, "fabrikam"); err != nil {
+	r.replicator.unreplicated = []Unreplicated{{Region: "eastus", Reason: "1 push is in no other replica yet: fabrikam/app:1"}}
+	if found, err := r.client.Unreplicated(ctx, "fabrikam"); err != nil || !slices.Equal(found, r.replicator.unreplicated) {
+		t.Errorf("%+v, %v", found, err)
+	}
+	if err := r.client.DeleteRegistry(ctx, "fabrikam", false); !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "eastus: 1 push is in no other") {
+		t.Errorf("with pushes in one region alone: %v", err)
+	}
+	r.replicator.err = errors.New("the ledger is away")
+	if err := r.client.DeleteRegistry(ctx, "fabrikam", false); !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "cannot be told: the ledger is away; --force") {
+		t.Errorf("with the ledger away: %v", err)
+	}
+	if err := r.client.DeleteRegistry(ctx, "fabrikam", true); err != nil {
 		t.Error(err)
 	}
 	if _, err := r.client.Registry(ctx, "fabrikam"); !IsCode(err, CodeNotFound) || !strings.Contains(err.Error(), "there is contoso") {

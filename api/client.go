@@ -168,9 +168,14 @@ func (c *Client) CreateRegistry(ctx context.Context, d topology.RegistryDocument
 	return r, c.do(ctx, http.MethodPost, path("registries"), nil, d, &r)
 }
 
-// DeleteRegistry removes a registry; the content of its replicas stays.
-func (c *Client) DeleteRegistry(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodDelete, path("registries", name), nil, nil, nil)
+// DeleteRegistry removes a registry; the content of its replicas stays. With force also where pushes are in one region alone.
+func (c *Client) DeleteRegistry(ctx context.Context, name string, force bool) error {
+	return c.do(ctx, http.MethodDelete, path("registries", name), url.Values{"force": {strconv.FormatBool(force)}}, nil, nil)
+}
+
+// Unreplicated tells what would stay in one region alone if the registry were deleted.
+func (c *Client) Unreplicated(ctx context.Context, registry string) (u []Unreplicated, err error) {
+	return u, c.do(ctx, http.MethodGet, path("registries", registry, "unreplicated"), nil, nil, &u)
 }
 
 // Confirm lets a raw edit pass that the guard holds.

@@ -55,6 +55,7 @@ var _ Editor = (*topology.Editor)(nil)
 type Replicator interface {
 	Inspect(ctx context.Context, registry, repository, reference string) (Inspection, error)
 	Pending(registry, region string, limit int) []PendingItem
+	Unreplicated(ctx context.Context, registry string) ([]Unreplicated, error)
 }
 
 // View is what the server answers clients from, at one moment.
@@ -147,6 +148,7 @@ func Handler(o Options) http.Handler {
 		"GET /v1/registries/{registry}/explain":                   s.explain,
 		"GET /v1/registries/{registry}/shares":                    s.shares,
 		"GET /v1/registries/{registry}/inspect":                   s.inspect,
+		"GET /v1/registries/{registry}/unreplicated":              s.unreplicated,
 		"GET /v1/registries/{registry}/replicas":                  s.replicas,
 		"POST /v1/registries/{registry}/replicas":                 s.createReplica,
 		"GET /v1/registries/{registry}/replicas/{region}":         s.replica,
@@ -450,6 +452,26 @@ func (s *server) inspect(r *http.Request) (any, error) {
 	return found, nil
 }
 
+func (s *server) unreplicated(r *http.Request) (any, error) {
+	registry, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.alone(r.Context(), registry)
+	return append([]Unreplicated{}, found...), err
+}
+
+// alone is what only one region of a registry has; without the role replicator that cannot be told.
+func (s *server) alone(ctx context.Context, registry topology.RegistryDocument) ([]Unreplicated, error) {
+	if registry.Policy.Replication == "disabled" {
+		return nil, nil
+	}
+	if s.Replicator == nil {
+		return nil, s.notReplicator()
+	}
+	return s.Replicator.Unreplicated(ctx, registry.Name)
+}
+
 func (s *server) explain(r *http.Request) (any, error) {
 	registry, err := s.find(r)
 	if err != nil {
@@ -673,11 +695,27 @@ func (s *server) deleteRegistry(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !forced(r) {
+		found, err := s.alone(r.Context(), declared)
+		if err != nil {
+			return nil, failf(CodeRefused, "registry %s is not deleted: whether its pushes are in more than one region cannot be told: %v; --force deletes it all the same", declared.Name, err)
+		}
+		if len(found) > 0 {
+			reasons := make([]string, len(found))
+			for i, u := range found {
+				reasons[i] = u.Region + ": " + u.Reason
+			}
+			return nil, failf(CodeRefused, "registry %s is not deleted, for what would stay in one region alone: %s; wait for it, or give it up with --force", declared.Name, strings.Join(reasons, "; "))
+		}
+	}
 	if err := s.Editor.DeleteRegistry(r.Context(), declared.Name); err != nil {
 		return nil, err
 	}
 	return struct{}{}, nil
 }
+
+// forced reports whether a request is to be carried out although harm may come of it.
+func forced(r *http.Request) bool { return r.URL.Query().Get("force") == "true" }
 
 func (s *server) confirm(r *http.Request) (any, error) {
 	name := r.PathValue("registry")
@@ -798,7 +836,7 @@ func (s *server) deleteReplica(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	asked := topology.Request{Time: time.Now().UTC(), Force: r.URL.Query().Get("force") == "true", Actor: r.RemoteAddr}
+	asked := topology.Request{Time: time.Now().UTC(), Force: forced(r), Actor: r.RemoteAddr}
 	incomplete := false // and so unknown to replicators, who would finish the deletion
 	if v := s.View(); v.Snapshot != nil {
 		served := v.Snapshot.Registry(registry.Name)

@@ -122,3 +122,39 @@ func TestDeleteBeforeTheBaseline(t *testing.T) {
 		f.until(region+" to go", func() bool { return f.state(region).Incarnation == "" })
 	}
 }
+
+// What would stay in one region alone, if the registry ended now.
+func TestUnreplicated(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	told := func() string {
+		found, err := f.replicator.Unreplicated(t.Context(), "contoso")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		for _, u := range found {
+			b.WriteString(u.Region + ": " + u.Reason + "\n")
+		}
+		return b.String()
+	}
+	f.arrives("app:1", f.push("other", "app:1"), "home")
+	f.until("nothing to be left", func() bool { return told() == "" })
+	home := f.handler("home")
+	f.replace("home", refusing{home, writes})
+	f.push("other", "app:2")
+	f.until("the push to be told of", func() bool {
+		s := told()
+		return strings.HasPrefix(s, "other: ") && strings.Contains(s, "in no other replica yet") && strings.Contains(s, "contoso/app:2")
+	})
+	// After a resync nobody knows what only it has.
+	other := f.handler("other")
+	f.replace("other", refusing{other, ours})
+	f.ask("other", topology.RequestResync)
+	f.until("that it is not known", func() bool { s := told(); return s != "" && !strings.Contains(s, "app:2") })
+	f.replace("home", home)
+	f.replace("other", other)
+	f.until("nothing to be left", func() bool { return f.state("other").Status == topology.Ready && told() == "" })
+}

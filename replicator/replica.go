@@ -1076,7 +1076,7 @@ func (r *replica) owes(ctx context.Context) (string, error) {
 		return r.undecided(state)
 	}
 	if state.Held != "" {
-		return "the guard holds what was observed there: " + state.Held, nil
+		return heldBack(state), nil
 	}
 	// One last look: pushes of the final minutes whose events were lost.
 	if s, err := r.of.engine.scan(ctx, m, state.LastScan, r.wait, false); err != nil || s.guarded {
@@ -1085,20 +1085,50 @@ func (r *replica) owes(ctx context.Context) (string, error) {
 		}
 		return "", err
 	}
-	if r.of.options.Spool != nil {
-		if n := r.of.options.Spool.Pending(r.of.name, r.config.Region); n > 0 {
-			return fmt.Sprintf("%d tags and manifests that events told of have still to be looked at", n), nil
-		}
-	}
 	// What it holds under damaged records is known when it was decided anew.
 	if err := r.of.engine.mend(ctx, []*member{m}); err != nil {
 		return "", err
+	}
+	return r.alone(ctx, m)
+}
+
+// alone says what is known to be at the replica only, or is not looked at yet; empty if there is nothing.
+func (r *replica) alone(ctx context.Context, m *member) (string, error) {
+	if r.of.options.Spool != nil {
+		if n := r.of.options.Spool.Pending(r.of.name, r.config.Region); n > 0 {
+			return counted(n, "tag or manifest", "tags and manifests") + " that events told of: to be looked at first", nil
+		}
 	}
 	only, err := r.of.engine.onlyAt(ctx, m)
 	if err != nil || len(only) == 0 {
 		return "", err
 	}
-	return fmt.Sprintf("%d pushes are in no other replica yet: %s", len(only), strings.Join(only[:min(len(only), maxNamed)], ", ")), nil
+	return counted(len(only), "push is", "pushes are") + " in no other replica yet: " + strings.Join(only[:min(len(only), maxNamed)], ", "), nil
+}
+
+// unreplicated says, without a look at the replica, what would stay there alone if replication ended now, or why that is not
+// known; empty if nothing would.
+func (r *replica) unreplicated(ctx context.Context) (string, error) {
+	state, m := r.current(), r.member()
+	switch {
+	case !mayOwe(state):
+		return "", nil
+	case m == nil:
+		return "nothing can be asked of it yet", nil
+	case !decided(state):
+		why, err := r.undecided(state)
+		if err != nil { // why it cannot be compared
+			why = err.Error()
+		}
+		return why, nil
+	case state.Held != "":
+		return heldBack(state), nil
+	}
+	return r.alone(ctx, m)
+}
+
+func heldBack(state topology.Replication) string {
+	return "the guard holds what was observed there: " + state.Held
 }
 
 // undecided says what has to come to pass before it is known what only the replica has.
@@ -1255,6 +1285,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// counted is a number with its noun.
+func counted(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func compareRegions(a, b *replica) int { return strings.Compare(a.config.Region, b.config.Region) }

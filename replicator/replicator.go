@@ -359,3 +359,35 @@ func (r *Replicator) Pending(registry, region string, limit int) []PendingItem {
 	}
 	return append(items, one.queue.list(limit-len(items))...)
 }
+
+// Unreplicated is what would stay in one replica alone if replication of its registry ended now.
+type Unreplicated struct {
+	Region string `json:"region"`
+	// Reason names the pushes, or says why it is not known whether there are any: a sentence for people.
+	Reason string `json:"reason"`
+}
+
+// Unreplicated tells of which replicas of a registry pushes are in no other yet, as far as events and scans have told; none of a
+// registry with a single replica.
+func (r *Replicator) Unreplicated(ctx context.Context, registry string) ([]Unreplicated, error) {
+	reg, err := r.registry(registry)
+	if err != nil {
+		return nil, err
+	}
+	all := reg.all()
+	if len(all) < 2 {
+		return nil, nil
+	}
+	slices.SortFunc(all, func(a, b *running) int { return compareRegions(a.replica, b.replica) })
+	var found []Unreplicated
+	for _, one := range all {
+		reason, err := one.unreplicated(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("looking for what only %s/%s has: %w", registry, one.config.Region, err)
+		}
+		if reason != "" {
+			found = append(found, Unreplicated{one.config.Region, reason})
+		}
+	}
+	return found, nil
+}

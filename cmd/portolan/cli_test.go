@@ -271,8 +271,14 @@ func TestCommands(t *testing.T) {
 	contains(t, "registry create", errout, `portolan: name: "Fabrikam" has upper-case letters`)
 	out, _ = w.must(t, 0, "registry", "create", "fabrikam", "--home", "westus", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1", "--weight", "70")
 	contains(t, "registry create", out, "fabrikam.geo.example.net", "70")
-	out, _ = w.must(t, 0, "registry", "delete", "fabrikam")
-	contains(t, "registry delete", out, "registry fabrikam is deleted")
+	w.must(t, 0, "replica", "wait", "fabrikam/westus", "--timeout", "30s")
+	_, errout = w.must(t, 2, "registry", "delete", "fabrikam")
+	contains(t, "registry delete without --yes", errout, "--yes is needed")
+	w.must(t, 0, "registry", "show", "fabrikam")
+	_, errout = w.must(t, 1, "registry", "delete", "fabricam", "--yes")
+	contains(t, "registry delete of none", errout, `there is no registry "fabricam"`)
+	out, errout = w.must(t, 0, "registry", "delete", "fabrikam", "--yes")
+	contains(t, "registry delete", out+errout, "registry fabrikam is deleted", "fabrikam.geo.example.net is answered with NXDOMAIN", "in westus keep their content")
 	out, _ = w.must(t, 0, "registry", "list")
 	if strings.Contains(out, "fabrikam") || !strings.Contains(out, "contoso.geo.example.net") {
 		t.Errorf("registry list:\n%s", out)
@@ -336,6 +342,53 @@ func TestWrongUse(t *testing.T) {
 	code, _, stderr = w.portolan("serve", "--config", w.write(t, "p.yaml", "dsn: {}\n"))
 	if code != exitFailed || !strings.Contains(stderr, `p.yaml:1:1: dsn: "dsn" is not known here; did you mean "dns"?`) {
 		t.Errorf("serve with a bad file: %d %q", code, stderr)
+	}
+}
+
+// Only the name itself is consent, and an interruption is heard while it is waited for.
+func TestConfirm(t *testing.T) {
+	t.Parallel()
+	for typed, refused := range map[string]bool{"contoso\n": false, " contoso": false, "yes\n": true, "contoso2\n": true, "": true} {
+		var asked strings.Builder
+		err := (&app{stderr: &asked}).confirm(t.Context(), strings.NewReader(typed), "contoso")
+		if (err != nil) != refused || !strings.Contains(asked.String(), "Type contoso") {
+			t.Errorf("%q: %v after %q", typed, err, asked.String())
+		}
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	silent, end := io.Pipe()
+	defer end.Close()
+	if err := (&app{stderr: io.Discard}).confirm(ctx, silent, "contoso"); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+}
+
+// What only one region has is told before a registry is deleted, and keeps it.
+func TestDeleteRegistryWithPushesInOneRegion(t *testing.T) {
+	t.Parallel()
+	deleted := make(chan string, 2)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodDelete:
+			deleted <- r.URL.RawQuery
+			io.WriteString(w, `{}`)
+		case strings.HasSuffix(r.URL.Path, "/unreplicated"):
+			io.WriteString(w, `[{"region":"westus","reason":"1 push is in no other replica yet: contoso/app:1"}]`)
+		default:
+			io.WriteString(w, `{"name":"contoso","names":["registry.contoso.com"],"replicas":[{"region":"westus"},{"region":"westeurope"}]}`)
+		}
+	}))
+	t.Cleanup(s.Close)
+	w := &world{api: s.URL}
+	_, errout := w.must(t, exitFailed, "registry", "delete", "contoso", "--yes")
+	contains(t, "without --force", errout, "registry.contoso.com", "Stays in westus alone: 1 push is in no other replica yet: contoso/app:1", "--force")
+	if len(deleted) > 0 {
+		t.Error("it was deleted")
+	}
+	w.must(t, exitDone, "registry", "delete", "contoso", "--yes", "--force")
+	if got := <-deleted; got != "force=true" {
+		t.Errorf("the request: %q", got)
 	}
 }
 

@@ -118,23 +118,77 @@ func showRegistry(w io.Writer, r api.Registry) {
 }
 
 func (a *app) registryDelete() *cobra.Command {
-	return &cobra.Command{
+	var force, yes bool
+	cmd := &cobra.Command{
 		Use:   "delete NAME",
 		Short: "Delete a registry; the content of its replicas stays",
-		Long: `Delete a registry: its name is answered no more, and nothing is replicated any more.
-The registries in its regions go on as they are, with all their content.`,
+		Long: `Delete a registry, at once: its name is answered with NXDOMAIN from then on, and nothing
+is replicated any more. Nobody is drained: clients that follow the name fail when what their
+resolvers keep has expired. The registries in its regions go on as they are, with all their
+content. A registry that is created again under the name is compared anew.
+
+It is refused while pushes are in one region alone, as far as events and scans have told,
+unless --force gives them up to stay there.
+
+On a terminal the name has to be typed once more; elsewhere --yes is needed.`,
+		Example: `  portolan registry delete contoso
+  portolan registry delete contoso --yes`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			name := args[0]
+			if !yes && !terminal(cmd.InOrStdin()) {
+				return usagef("registry %s ends at once for all its clients: without a terminal to ask on, --yes is needed", name)
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			if err := c.DeleteRegistry(cmd.Context(), args[0]); err != nil {
+			r, err := c.Registry(cmd.Context(), name)
+			if err != nil {
 				return err
 			}
-			return a.print(map[string]string{"deleted": args[0]}, func(w io.Writer) {
-				fmt.Fprintf(w, "registry %s is deleted; the content of its replicas stays\n", args[0])
+			stays, err := c.Unreplicated(cmd.Context(), name)
+			if err != nil && !force {
+				return fmt.Errorf("whether the pushes of %s are in more than one region cannot be told: %w; --force deletes it all the same", name, err)
+			}
+			printDeletion(a.stderr, r, stays)
+			if len(stays) > 0 && !force {
+				return fmt.Errorf("registry %s is not deleted: wait until its pushes are elsewhere, or give them up with --force", name)
+			}
+			if !yes {
+				if err := a.confirm(cmd.Context(), cmd.InOrStdin(), name); err != nil {
+					return err
+				}
+			}
+			if err := c.DeleteRegistry(cmd.Context(), name, force); err != nil {
+				return err
+			}
+			return a.print(map[string]string{"deleted": name}, func(w io.Writer) {
+				fmt.Fprintf(w, "registry %s is deleted; the content of its replicas stays\n", name)
 			})
 		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "delete it although pushes are in one region alone; they stay there")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
+}
+
+// printDeletion tells what the deletion of a registry does. stays is what only one region has.
+func printDeletion(w io.Writer, r api.Registry, stays []api.Unreplicated) {
+	regions := make([]string, len(r.Replicas))
+	for i, p := range r.Replicas {
+		regions[i] = p.Region
+	}
+	name := r.FQDN
+	if name == "" {
+		name = "The one name of " + r.Name
+	}
+	fmt.Fprintf(w, "%s is answered with NXDOMAIN at once; resolvers keep what they have until its TTL ends.\n", name)
+	if len(r.ClientNames) > 0 {
+		fmt.Fprintf(w, "What leads there leads nowhere then: %s.\n", strings.Join(r.ClientNames, ", "))
+	}
+	fmt.Fprintf(w, "Nothing is replicated any more; the registries in %s keep their content.\n", strings.Join(regions, ", "))
+	for _, s := range stays {
+		fmt.Fprintf(w, "Stays in %s alone: %s\n", s.Region, s.Reason)
 	}
 }

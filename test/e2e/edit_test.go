@@ -92,7 +92,13 @@ func TestRegistryDelete(t *testing.T) {
 	s.ready("westus", "westeurope")
 	digest := s.push("westus", "team/app:1", 4096, 1)
 	s.arrives("team/app:1", digest, "westeurope")
-	if o := s.cli("registry", "delete", "contoso"); o.code != 0 || !strings.Contains(o.stdout, "content") {
+	if o := s.cli("registry", "delete", "contoso"); o.code != 2 || !strings.Contains(o.stderr, "--yes") {
+		t.Fatalf("without a word of consent:\n%v", o)
+	}
+	if a := s.dig(oneName, "A"); a.status != "NOERROR" {
+		t.Fatalf("the name is gone: %s", a.text)
+	}
+	if o := s.cli("registry", "delete", "contoso", "--yes"); o.code != 0 || !strings.Contains(o.stdout, "content") || !strings.Contains(o.stderr, "NXDOMAIN") {
 		t.Fatal(o)
 	}
 	s.until("the name to be gone", func() error {
@@ -109,7 +115,7 @@ func TestRegistryDelete(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if o := s.cli("registry", "delete", "contoso"); o.code != 1 || !strings.Contains(o.stderr, "no registry") {
+	if o := s.cli("registry", "delete", "contoso", "--yes"); o.code != 1 || !strings.Contains(o.stderr, "no registry") {
 		t.Errorf("twice:\n%v", o)
 	}
 	// The same name, created anew over the same registries, finds everything equal.
@@ -164,7 +170,7 @@ func TestExportAndApply(t *testing.T) {
 	if o := s.cli("diff", "-f", asJSON); o.code != 0 {
 		t.Errorf("what was exported as JSON differs:\n%v", o)
 	}
-	s.must("registry", "delete", "contoso")
+	s.must("registry", "delete", "contoso", "--yes", "--force")
 	s.must("apply", "-f", again)
 	if out := s.must("export"); out != exported {
 		t.Errorf("exported, applied and exported:\n%s\nwas\n%s", out, exported)
