@@ -223,7 +223,7 @@ func TestGuards(t *testing.T) {
 func TestErrorsHaveTheirCode(t *testing.T) {
 	t.Parallel()
 	for err, code := range map[error]Code{
-		topology.ErrNotFound: CodeNotFound, topology.ErrExists: CodeExists, topology.ErrRefused: CodeRefused, store.ErrConflict: CodeConflict,
+		topology.ErrNotFound: CodeNotFound, topology.ErrExists: CodeExists, topology.ErrRefused: CodeRefused, topology.ErrDeleting: CodeDeleting, store.ErrConflict: CodeConflict,
 		store.ErrUnavailable: CodeUnavailable, context.DeadlineExceeded: CodeUnavailable, errors.New("x"): CodeInternal,
 		&topology.InvalidError{Faults: []topology.Fault{{Path: "a"}}}: CodeInvalid,
 	} {
@@ -302,7 +302,7 @@ func TestReplicas(t *testing.T) {
 		t.Errorf("%+v, %v", gone, err)
 	}
 	on := RoutingEnabled
-	if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &on}); !IsCode(err, CodeRefused) {
+	if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &on}); !IsCode(err, CodeDeleting) {
 		t.Errorf("enabling what is being deleted: %v", err)
 	}
 	if _, err := r.store.Commit(ctx, store.Put("registries/contoso/replicas/westeurope/routing", RoutingEnabled)); err != nil {
@@ -356,7 +356,7 @@ func TestAnswersHaveWhatWasAsked(t *testing.T) {
 		t.Errorf("a replicator took it up: %+v, %v", list, err)
 	}
 	gone, err := r.client.DeleteReplica(ctx, "contoso", "westeurope", false)
-	if err != nil || gone.Status != topology.Deleting || gone.Routing != RoutingDisabled || !strings.Contains(gone.Reason, "draining") {
+	if err != nil || gone.Status != topology.Deleting || gone.Routing != RoutingDisabled || !strings.Contains(gone.Reason, "no more clients") {
 		t.Errorf("a deletion was asked for: %+v, %v", gone, err)
 	}
 	made, err := r.client.CreateReplica(ctx, "contoso", topology.ReplicaDocument{Region: "eastus", Endpoint: "http://127.0.3.1:5000", Addresses: []string{"127.0.3.1"}})

@@ -80,7 +80,7 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	}
 	if slices.Contains(r.Requests, topology.RequestDelete) {
 		if r.Status != topology.Deleting {
-			reasons = append(reasons, "draining: no more clients are sent there, and a replicator is to take it out")
+			reasons = append(reasons, "no more clients are sent there; a replicator is to take it out")
 		}
 		// Of which a raw edit of the store cannot say otherwise.
 		r.Status, r.Routing = topology.Deleting, RoutingDisabled

@@ -24,6 +24,7 @@ const (
 	CodeNotFound     Code = "not_found"    // 404: no such registry or replica
 	CodeExists       Code = "exists"       // 409: there is one of that name already
 	CodeConflict     Code = "conflict"     // 409: others kept changing the same; try again
+	CodeDeleting     Code = "deleting"     // 409: the replica is being deleted, which cannot be called off
 	CodeTooLarge     Code = "too_large"    // 413
 	CodeMediaType    Code = "media_type"   // 415: not application/json
 	CodeRefused      Code = "refused"      // 422: it would do harm, or this server cannot do it
@@ -33,7 +34,7 @@ const (
 
 var statusOf = map[Code]int{
 	CodeInvalid: http.StatusBadRequest, CodeUnauthorized: http.StatusUnauthorized, CodeForbidden: http.StatusForbidden,
-	CodeNotFound: http.StatusNotFound, CodeExists: http.StatusConflict, CodeConflict: http.StatusConflict,
+	CodeNotFound: http.StatusNotFound, CodeExists: http.StatusConflict, CodeConflict: http.StatusConflict, CodeDeleting: http.StatusConflict,
 	CodeTooLarge: http.StatusRequestEntityTooLarge, CodeMediaType: http.StatusUnsupportedMediaType,
 	CodeRefused: http.StatusUnprocessableEntity, CodeInternal: http.StatusInternalServerError, CodeUnavailable: http.StatusServiceUnavailable,
 }
@@ -78,6 +79,8 @@ func errorOf(err error) *Error {
 		return &Error{Code: CodeNotFound, Message: err.Error()}
 	case errors.Is(err, topology.ErrExists):
 		return &Error{Code: CodeExists, Message: err.Error()}
+	case errors.Is(err, topology.ErrDeleting):
+		return &Error{Code: CodeDeleting, Message: err.Error()}
 	case errors.Is(err, topology.ErrRefused):
 		return &Error{Code: CodeRefused, Message: err.Error()}
 	case errors.Is(err, topology.ErrConflict), errors.Is(err, store.ErrConflict):

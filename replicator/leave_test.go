@@ -108,10 +108,12 @@ func TestDeleteWaitsForThePlan(t *testing.T) {
 	f.until("the delete", func() bool { return f.state("other").Incarnation == "" })
 }
 
-// From a replica that was never compared nothing was accepted: it may go whether or not it answers.
+// From a replica that was never compared nothing was accepted, and no client was sent there: it may go at once, whether or not it
+// answers.
 func TestDeleteBeforeTheBaseline(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other", "away")
+	f.options.Drain = time.Hour
 	f.push("home", "app:1")
 	f.push("other", "app:1")
 	f.replace("away", refusing{f.handler("away"), ours})
@@ -157,4 +159,18 @@ func TestUnreplicated(t *testing.T) {
 	f.replace("home", home)
 	f.replace("other", other)
 	f.until("nothing to be left", func() bool { return f.state("other").Status == topology.Ready && told() == "" })
+}
+
+// Clients that were sent to a replica may come for as long as answers are kept, also when it was given another endpoint since.
+func TestDeleteDrainsWhoeverWasServed(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.Drain = time.Hour
+	f.start()
+	f.ready("home", "other")
+	f.serve("other", refusing{emptyRegistry(), ours})
+	f.declare()
+	f.until("the new endpoint to be noticed", func() bool { s := f.state("other"); return s.Phase == topology.PhaseUnknown && s.Served && !s.Former })
+	f.ask("other", topology.RequestDelete)
+	f.until("the drain", f.deleting("other", "draining"))
 }

@@ -274,6 +274,7 @@ func (r *replica) identify(ctx context.Context) error {
 func (r *replica) unknown(before topology.Replication, reason string) topology.Replication {
 	next := topology.Replication{Status: topology.Creating, Reason: reason, Incarnation: newID(), Endpoint: r.config.Endpoint.String(),
 		Prefix: r.config.Access.Prefix, Epoch: r.of.epoch, Phase: topology.PhaseUnknown}
+	next.Served = before.Seeded || before.Served
 	// At another endpoint stands other content.
 	next.Former = mayOwe(before) && before.Endpoint == next.Endpoint && before.Prefix == next.Prefix
 	return next
@@ -1016,7 +1017,7 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 		r.leaving = reason
 		r.mu.Unlock()
 	}
-	if wait := time.Until(request.Time.Add(r.of.options.Drain)); wait > 0 {
+	if wait := time.Until(request.Time.Add(r.of.options.Drain)); wait > 0 && r.mayBeAsked(ctx) {
 		status("draining: the last answer that names it expires at " + request.Time.Add(r.of.options.Drain).UTC().Format(time.RFC3339))
 		if !sleep(ctx, wait) {
 			return ctx.Err()
@@ -1060,6 +1061,16 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 	}
 	r.log.Info("the replica was deleted; its content was left as it is")
 	return errGone
+}
+
+// mayBeAsked reports whether answers that name the replica may be kept somewhere: it gets clients once it was seeded, or always
+// where nothing is replicated.
+func (r *replica) mayBeAsked(ctx context.Context) bool {
+	if !r.of.config.Policy.Replication {
+		return true
+	}
+	state, _, err := r.load(ctx) // as whoever worked for it before stored it
+	return err != nil || mayOwe(state) || state.Served
 }
 
 // lastWords is how long a replica that is deleted by force says what is lost: commands look twice a second, and may be slow.

@@ -39,7 +39,7 @@ type EditorOptions struct {
 // condition that nobody else edited meanwhile (then it is computed anew), and confirms its own deletions to the guard. An
 // edit may not bring a new problem; those that raw edits made before do not stand in its way.
 //
-// Errors are of the kinds ErrInvalid, ErrNotFound, ErrExists, ErrConflict and ErrRefused, or the store's
+// Errors are of the kinds ErrInvalid, ErrNotFound, ErrExists, ErrConflict, ErrDeleting and ErrRefused, or the store's
 // (store.ErrUnavailable: the outcome is unknown). An edit too large for one transaction is committed in several, each
 // leaving a sound topology; if a later one fails, the error says so, and the same edit again completes it. All methods may
 // be called from several goroutines.
@@ -200,6 +200,13 @@ func (e *Editor) CreateReplica(ctx context.Context, registry string, r ReplicaDo
 		}
 		prefix := replicaPrefix(registry, r.Region)
 		if w.has(prefix) {
+			deleting, err := w.deleting(registry, r.Region)
+			if err != nil {
+				return err
+			}
+			if deleting {
+				return failf(ErrDeleting, "replica %s/%s is being deleted, which cannot be called off: create it again when it is gone (portolan replica list %s)", registry, r.Region, registry)
+			}
 			return failf(ErrExists, "registry %s has a replica in %s already", registry, r.Region)
 		}
 		w.path = trimPath(prefix)
@@ -210,7 +217,8 @@ func (e *Editor) CreateReplica(ctx context.Context, registry string, r ReplicaDo
 }
 
 // UpdateReplica lets change modify what is declared of a replica. What change leaves as it is is not written, so a value
-// that is there but cannot be used stays as well.
+// that is there but cannot be used stays as well. Of a replica that is being deleted only what it is spoken to with can be
+// changed, as what is only there may have to be carried away with other credentials.
 func (e *Editor) UpdateReplica(ctx context.Context, registry, region string, change func(*ReplicaDocument)) error {
 	return e.edit(ctx, func(w *workspace) error {
 		if err := w.need(registry, region); err != nil {
@@ -246,8 +254,33 @@ func (e *Editor) UpdateReplica(ctx context.Context, registry, region string, cha
 				w.after[name] = value
 			}
 		}
+		for _, c := range diffValues(w.before, w.after) {
+			if slices.Contains(accessFields, strings.TrimPrefix(c.Key, prefix)) {
+				continue
+			}
+			deleting, err := w.deleting(registry, region)
+			if err == nil && deleting {
+				err = failf(ErrDeleting, "replica %s/%s is being deleted, which cannot be called off; until it is gone only %s can be changed: create it again then", registry, region, strings.Join(accessFields, ", "))
+			}
+			return err
+		}
 		return nil
 	})
+}
+
+// accessFields are the keys of a replica that say how it is spoken to, not what it is.
+var accessFields = []string{fieldCredentials, fieldCA, fieldClientCert, fieldRealms}
+
+// deleting reports whether the deletion of a replica has begun.
+func (w *workspace) deleting(registry, region string) (bool, error) {
+	_, err := w.editor.store.Get(w.ctx, RequestKey(registry, region, RequestDelete))
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, store.ErrNotFound):
+		return false, nil
+	}
+	return false, fmt.Errorf("reading whether replica %s/%s is being deleted: %w", registry, region, err)
 }
 
 // trimPath names the keys of a replica by their ends.
@@ -346,11 +379,12 @@ func (w *workspace) stayDrained() error {
 		if err != nil || k.field != fieldRouting || w.before[name] != "disabled" || w.after[name] == "disabled" || !w.has(replicaPrefix(k.registry, k.region)) {
 			continue
 		}
-		switch _, err := w.editor.store.Get(w.ctx, RequestKey(k.registry, k.region, RequestDelete)); {
-		case err == nil:
-			return failf(ErrRefused, "replica %s/%s is being deleted: no clients are sent there any more; take it out of the topology file, or create it again when it is gone", k.registry, k.region)
-		case !errors.Is(err, store.ErrNotFound):
-			return fmt.Errorf("reading whether replica %s/%s is being deleted: %w", k.registry, k.region, err)
+		deleting, err := w.deleting(k.registry, k.region)
+		if err != nil {
+			return err
+		}
+		if deleting {
+			return failf(ErrDeleting, "replica %s/%s is being deleted, which cannot be called off: take it out of the topology file, or create it again when it is gone", k.registry, k.region)
 		}
 	}
 	return nil

@@ -104,15 +104,17 @@ func TestEditor(t *testing.T) {
 	if json.Unmarshal([]byte(entry.Value), &second) != nil || !second.Force || !second.Time.Equal(first.Time) {
 		t.Errorf("the drain began anew: %v, %v", first, second)
 	}
-	fails(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Routing = "enabled" }), ErrRefused, "is being deleted")
+	fails(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Routing = "enabled" }), ErrDeleting, "is being deleted")
 	stale, err := e.Export(ctx)
 	ok(err)
 	for i := range stale.Registries[0].Replicas {
 		stale.Registries[0].Replicas[i].Routing = ""
 	}
 	_, err = e.Apply(ctx, stale, false, false)
-	fails(err, ErrRefused, "is being deleted")
-	ok(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Prefix = "mirror/b" }))
+	fails(err, ErrDeleting, "is being deleted")
+	fails(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Prefix, r.CA = "mirror/b", "file:/ca.pem" }), ErrDeleting, "only credentials, ca, client_cert, realms can be changed")
+	ok(e.UpdateReplica(ctx, "contoso", "uksouth", func(r *ReplicaDocument) { r.Credentials = "env:OTHER" }))
+	fails(e.CreateReplica(ctx, "contoso", replica("uksouth", 3)), ErrDeleting, "create it again when it is gone")
 	if snapshotOf(t, s).Registry("contoso").Replica("uksouth").Routing {
 		t.Error("clients are still sent there")
 	}

@@ -17,6 +17,8 @@ var (
 	ErrExists = errors.New("exists already")
 	// ErrConflict: somebody else kept changing the topology meanwhile; trying again helps.
 	ErrConflict = errors.New("conflict")
+	// ErrDeleting: the replica is being deleted, which cannot be called off.
+	ErrDeleting = errors.New("being deleted")
 	// ErrRefused: well formed, but it would do harm; the message says what and what to do instead.
 	ErrRefused = errors.New("refused")
 )

@@ -68,6 +68,8 @@ type Replication struct {
 	// Former says that the content was decided before, under an earlier incarnation: pushes may have been accepted there that no
 	// other replica has.
 	Former bool `json:"former,omitempty"`
+	// Served says that an earlier incarnation was seeded, wherever its endpoint was: clients may have been sent to the replica.
+	Served bool `json:"served,omitempty"`
 	// Held is why the guard holds back what is observed at the replica, until an operator decides; empty if it does not.
 	Held string `json:"held,omitempty"`
 	// Pending counts the versions still to be applied.

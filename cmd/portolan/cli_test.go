@@ -239,6 +239,9 @@ func TestCommands(t *testing.T) {
 	contains(t, "replica create twice", errout, "already")
 	out, errout = w.must(t, 0, "replica", "delete", "contoso/southeastasia")
 	contains(t, "replica delete", out+errout, "no more clients", "draining", "is deleted; its content stays")
+	if n := strings.Count(errout, "no more clients"); n != 1 {
+		t.Errorf("replica delete says %d times that no more clients are sent there:\n%s", n, errout)
+	}
 	_, errout = w.must(t, 1, "replica", "show", "contoso/southeastasia")
 	contains(t, "replica show", errout, `no replica in "southeastasia"`)
 	ref, err := name.ParseReference(w.hosts[2]+"/team/app:1.2", name.Insecure)

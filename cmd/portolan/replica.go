@@ -412,8 +412,12 @@ last answer that names it expires; what was pushed there and is nowhere else yet
 carried to the others. Then it is gone from the registry. Its content is never deleted.
 After a resync it is compared first: before that, nobody knows what only it has.
 
+A replica that was never compared had no clients, and goes at once.
+
 With --force the last step does not wait: what would be lost to the others is printed.
-Interrupting the command does not stop the deletion.
+A deletion cannot be called off, nor does interrupting the command stop it. Until it is
+done only the credentials of the replica can be changed; portolan replica create brings it
+back when it is gone, compared anew.
 
 The home replica cannot be deleted while the registry exists.`,
 		Args: cobra.ExactArgs(1),
@@ -450,7 +454,6 @@ The home replica cannot be deleted while the registry exists.`,
 func (a *app) awaitGone(ctx context.Context, c *api.Client, r api.Replica) error {
 	name := r.Registry + "/" + r.Region
 	last := ""
-	a.progress("%s: no more clients are sent there", name)
 	for {
 		if reason := r.Reason; reason != last && reason != "" {
 			a.progress("%s: %s", name, reason)
@@ -467,7 +470,7 @@ func (a *app) awaitGone(ctx context.Context, c *api.Client, r api.Replica) error
 		case api.IsCode(err, api.CodeNotFound):
 			return nil
 		case ctx.Err() != nil:
-			a.progress("%s: the deletion goes on by itself; portolan replica list shows it", name)
+			a.progress("%s: the deletion goes on by itself, and cannot be called off; portolan replica list shows it", name)
 			return ctx.Err()
 		case err != nil:
 			return fmt.Errorf("%w; the deletion of %s goes on by itself: portolan replica list shows it", err, name)
@@ -553,7 +556,7 @@ func (a *app) stuck(r api.Replica) error {
 	name, asked := r.Registry+"/"+r.Region, func(verb string) bool { return slices.Contains(r.Requests, verb) }
 	switch s := r.Replication; {
 	case asked(topology.RequestDelete):
-		return fmt.Errorf("%s is being deleted", name)
+		return fmt.Errorf("%s is being deleted, which cannot be called off", name)
 	case s == nil || asked(topology.RequestAccept) || asked(topology.RequestResync):
 		return nil
 	case s.Held != "":
