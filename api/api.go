@@ -115,6 +115,8 @@ type Apply struct {
 	DryRun bool `json:"dry_run,omitempty"`
 	// Prune begins the deletion of replicas that the document does not name.
 	Prune bool `json:"prune,omitempty"`
+	// Force applies it although clients that get an address now would get none.
+	Force bool `json:"force,omitempty"`
 }
 
 // Applied is what an Apply, or an edit of one replica, changed, and what becomes of the clients.

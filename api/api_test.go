@@ -278,7 +278,7 @@ func TestReplicas(t *testing.T) {
 	r := newRig(t, nil)
 	ctx := t.Context()
 	ninety, hundredOne := 90, 101
-	applied, err := r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Weight: &ninety})
+	applied, err := r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Weight: &ninety}, false)
 	if err != nil || len(applied.Changes) != 1 || applied.Changes[0].New != "90" {
 		t.Fatalf("%+v, %v", applied, err)
 	}
@@ -289,7 +289,7 @@ func TestReplicas(t *testing.T) {
 	if !slices.Equal(shares, []string{"westus 90.0", "westeurope 10.0"}) {
 		t.Errorf("shares %v", shares)
 	}
-	_, err = r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Weight: &hundredOne})
+	_, err = r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Weight: &hundredOne}, false)
 	var e *Error
 	if !errors.As(err, &e) || e.Code != CodeInvalid || len(e.Details) != 1 || e.Details[0].Path != "weight" {
 		t.Errorf("a weight of 101: %#v", err)
@@ -302,7 +302,7 @@ func TestReplicas(t *testing.T) {
 		t.Errorf("%+v, %v", gone, err)
 	}
 	on := RoutingEnabled
-	if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &on}); !IsCode(err, CodeDeleting) {
+	if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &on}, false); !IsCode(err, CodeDeleting) {
 		t.Errorf("enabling what is being deleted: %v", err)
 	}
 	if _, err := r.store.Commit(ctx, store.Put("registries/contoso/replicas/westeurope/routing", RoutingEnabled)); err != nil {
@@ -416,7 +416,7 @@ func TestKnock(t *testing.T) {
 	})
 	_, create := r.client.CreateReplica(t.Context(), "contoso", topology.ReplicaDocument{Region: "eastus", Endpoint: website, Addresses: []string{"127.0.3.1"}})
 	endpoint := website
-	_, update := r.client.UpdateReplica(t.Context(), "contoso", "westus", ReplicaPatch{Endpoint: &endpoint})
+	_, update := r.client.UpdateReplica(t.Context(), "contoso", "westus", ReplicaPatch{Endpoint: &endpoint}, false)
 	for what, err := range map[string]error{"created": create, "changed": update} {
 		if !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "is not "+what+": it is not a registry") {
 			t.Errorf("%s: %v", what, err)
@@ -475,7 +475,7 @@ func TestDrains(t *testing.T) {
 		"another weight":   {ReplicaPatch{Weight: &some}, false},
 	} {
 		before := time.Now()
-		applied, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", c.patch)
+		applied, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", c.patch, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -500,6 +500,76 @@ func TestDrains(t *testing.T) {
 		if err != nil || (len(applied.Drains) == 1) == dry {
 			t.Errorf("dry %t: %+v, %v", dry, applied, err)
 		}
+	}
+}
+
+// The last replica that clients may be sent to is not taken from them by an edit, unless that is what is wanted.
+func TestStrand(t *testing.T) {
+	t.Parallel()
+	off, on, none, most := RoutingDisabled, RoutingEnabled, 0, 100
+	refused := func(t *testing.T, what string, err error, says string) {
+		t.Helper()
+		if !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "clients of registry contoso would get no address (those near westeurope, westus)") || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for name, last := range map[string]ReplicaPatch{"routing": {Routing: &off}, "weight": {Weight: &none}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, nil)
+			ctx := t.Context()
+			if _, err := r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Routing: &off}, false); err != nil {
+				t.Fatal(err)
+			}
+			_, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", last, false)
+			refused(t, "an update", err, "--force")
+			_, err = r.client.DeleteReplica(ctx, "contoso", "westeurope", true)
+			refused(t, "a delete", err, "another replica first")
+			d, err := r.client.Export(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			last.patch(&d.Registries[0].Replicas[0])
+			_, err = r.client.Apply(ctx, Apply{Document: d})
+			refused(t, "an apply", err, "--force")
+			pruned := d
+			pruned.Registries = slices.Clone(d.Registries)
+			pruned.Registries[0].Replicas = d.Registries[0].Replicas[1:]
+			_, err = r.client.Apply(ctx, Apply{Document: pruned, Prune: true})
+			refused(t, "a pruning apply", err, "--force")
+			if _, err := r.client.Apply(ctx, Apply{Document: d, DryRun: true}); err != nil {
+				t.Errorf("a dry run: %v", err)
+			}
+			if _, err := r.client.Apply(ctx, Apply{Document: d, Force: true}); err != nil {
+				t.Errorf("an apply by force: %v", err)
+			}
+			// Where there is nothing left to lose, nothing is refused.
+			if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Weight: &none, Routing: &off}, false); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Weight: &most, Routing: &on}, false); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", last, true); err != nil {
+				t.Errorf("an update by force: %v", err)
+			}
+		})
+	}
+}
+
+// One that is not whole cannot be pruned either: nobody would finish that.
+func TestPruneIncomplete(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	if _, err := r.store.Commit(t.Context(), store.Put("registries/contoso/replicas/eastus/weight", "10")); err != nil {
+		t.Fatal(err)
+	}
+	d, err := topology.ParseYAML("t.yaml", []byte(document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Apply(t.Context(), Apply{Document: *d, Prune: true}); !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "contoso/eastus is incomplete") {
+		t.Error(err)
 	}
 }
 

@@ -222,9 +222,9 @@ func (c *Client) CreateReplica(ctx context.Context, registry string, d topology.
 	return r, c.do(ctx, http.MethodPost, path("registries", registry, "replicas"), nil, d, &r)
 }
 
-// UpdateReplica changes a replica.
-func (c *Client) UpdateReplica(ctx context.Context, registry, region string, p ReplicaPatch) (a Applied, err error) {
-	return a, c.do(ctx, http.MethodPatch, path("registries", registry, "replicas", region), nil, p, &a)
+// UpdateReplica changes a replica; with force also if clients that get an address now would get none.
+func (c *Client) UpdateReplica(ctx context.Context, registry, region string, p ReplicaPatch, force bool) (a Applied, err error) {
+	return a, c.do(ctx, http.MethodPatch, path("registries", registry, "replicas", region), url.Values{"force": {strconv.FormatBool(force)}}, p, &a)
 }
 
 // DeleteReplica asks for a replica to be drained and removed from the registry; its content stays. With force also pushes

@@ -593,6 +593,11 @@ func (s *server) apply(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !a.DryRun {
+		if err := s.admitApply(r.Context(), before, a); err != nil {
+			return nil, err
+		}
+	}
 	changes, err := s.Editor.Apply(r.Context(), a.Document, a.Prune, a.DryRun)
 	if err != nil {
 		return nil, err
@@ -602,6 +607,31 @@ func (s *server) apply(r *http.Request) (any, error) {
 		result.Drains = s.drains(changes)
 	}
 	return result, nil
+}
+
+// admitApply refuses what an edit of a single replica would be refused for.
+func (s *server) admitApply(ctx context.Context, before topology.Document, a Apply) error {
+	changes, err := s.Editor.Apply(ctx, a.Document, a.Prune, true)
+	if err != nil {
+		return err
+	}
+	for _, c := range changes {
+		registry, region, field, ok := partsOf(c.Key)
+		if ok && field == "" && c.Op == topology.Removed && s.incomplete(registry, region) {
+			return refuseIncomplete(registry, region)
+		}
+	}
+	if a.Force {
+		return nil
+	}
+	return s.strand(before.Values(), intended(before, a.Document, changes), "--force applies it all the same")
+}
+
+// partsOf takes the key of a replica apart; field is empty for that of the replica itself.
+func partsOf(key string) (registry, region, field string, ok bool) {
+	registry, rest, _ := strings.Cut(strings.TrimPrefix(key, topology.RegistriesPrefix), "/replicas/")
+	region, field, ok = strings.Cut(rest, "/")
+	return registry, region, field, ok
 }
 
 // intended are the values that changes, which Apply tells of document, make of those before.
@@ -631,8 +661,7 @@ func (s *server) drains(changes []topology.Change) []Drain {
 	var drains []Drain
 	until := time.Now().Add(time.Duration(s.TTLMax)*time.Second + spreading).UTC().Truncate(time.Second)
 	for _, c := range changes {
-		registry, rest, _ := strings.Cut(strings.TrimPrefix(c.Key, topology.RegistriesPrefix), "/replicas/")
-		region, key, of := strings.Cut(rest, "/")
+		registry, region, key, of := partsOf(c.Key)
 		leaves := key == "routing" && c.New == RoutingDisabled || key == "weight" && c.New == "0" || key == "" && c.Op == topology.Removed
 		drain := Drain{registry + "/" + region, until}
 		if of && leaves && !slices.Contains(drains, drain) {
@@ -791,6 +820,11 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !forced(r) {
+		if err := s.strand(before.Values(), p.patched(before, registry.Name, replica.Region), "--force does it all the same"); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.Editor.UpdateReplica(r.Context(), registry.Name, replica.Region, p.patch); err != nil {
 		return nil, err
 	}
@@ -825,6 +859,22 @@ func (p *ReplicaPatch) patch(d *topology.ReplicaDocument) {
 	}
 }
 
+// patched are the values of d with the patch on one replica.
+func (p *ReplicaPatch) patched(d topology.Document, registry, region string) topology.Values {
+	d.Registries = slices.Clone(d.Registries)
+	for i := range d.Registries {
+		if r := &d.Registries[i]; r.Name == registry {
+			r.Replicas = slices.Clone(r.Replicas)
+			for n := range r.Replicas {
+				if r.Replicas[n].Region == region {
+					p.patch(&r.Replicas[n])
+				}
+			}
+		}
+	}
+	return d.Values()
+}
+
 func set[T any](into *T, value *T) {
 	if value != nil {
 		*into = *value
@@ -837,13 +887,20 @@ func (s *server) deleteReplica(r *http.Request) (any, error) {
 		return nil, err
 	}
 	asked := topology.Request{Time: time.Now().UTC(), Force: forced(r), Actor: r.RemoteAddr}
-	incomplete := false // and so unknown to replicators, who would finish the deletion
-	if v := s.View(); v.Snapshot != nil {
-		served := v.Snapshot.Registry(registry.Name)
-		incomplete = served != nil && slices.Contains(served.Incomplete, replica.Region)
-	}
+	incomplete := s.incomplete(registry.Name, replica.Region)
 	if incomplete && !asked.Force && !replica.Home {
-		return nil, failf(CodeRefused, "replica %s/%s is incomplete, so that nobody can look whether pushes there are elsewhere: complete it, or take it out with --force", registry.Name, replica.Region)
+		return nil, refuseIncomplete(registry.Name, replica.Region)
+	}
+	before, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	drained := before.Values()
+	drained[topology.RegistriesPrefix+registry.Name+"/replicas/"+replica.Region+"/routing"] = RoutingDisabled
+	if !replica.Home {
+		if err := s.strand(before.Values(), drained, "enable routing of another replica first, or give it a weight"); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.Editor.DeleteReplica(r.Context(), registry.Name, replica.Region, asked); err != nil {
 		return nil, err
@@ -859,6 +916,20 @@ func (s *server) deleteReplica(r *http.Request) (any, error) {
 		return replica, nil
 	}
 	return after, err
+}
+
+// incomplete reports whether a replica is declared, but not whole, and so unknown to replicators, who would finish its deletion.
+func (s *server) incomplete(registry, region string) bool {
+	v := s.View()
+	if v.Snapshot == nil {
+		return false
+	}
+	served := v.Snapshot.Registry(registry)
+	return served != nil && slices.Contains(served.Incomplete, region)
+}
+
+func refuseIncomplete(registry, region string) error {
+	return failf(CodeRefused, "replica %s/%s is incomplete, so that nobody can look whether pushes there are elsewhere: complete it, or take it out with portolan replica delete --force", registry, region)
 }
 
 // ask leaves a request that needs nothing more.

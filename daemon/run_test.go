@@ -370,13 +370,26 @@ func TestServe(t *testing.T) {
 
 	// The file and the store differ: reported, not ignored, and nothing is overwritten at the next start.
 	ninety := 90
-	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", api.ReplicaPatch{Weight: &ninety}); err != nil {
+	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", api.ReplicaPatch{Weight: &ninety}, false); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the drift is in the status", func() error {
 		s, err := r.client.Status(t.Context())
 		if err != nil || len(s.Topology.Drift) != 1 || s.Topology.Drift[0].String() != "- registries/contoso/replicas/westus/weight: 90" {
 			return fmt.Errorf("%v, %v", s.Topology.Drift, err)
+		}
+		return nil
+	})
+	off := api.RoutingDisabled
+	for _, region := range []string{"westus", "westeurope"} {
+		if _, err := r.client.UpdateReplica(t.Context(), "contoso", region, api.ReplicaPatch{Routing: &off}, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "that clients get no address is in the status", func() error {
+		s, err := r.client.Status(t.Context())
+		if err != nil || !strings.Contains(strings.Join(s.Warnings, "\n"), "clients of registry contoso get no address (those near westeurope, westus)") {
+			return fmt.Errorf("%v, %v", s.Warnings, err)
 		}
 		return nil
 	})
@@ -519,7 +532,7 @@ func TestStartWithoutConsul(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", api.ReplicaPatch{}); !api.IsCode(err, api.CodeUnavailable) {
+	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", api.ReplicaPatch{}, false); !api.IsCode(err, api.CodeUnavailable) {
 		t.Errorf("an edit without the store: %v", err)
 	}
 }

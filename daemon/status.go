@@ -77,6 +77,9 @@ func (d *daemon) status() api.Status {
 			}
 		}
 	}
+	if d.server != nil {
+		s.Warnings = append(s.Warnings, strandedWarnings(d.front.current())...)
+	}
 	if d.config.API.Listen.Addr().IsLoopback() || d.apiPair != nil {
 		// Nobody on the way reads the token.
 	} else {
@@ -89,6 +92,21 @@ func (d *daemon) status() api.Status {
 		s.Events = d.eventsStatus()
 	}
 	return s
+}
+
+// strandedWarnings names the registries whose clients get no address, by the will of their operators or not.
+func strandedWarnings(v *api.View) []string {
+	if v.Snapshot == nil {
+		return nil
+	}
+	var warnings []string
+	stranded := api.Stranded(v.Snapshot, v.Conditions)
+	for _, r := range v.Snapshot.Registries {
+		if near := stranded[r.Name]; len(near) > 0 {
+			warnings = append(warnings, fmt.Sprintf("clients of registry %s get no address (those near %s): no replica that they may be sent to has routing enabled, a weight above 0 and the content: portolan replica list %s", r.Name, strings.Join(near, ", "), r.Name))
+		}
+	}
+	return warnings
 }
 
 // certificateWarnings says which certificates end within that time: one line for each name of a replica, since its addresses

@@ -200,6 +200,14 @@ func TestCommands(t *testing.T) {
 	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--routing", "on")
 	contains(t, "routing on", errout, `"on" is not known here: one of enabled, disabled`)
 
+	w.must(t, 0, "replica", "update", "contoso/westeurope", "--routing", "disabled")
+	_, errout = w.must(t, 1, "replica", "update", "contoso/westus", "--weight", "0")
+	contains(t, "the last weight", errout, "clients of registry contoso would get no address", "--force")
+	out, _ = w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "0", "--force")
+	contains(t, "the last weight by force", out, "Warning: clients nearest to westus get no address")
+	w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "90")
+	w.must(t, 0, "replica", "update", "contoso/westeurope", "--routing", "enabled")
+
 	// Files.
 	out, _ = w.must(t, 0, "export")
 	file := w.write(t, "export.yaml", out)

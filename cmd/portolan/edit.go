@@ -48,13 +48,13 @@ func (a *app) apply() *cobra.Command {
 	var file string
 	var change api.Apply
 	cmd := &cobra.Command{
-		Use:   "apply -f FILE [--prune] [--dry-run]",
+		Use:   "apply -f FILE [--prune] [--dry-run] [--force]",
 		Short: "Make a topology file the topology",
 		Long: `Make a file the topology of the registries that it names; others are left alone. What it
 does not say of a registry or replica gets its default. A replica that it does not name is
 kept, or, with --prune, drained and deleted as by portolan replica delete. The changes are
 printed, and where the clients nearest to each region go then. A file with any fault
-changes nothing.`,
+changes nothing, nor without --force one after which clients would get no address any more.`,
 		Example: `  portolan apply -f topology.yaml --dry-run
   portolan apply -f topology.yaml --prune`,
 		Args: cobra.NoArgs,
@@ -81,6 +81,7 @@ changes nothing.`,
 	f := cmd.Flags()
 	f.StringVarP(&file, "file", "f", "", "the topology file; - for standard input")
 	f.BoolVar(&change.Prune, "prune", false, "drain and delete replicas that the file does not name")
+	f.BoolVar(&change.Force, "force", false, "apply it also if clients that get an address now get none then")
 	f.BoolVar(&change.DryRun, "dry-run", false, "only tell what would change")
 	return cmd
 }

@@ -336,13 +336,17 @@ func nonEmpty(s string) []string {
 
 func (a *app) replicaUpdate() *cobra.Command {
 	var flags replicaFlags
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "update REGISTRY/REGION [--weight N] [--routing enabled|disabled] ...",
 		Short: "Change a replica",
 		Long: `Change a replica. Only the flags that are given change anything; an empty value removes
 a setting, so that its default holds. The change and the shares of clients that result
 are printed. A weight, routing or address is in the answers within a second; resolvers
-keep what they have until its TTL ends.`,
+keep what they have until its TTL ends.
+
+A change after which clients would get no address any more (the last replica with routing
+enabled and a weight above 0) is refused without --force.`,
 		Example: `  portolan replica update contoso/westus --weight 90
   portolan replica update contoso/westus --routing disabled`,
 		Args: cobra.ExactArgs(1),
@@ -391,7 +395,7 @@ keep what they have until its TTL ends.`,
 			if err != nil {
 				return err
 			}
-			r, err := c.UpdateReplica(cmd.Context(), registry, region, p)
+			r, err := c.UpdateReplica(cmd.Context(), registry, region, p, force)
 			if err != nil {
 				return badValue(err)
 			}
@@ -399,6 +403,7 @@ keep what they have until its TTL ends.`,
 		},
 	}
 	flags.add(cmd)
+	cmd.Flags().BoolVar(&force, "force", false, "change it also if clients that get an address now get none then")
 	return cmd
 }
 
