@@ -231,3 +231,6 @@ type PendingItem = replicator.PendingItem
 
 // Unreplicated is what would stay in one replica alone if its registry were deleted.
 type Unreplicated = replicator.Unreplicated
+
+// Conflict is a version that lost against a concurrent one and is kept under a tag of its own.
+type Conflict = replicator.Conflict

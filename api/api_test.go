@@ -56,6 +56,10 @@ func (f *fakeReplicator) Unreplicated(context.Context, string) ([]Unreplicated, 
 	return f.unreplicated, f.err
 }
 
+func (f *fakeReplicator) Conflicts(_ context.Context, registry string, limit int) ([]Conflict, error) {
+	return []Conflict{{Repository: registry, KeptAs: fmt.Sprintf("1.conflict-westus-%d", limit)}}, f.err
+}
+
 func (f *fakeReplicator) Inspect(context.Context, string, string, string) (Inspection, error) {
 	return f.inspection, f.err
 }
@@ -321,6 +325,12 @@ func TestReplicas(t *testing.T) {
 	}
 	if token, err := r.client.EventsToken(ctx, "contoso", "westus"); err != nil || token.Token != "westus" {
 		t.Errorf("%+v, %v", token, err)
+	}
+	if kept, err := r.client.Conflicts(ctx, "contoso", 7); err != nil || len(kept) != 1 || kept[0].Repository != "contoso" || kept[0].KeptAs != "1.conflict-westus-7" {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	if _, err := r.client.Conflicts(ctx, "contoso", 0); !IsCode(err, CodeInvalid) {
+		t.Errorf("a limit of 0: %v", err)
 	}
 	if items, err := r.client.Pending(ctx, "contoso", "westus", 5); err != nil || len(items) != 1 || items[0].Image != "contoso/app:1" {
 		t.Errorf("%+v, %v", items, err)

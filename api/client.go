@@ -178,6 +178,11 @@ func (c *Client) Unreplicated(ctx context.Context, registry string) (u []Unrepli
 	return u, c.do(ctx, http.MethodGet, path("registries", registry, "unreplicated"), nil, nil, &u)
 }
 
+// Conflicts returns up to limit of the conflicts that are kept of a registry, the newest first.
+func (c *Client) Conflicts(ctx context.Context, registry string, limit int) (l []Conflict, err error) {
+	return l, c.do(ctx, http.MethodGet, path("registries", registry, "conflicts"), url.Values{"limit": {strconv.Itoa(limit)}}, nil, &l)
+}
+
 // Confirm lets a raw edit pass that the guard holds.
 func (c *Client) Confirm(ctx context.Context, registry string) error {
 	return c.do(ctx, http.MethodPost, path("registries", registry, "confirm"), nil, nil, nil)

@@ -56,6 +56,7 @@ type Replicator interface {
 	Inspect(ctx context.Context, registry, repository, reference string) (Inspection, error)
 	Pending(registry, region string, limit int) []PendingItem
 	Unreplicated(ctx context.Context, registry string) ([]Unreplicated, error)
+	Conflicts(ctx context.Context, registry string, limit int) ([]Conflict, error)
 }
 
 // View is what the server answers clients from, at one moment.
@@ -149,6 +150,7 @@ func Handler(o Options) http.Handler {
 		"GET /v1/registries/{registry}/shares":                    s.shares,
 		"GET /v1/registries/{registry}/inspect":                   s.inspect,
 		"GET /v1/registries/{registry}/unreplicated":              s.unreplicated,
+		"GET /v1/registries/{registry}/conflicts":                 s.conflicts,
 		"GET /v1/registries/{registry}/replicas":                  s.replicas,
 		"POST /v1/registries/{registry}/replicas":                 s.createReplica,
 		"GET /v1/registries/{registry}/replicas/{region}":         s.replica,
@@ -417,13 +419,40 @@ func (s *server) pending(r *http.Request) (any, error) {
 	if s.Replicator == nil {
 		return nil, s.notReplicator()
 	}
-	limit := 100
-	if text := r.URL.Query().Get("limit"); text != "" {
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > 10000 {
-			return nil, failf(CodeInvalid, "limit %q is not a number from 1 to 10000", clip(text))
-		}
+	limit, err := limitOf(r)
+	if err != nil {
+		return nil, err
 	}
 	return append([]PendingItem{}, s.Replicator.Pending(registry.Name, replica.Region, limit)...), nil
+}
+
+// limitOf is how much of a list is asked for.
+func limitOf(r *http.Request) (int, error) {
+	text := r.URL.Query().Get("limit")
+	if text == "" {
+		return 100, nil
+	}
+	limit, err := strconv.Atoi(text)
+	if err != nil || limit < 1 || limit > 10000 {
+		return 0, failf(CodeInvalid, "limit %q is not a number from 1 to 10000", clip(text))
+	}
+	return limit, nil
+}
+
+func (s *server) conflicts(r *http.Request) (any, error) {
+	registry, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	if s.Replicator == nil {
+		return nil, s.notReplicator()
+	}
+	limit, err := limitOf(r)
+	if err != nil {
+		return nil, err
+	}
+	kept, err := s.Replicator.Conflicts(r.Context(), registry.Name, limit)
+	return append([]Conflict{}, kept...), err
 }
 
 func (s *server) notReplicator() error {

@@ -422,8 +422,8 @@ type due struct {
 // maxSized bounds how many images a plan reads to tell the bytes to be copied.
 const maxSized = 1000
 
-// maxExamples bounds the conflicts that a plan names.
-const maxExamples = 10
+// maxConflicting bounds the conflicts that a plan names.
+const maxConflicting = 10
 
 // compare scans a member of which nothing is known and plans the merge: without clocks, the known version before the
 // member's own. It changes nothing. Whoever writes a record while it reads, or later, has to know of the member: where nothing differs,
@@ -503,12 +503,20 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 				b.plan.Same++
 			case version.Successor, version.ConcurrentWon:
 				b.plan.Adopt++
+				b.plan.Spread++
 				b.differing = append(b.differing, key)
 			case version.ConcurrentLost:
 				b.plan.Conflicts++
+				b.plan.Copy++
+				size(repository, record.Head.Digest)
 				b.differing = append(b.differing, key)
-				if len(b.plan.Examples) < maxExamples {
-					b.plan.Examples = append(b.plan.Examples, fmt.Sprintf("%s:%s is %s here, %s in %s", repository, tag, digest, record.Head.Digest, record.Head.Origin))
+				keptAs := e.aside(records, tag, m.Region, digest)
+				if keptAs != "" {
+					b.plan.Spread++
+				}
+				if len(b.plan.Conflicting) < maxConflicting {
+					b.plan.Conflicting = append(b.plan.Conflicting, topology.PlannedConflict{Repository: repository, Tag: tag,
+						Winner: record.Head.Digest, WinnerRegion: record.Head.Origin, Loser: digest, LoserRegion: m.Region, KeptAs: keptAs})
 				}
 			default:
 				applied, known := version.Sequence(out.Record, m.Replica)
@@ -537,6 +545,18 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 	}
 	b.unread = l.survey.unread
 	return b, nil
+}
+
+// aside is the tag under which keep would keep a digest that a region loses, where records are those of the tags of the repository;
+// empty if it would not be kept.
+func (e *engine) aside(records map[string]ledger.Record, tag, region, digest string) string {
+	for n := 1; n <= maxConflicts && e.rules.keepConflicts; n++ {
+		name := version.ConflictTag(tag, region, n)
+		if record, taken := records[name]; !taken || record.Head.Digest == digest {
+			return name
+		}
+	}
+	return ""
 }
 
 // adopt observes what a baseline found to differ.

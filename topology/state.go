@@ -95,12 +95,28 @@ type Plan struct {
 	Same         int `json:"same"`
 	Adopt        int `json:"adopt"`
 	Conflicts    int `json:"conflicts"`
-	// Copy are the tags to be copied to this replica, whether it holds others under their names or not.
+	// Copy are the tags to be copied to this replica, whether it holds others under their names or not: the winners of conflicts too.
 	Copy int `json:"copy"`
+	// Spread are the tags to be copied from this replica to the others: what only it has, and what is kept of its conflicts.
+	Spread int `json:"spread"`
 	// Bytes is the size of the unique blobs to be copied as far as manifests tell; blobs that are mounted count too.
 	Bytes int64 `json:"bytes"`
-	// Examples names up to ten of the conflicting tags, with both digests.
-	Examples []string `json:"examples,omitempty"`
+	// Conflicting are up to ten of the Conflicts.
+	Conflicting []PlannedConflict `json:"conflicting,omitempty"`
+}
+
+// PlannedConflict is a tag of which a replica has another version than the others, which wins.
+type PlannedConflict struct {
+	Repository string `json:"repository"`
+	Tag        string `json:"tag"`
+	// Winner is the digest that stays, WinnerRegion where it was pushed.
+	Winner       string `json:"winner"`
+	WinnerRegion string `json:"winner_region"`
+	// Loser is the digest at the replica.
+	Loser       string `json:"loser"`
+	LoserRegion string `json:"loser_region"`
+	// KeptAs is the tag that Loser gets, in all regions; empty if conflicts are only logged.
+	KeptAs string `json:"kept_as,omitempty"`
 }
 
 // Request is what an operator asked of a replica through the API; the replicator carries it out and removes it.

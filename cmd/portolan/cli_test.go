@@ -443,14 +443,42 @@ func TestStuck(t *testing.T) {
 // A plan is shown until it was carried out, and what it counts adds up.
 func TestShowPlan(t *testing.T) {
 	t.Parallel()
-	plan := &topology.Plan{Repositories: 1, Tags: 7, Same: 3, Adopt: 1, Conflicts: 1, Copy: 4, Bytes: 1500}
+	plan := &topology.Plan{Repositories: 1, Tags: 8, Same: 3, Adopt: 1, Conflicts: 2, Copy: 4, Spread: 2, Bytes: 1500, Conflicting: []topology.PlannedConflict{{
+		Repository: "app", Tag: "1", Winner: "sha256:0123456789abcdef", WinnerRegion: "westus", Loser: "sha256:fedcba9876543210", LoserRegion: "eastus", KeptAs: "1.conflict-eastus-1"}}}
 	for phase, shown := range map[topology.Phase]bool{topology.PhasePlanned: true, topology.PhaseSeeding: true, topology.PhaseBaselined: false} {
 		var b strings.Builder
 		showReplica(&b, api.Replica{Replication: &topology.Replication{Phase: phase, Plan: plan}})
-		const want = "plan: 7 tags here in 1 repository: 3 the same already, 1 found only here, 1 in conflict, 2 out of date; 4 tags to copy here (1.5 kB)\n"
+		const want = "plan: 8 tags here in 1 repository: 3 the same already, 1 found only here, 2 in conflict, 2 out of date; to copy: 4 tags here (1.5 kB), 2 from here to the others\n" +
+			"  conflict: app:1: sha256:0123456789ab of westus wins; sha256:fedcba987654 of eastus is kept as app:1.conflict-eastus-1\n" +
+			"  and 1 conflict more\n"
 		if strings.Contains(b.String(), want) != shown || strings.Contains(b.String(), "plan:") != shown {
 			t.Errorf("%s:\n%s", phase, b.String())
 		}
+	}
+}
+
+// Kept conflicts are listed with the way to get at them, by themselves and with a replica.
+func TestKeptConflicts(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch path := r.URL.Path; {
+		case strings.HasSuffix(path, "/conflicts"):
+			io.WriteString(w, `[{"repository":"team/app","tag":"1","region":"eastus","digest":"sha256:fedcba9876543210","kept_as":"1.conflict-eastus-1","until":"2030-01-02T00:00:00Z"}]`)
+		case strings.HasSuffix(path, "/pending"):
+			io.WriteString(w, `[]`)
+		case strings.HasSuffix(path, "/replicas/eastus"):
+			io.WriteString(w, `{"registry":"contoso","region":"eastus","replication":{"conflicts":1}}`)
+		default:
+			io.WriteString(w, `{"name":"contoso","names":["registry.contoso.com"]}`)
+		}
+	}))
+	t.Cleanup(s.Close)
+	w := &world{api: s.URL}
+	for _, args := range []string{"conflict list contoso", "replica show contoso/eastus"} {
+		out, _ := w.must(t, exitDone, strings.Fields(args)...)
+		contains(t, args, out, "team/app:1", "1.conflict-eastus-1", "sha256:fedcba987654 ", "eastus", "2030-01-02", "docker pull registry.contoso.com/team/app:1.conflict-eastus-1")
+		out, _ = w.must(t, exitDone, append(strings.Fields(args), "-o", "json")...)
+		contains(t, args+" -o json", out, `"kept_as": "1.conflict-eastus-1"`, `"digest": "sha256:fedcba9876543210"`)
 	}
 }
 

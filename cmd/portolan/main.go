@@ -158,7 +158,7 @@ differs, 1 something does, 2 trouble.`,
 	flags.StringVar(&a.api, "api", "", "URL of the server's API (default: PORTOLAN_API, else "+api.DefaultURL+")")
 	flags.StringVar(&a.tokenFile, "token-file", "", "file that holds the API's bearer token (default: PORTOLAN_TOKEN_FILE)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table, json or yaml")
-	root.AddCommand(a.serve(), a.registry(), a.replica(), a.apply(), a.export(), a.diff(), a.simulate(), a.explain(), a.check(), a.status(),
+	root.AddCommand(a.serve(), a.registry(), a.replica(), a.conflict(), a.apply(), a.export(), a.diff(), a.simulate(), a.explain(), a.check(), a.status(),
 		a.topology(), a.wait(), a.events(), a.acme(), a.version())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

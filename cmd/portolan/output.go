@@ -160,10 +160,23 @@ func ago(t, now time.Time) string {
 
 // printPlan tells first what becomes of the tags that were found, each counted once, and then what comes.
 func printPlan(w io.Writer, p *topology.Plan) {
-	fmt.Fprintf(w, "plan: %s here in %s: %d the same already, %d found only here, %d in conflict, %d out of date; %s to copy here (%s)\n",
+	fmt.Fprintf(w, "plan: %s here in %s: %d the same already, %d found only here, %d in conflict, %d out of date; to copy: %s here (%s), %d from here to the others\n",
 		counted(p.Tags, "tag", "tags"), counted(p.Repositories, "repository", "repositories"),
-		p.Same, p.Adopt, p.Conflicts, p.Tags-p.Same-p.Adopt-p.Conflicts, counted(p.Copy, "tag", "tags"), bytesOf(p.Bytes))
-	for _, e := range p.Examples {
-		fmt.Fprintf(w, "  conflict: %s\n", e)
+		p.Same, p.Adopt, p.Conflicts, p.Tags-p.Same-p.Adopt-p.Conflicts, counted(p.Copy, "tag", "tags"), bytesOf(p.Bytes), p.Spread)
+	for _, c := range p.Conflicting {
+		kept := "is given up, since the policy is conflicts: log"
+		if c.KeptAs != "" {
+			kept = "is kept as " + c.Repository + ":" + c.KeptAs
+		}
+		fmt.Fprintf(w, "  conflict: %s:%s: %s of %s wins; %s of %s %s\n", c.Repository, c.Tag, short(c.Winner), c.WinnerRegion, short(c.Loser), c.LoserRegion, kept)
 	}
+	if more := p.Conflicts - len(p.Conflicting); more > 0 {
+		fmt.Fprintf(w, "  and %s\n", counted(more, "conflict more", "conflicts more"))
+	}
+}
+
+// short is a digest for people: enough of it to tell it from others.
+func short(digest string) string {
+	const enough = len("sha256:") + 12
+	return digest[:min(enough, len(digest))]
 }

@@ -241,13 +241,25 @@ func (a *app) replicaShow() *cobra.Command {
 			}
 			shown := struct {
 				api.Replica
-				PendingItems []api.PendingItem `json:"pending_items,omitempty"`
+				PendingItems  []api.PendingItem `json:"pending_items,omitempty"`
+				KeptConflicts []api.Conflict    `json:"kept_conflicts,omitempty"`
 			}{Replica: r}
 			if limit > 0 {
 				// A server without the role replicator knows no items; the rest is worth showing all the same.
 				if shown.PendingItems, err = c.Pending(cmd.Context(), registry, region, limit); err != nil && !api.IsCode(err, api.CodeRefused) {
 					return err
 				}
+			}
+			host := ""
+			if limit > 0 && r.Replication != nil && r.Replication.Conflicts > 0 {
+				if shown.KeptConflicts, err = c.Conflicts(cmd.Context(), registry, limit); err != nil && !api.IsCode(err, api.CodeRefused) {
+					return err
+				}
+				of, err := c.Registry(cmd.Context(), registry)
+				if err != nil {
+					return err
+				}
+				host = pullName(of)
 			}
 			return a.print(shown, func(w io.Writer) {
 				showReplica(w, r)
@@ -262,10 +274,14 @@ func (a *app) replicaShow() *cobra.Command {
 						row(w, p.Image, ago(p.Since, time.Now()), p.Attempts, dash(why))
 					}
 				}
+				if len(shown.KeptConflicts) > 0 {
+					fmt.Fprintln(w)
+					conflictTable(w, shown.KeptConflicts, host)
+				}
 			})
 		},
 	}
-	cmd.Flags().IntVar(&limit, "pending", 20, "how many pending images to list")
+	cmd.Flags().IntVar(&limit, "pending", 20, "how many pending images, and how many kept conflicts, to list")
 	return cmd
 }
 

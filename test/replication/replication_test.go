@@ -3,6 +3,7 @@ package replication
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,7 +104,9 @@ func TestBaselineOfDifferingRegistries(t *testing.T) {
 	w.until("northeurope to have a plan", func() bool { return w.state("northeurope").Phase == topology.PhasePlanned })
 	w.ready("westus", "eastasia")
 	plan := w.state("northeurope").Plan
-	if plan.Same != 1 || plan.Adopt != 1 || plan.Copy != 1 || plan.Conflicts != 1 || plan.Bytes == 0 || len(plan.Examples) != 1 {
+	differs := topology.PlannedConflict{Repository: "app", Tag: "differs", Winner: home, WinnerRegion: "westus", Loser: other, LoserRegion: "northeurope",
+		KeptAs: "differs.conflict-northeurope-1"}
+	if plan.Same != 1 || plan.Adopt != 1 || plan.Copy != 2 || plan.Spread != 2 || plan.Conflicts != 1 || plan.Bytes < 2000 || !slices.Equal(plan.Conflicting, []topology.PlannedConflict{differs}) {
 		t.Errorf("the plan is %+v", plan)
 	}
 	if d := w.digest("northeurope", "app:home"); d != "" {
