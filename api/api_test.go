@@ -412,6 +412,16 @@ func TestDeletionOfWhatIsIncomplete(t *testing.T) {
 	}
 }
 
+// What a replica cannot give is said, although it is Ready.
+func TestUnreadableIsSaid(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.report(t, "westeurope", topology.Replication{Status: topology.Ready, Endpoint: "http://127.0.2.1:5000", NotReplicable: 1, Unreadable: 2})
+	if p, err := r.client.Replica(t.Context(), "contoso", "westeurope"); err != nil || p.Reason != "1 not replicable; 2 unreadable there, whose pushes go nowhere" {
+		t.Errorf("%q, %v", p.Reason, err)
+	}
+}
+
 // What is no registry is refused when a replica is created there, and when one is moved there.
 func TestKnock(t *testing.T) {
 	t.Parallel()

@@ -110,13 +110,16 @@ func (r *Replica) replication(v *View, key router.ReplicaKey, served *topology.R
 		return []string{"its endpoint changed, and no replicator has looked at the new one yet"}
 	}
 	r.Replication, r.Status, r.Pending = &report, report.Status, report.Pending
+	var reasons []string
 	if report.Reason != "" {
-		return []string{report.Reason}
+		reasons = append(reasons, report.Reason)
+	} else if report.NotReplicable > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d not replicable", report.NotReplicable))
 	}
-	if report.NotReplicable > 0 {
-		return []string{fmt.Sprintf("%d not replicable", report.NotReplicable)}
+	if report.Unreadable > 0 {
+		reasons = append(reasons, fmt.Sprintf("%d unreadable there, whose pushes go nowhere", report.Unreadable))
 	}
-	return nil
+	return reasons
 }
 
 // health fills in what probes found, and says what is wrong.

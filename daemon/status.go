@@ -77,9 +77,11 @@ func (d *daemon) status() api.Status {
 			}
 		}
 	}
+	view := d.front.current()
 	if d.server != nil {
-		s.Warnings = append(s.Warnings, strandedWarnings(d.front.current())...)
+		s.Warnings = append(s.Warnings, strandedWarnings(view)...)
 	}
+	s.Warnings = append(s.Warnings, unreadableWarnings(view)...)
 	if d.config.API.Listen.Addr().IsLoopback() || d.apiPair != nil {
 		// Nobody on the way reads the token.
 	} else {
@@ -106,6 +108,19 @@ func strandedWarnings(v *api.View) []string {
 			warnings = append(warnings, fmt.Sprintf("clients of registry %s get no address (those near %s): no replica that they may be sent to has routing enabled, a weight above 0 and the content: portolan replica list %s", r.Name, strings.Join(near, ", "), r.Name))
 		}
 	}
+	return warnings
+}
+
+// unreadableWarnings names the replicas that cannot give all of their content.
+func unreadableWarnings(v *api.View) []string {
+	var warnings []string
+	for key, r := range v.Replication {
+		if r.Unreadable > 0 {
+			warnings = append(warnings, fmt.Sprintf("replica %s/%s cannot give all of its content, and what is pushed there under the same tags goes nowhere; tags and manifests that cannot be read: %d; portolan replica show %s/%s lists them",
+				key.Registry, key.Region, r.Unreadable, key.Registry, key.Region))
+		}
+	}
+	slices.Sort(warnings)
 	return warnings
 }
 

@@ -3,11 +3,14 @@ package daemon
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"portolan/api"
 	"portolan/health"
 	"portolan/router"
+	"portolan/topology"
 )
 
 // Each name of a replica is warned of once, for the address where its certificate ends first.
@@ -37,5 +40,16 @@ func TestCertificateWarnings(t *testing.T) {
 	}
 	if got := certificateWarnings(v, 0); !slices.Equal(got, want[:1]) {
 		t.Errorf("with the warning off: %q", got)
+	}
+}
+
+func TestUnreadableWarnings(t *testing.T) {
+	t.Parallel()
+	v := &api.View{Replication: map[router.ReplicaKey]topology.Replication{
+		{Registry: "contoso", Region: "westus"}: {Unreadable: 2}, {Registry: "contoso", Region: "eastus"}: {},
+	}}
+	got := unreadableWarnings(v)
+	if len(got) != 1 || !strings.Contains(got[0], "replica contoso/westus cannot give") || !strings.Contains(got[0], "cannot be read: 2; portolan replica show contoso/westus") {
+		t.Errorf("%q", got)
 	}
 }

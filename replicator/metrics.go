@@ -21,6 +21,7 @@ type metrics struct {
 	pending   *prometheus.GaugeVec
 	lag       *prometheus.GaugeVec
 	parked    *prometheus.GaugeVec
+	unread    *prometheus.GaugeVec
 	conflicts *prometheus.GaugeVec
 	ready     *prometheus.GaugeVec
 	damaged   *prometheus.GaugeVec // of a registry
@@ -50,12 +51,13 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		pending:   gauge("pending", "Versions still to be applied."),
 		lag:       gauge("lag_seconds", "Age of the oldest version still to be applied; 0 if there is none."),
 		parked:    gauge("not_replicable", "Versions that can never be applied to the replica."),
+		unread:    gauge("unreadable", "Tags and manifests that cannot be read at the replica."),
 		conflicts: gauge("conflicts", "Lost versions that are kept under a tag of their own."),
 		ready:     gauge("ready", "1 if the replica's status is Ready."),
 		damaged: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name("damaged_records"),
 			Help: "Records of the ledger that cannot be read and wait to be decided anew."}, []string{"registry"}),
 	}
-	for _, c := range []prometheus.Collector{m.decisions, m.copies, m.bytes, m.blobs, m.duration, m.heard, m.scans, m.pending, m.lag, m.parked, m.conflicts, m.ready, m.damaged} {
+	for _, c := range []prometheus.Collector{m.decisions, m.copies, m.bytes, m.blobs, m.duration, m.heard, m.scans, m.pending, m.lag, m.parked, m.unread, m.conflicts, m.ready, m.damaged} {
 		if err := registerer.Register(c); err != nil {
 			return nil, err
 		}
@@ -95,6 +97,7 @@ func (m *metrics) copied(registry, region string, cost Transfer, err error, bega
 func (m *metrics) state(registry, region string, s topology.Replication) {
 	m.pending.WithLabelValues(registry, region).Set(float64(s.Pending))
 	m.parked.WithLabelValues(registry, region).Set(float64(s.NotReplicable))
+	m.unread.WithLabelValues(registry, region).Set(float64(s.Unreadable))
 	m.conflicts.WithLabelValues(registry, region).Set(float64(s.Conflicts))
 	lag, ready := 0.0, 0.0
 	if !s.OldestPending.IsZero() {
@@ -126,5 +129,5 @@ func (m *metrics) forget(registry, region string) {
 }
 
 func (m *metrics) gauges() []*prometheus.GaugeVec {
-	return []*prometheus.GaugeVec{m.pending, m.lag, m.parked, m.conflicts, m.ready}
+	return []*prometheus.GaugeVec{m.pending, m.lag, m.parked, m.unread, m.conflicts, m.ready}
 }

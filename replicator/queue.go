@@ -344,17 +344,19 @@ func (q *queue) backlog() backlog {
 	return b
 }
 
-// PendingItem is something that a replica has still to be brought to, or never will be.
+// PendingItem is something that a replica has still to be brought to, or never will be, or that cannot be read there.
 type PendingItem struct {
 	// Image is the tag or manifest, as registry/repository:tag or registry/repository@digest.
 	Image string `json:"image"`
-	// Since is when the version was decided.
+	// Since is when the version was decided, or when it was first found unreadable.
 	Since    time.Time `json:"since,omitzero"`
 	Attempts int       `json:"attempts"`
 	// Error is what went wrong the last time; empty if nothing did.
 	Error string `json:"error,omitempty"`
 	// NotReplicable is why it can never be applied there; empty if it can.
 	NotReplicable string `json:"not_replicable,omitempty"`
+	// Unreadable says that the replica itself cannot give it, for Error: whatever was pushed there goes nowhere.
+	Unreadable bool `json:"unreadable,omitempty"`
 }
 
 // list returns up to limit items, what failed first, then the oldest.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -49,17 +50,17 @@ type replica struct {
 	former   version.Replica // what stood at the endpoint before, as long as others may believe that it still does
 	reading  trouble
 	writing  trouble
-	doubted  time.Time // since when the guard would hold the replica; zero: it would not
-	accepted bool      // the operator accepts what the guard holds, or the baseline's plan
-	leaving  string    // what a delete waits for
-	unheard  map[ledger.Key]unheard
-	unread   []unread  // what the last look at it could not read
-	worked   time.Time // when something was last brought to it
+	doubted  time.Time              // since when the guard would hold the replica; zero: it would not
+	accepted bool                   // the operator accepts what the guard holds, or the baseline's plan
+	leaving  string                 // what a delete waits for
+	unheard  map[ledger.Key]misread // what events told of and cannot be looked at
+	unread   map[ledger.Key]misread // what the last look at it could not read
+	worked   time.Time              // when something was last brought to it
 	restart  context.CancelCauseFunc
 }
 
-// unheard is why what an event told of cannot be looked at.
-type unheard struct {
+// misread is why a tag, or a manifest, cannot be looked at, and since when.
+type misread struct {
 	since time.Time
 	err   error
 }
@@ -536,8 +537,37 @@ func (r *replica) missed(unread []unread) {
 		r.log.Warn("some of the replica cannot be read; what is pushed there goes nowhere", zap.Int("tags", len(unread)), zap.Error(unread[0].err))
 	}
 	r.mu.Lock()
-	r.unread = unread
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	before := r.unread
+	r.unread = make(map[ledger.Key]misread, len(unread))
+	for _, u := range unread {
+		since := time.Now()
+		if f, known := before[u.key]; known {
+			since = f.since
+		}
+		r.unread[u.key] = misread{since, u.err}
+	}
+}
+
+// unreadable lists what cannot be read at the replica, by image: whatever is pushed there goes nowhere. The caller holds mu.
+func (r *replica) unreadable() []PendingItem {
+	all := maps.Clone(r.unread)
+	for key, f := range r.unheard {
+		if known, ok := all[key]; !ok {
+			if all == nil {
+				all = make(map[ledger.Key]misread)
+			}
+			all[key] = f
+		} else if f.since.Before(known.since) {
+			all[key] = misread{f.since, known.err}
+		}
+	}
+	list := make([]PendingItem, 0, len(all))
+	for key, f := range all {
+		list = append(list, PendingItem{Image: key.String(), Since: f.since.UTC(), Error: f.err.Error(), Unreadable: true})
+	}
+	slices.SortFunc(list, func(a, b PendingItem) int { return strings.Compare(a.Image, b.Image) })
+	return list
 }
 
 // doubts reports whether what the guard would hold the replica for has to be looked at again first. Nothing is made of it
@@ -709,7 +739,8 @@ const (
 func (r *replica) stuck(i *item) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return i.attempts > 0 && r.worked.After(i.failing) || slices.ContainsFunc(r.unread, func(u unread) bool { return u.key == i.key })
+	_, unread := r.unread[i.key]
+	return i.attempts > 0 && r.worked.After(i.failing) || unread
 }
 
 // settle gives an item back to the queue as its outcome demands.
@@ -854,9 +885,9 @@ func (r *replica) heed(ctx context.Context, i events.Item, err error) {
 			r.log.Warn("what an event told of cannot be looked at; trying again", zap.String("image", key.String()), zap.Error(err))
 		}
 		if r.unheard == nil {
-			r.unheard = make(map[ledger.Key]unheard)
+			r.unheard = make(map[ledger.Key]misread)
 		}
-		r.unheard[key] = unheard{i.Since, err}
+		r.unheard[key] = misread{i.Since, fmt.Errorf("looking at %s in %s: %w", key, r.config.Region, err)}
 	}
 }
 
@@ -1188,7 +1219,7 @@ func (r *replica) report(ctx context.Context) error {
 			last = time.Now()
 			err := r.save(ctx, func(s *topology.Replication) {
 				s.Status, s.Reason, s.Pending, s.OldestPending = next.Status, next.Reason, next.Pending, next.OldestPending
-				s.NotReplicable, s.Conflicts, s.LastError = next.NotReplicable, next.Conflicts, next.LastError
+				s.NotReplicable, s.Unreadable, s.Conflicts, s.LastError = next.NotReplicable, next.Unreadable, next.Conflicts, next.LastError
 			})
 			if err != nil && ctx.Err() == nil {
 				r.log.Warn("the replica's state could not be stored", zap.Error(err))
@@ -1204,7 +1235,7 @@ func (r *replica) report(ctx context.Context) error {
 
 func same(a, b topology.Replication) bool {
 	return a.Status == b.Status && a.Reason == b.Reason && a.Pending == b.Pending && a.OldestPending.Equal(b.OldestPending) &&
-		a.NotReplicable == b.NotReplicable && a.Conflicts == b.Conflicts && a.LastError == b.LastError
+		a.NotReplicable == b.NotReplicable && a.Unreadable == b.Unreadable && a.Conflicts == b.Conflicts && a.LastError == b.LastError
 }
 
 // assess says in which state the replica is.
@@ -1221,13 +1252,9 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 	if b.pending == 0 {
 		r.writing = trouble{} // nothing is left that could show it
 	}
-	for key, waits := range r.unheard {
-		if s.LastError == "" {
-			s.LastError = fmt.Sprintf("a push of %s cannot be looked at: %v", key, waits.err)
-		}
-	}
-	if n := len(r.unread); n > 0 && s.LastError == "" {
-		s.LastError = fmt.Sprintf("%d of its tags cannot be read; the first: %v", n, r.unread[0].err)
+	unreadable := r.unreadable()
+	if s.Unreadable = len(unreadable); s.Unreadable > 0 && s.LastError == "" {
+		s.LastError = fmt.Sprintf("%s cannot be read there; the first: %s", counted(s.Unreadable, "tag", "tags"), unreadable[0].Error)
 	}
 	s.Status, s.Reason = topology.Ready, ""
 	switch {
@@ -1248,8 +1275,8 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 			s.Reason = "the baseline of the home replica comes first"
 		}
 	case s.Phase == topology.PhasePlanned && s.Plan != nil:
-		s.Status, s.Reason = topology.Creating, fmt.Sprintf("%d tags differ from the other replicas: look at the plan, then 'portolan replica accept %s/%s'",
-			s.Plan.Conflicts, r.of.name, r.config.Region)
+		s.Status, s.Reason = topology.Creating, fmt.Sprintf("%s from the other replicas: look at the plan, then 'portolan replica accept %s/%s'",
+			counted(s.Plan.Conflicts, "tag differs", "tags differ"), r.of.name, r.config.Region)
 	case !s.Seeded:
 		s.Status, s.Reason = topology.Syncing, "being seeded"
 		if s.LastError != "" {

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -335,8 +336,8 @@ func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection
 	return out
 }
 
-// Pending lists up to limit of what a replica has still to be brought to, or never will be: what this process knows, if it works
-// for the replica.
+// Pending lists up to limit of what cannot be read at a replica, and of what it has still to be brought to, or never will be: each
+// image once, what this process knows, if it works for the replica.
 func (r *Replicator) Pending(registry, region string, limit int) []PendingItem {
 	reg, err := r.registry(registry)
 	if err != nil {
@@ -347,17 +348,19 @@ func (r *Replicator) Pending(registry, region string, limit int) []PendingItem {
 		return nil
 	}
 	one.mu.Lock()
-	defer one.mu.Unlock()
-	var items []PendingItem
-	for _, u := range one.unread[:min(limit, len(one.unread))] {
-		items = append(items, PendingItem{Image: u.key.String(), Error: u.err.Error()})
-	}
-	for key, waits := range one.unheard {
-		if len(items) < limit && !slices.ContainsFunc(one.unread, func(u unread) bool { return u.key == key }) {
-			items = append(items, PendingItem{Image: key.String(), Since: waits.since, Error: waits.err.Error()})
+	items := one.unreadable()
+	one.mu.Unlock()
+	var pending []PendingItem
+	for _, waits := range one.queue.list(limit + len(items)) {
+		n, found := slices.BinarySearchFunc(items, waits.Image, func(i PendingItem, image string) int { return strings.Compare(i.Image, image) })
+		if found { // what is to be brought there fails for the same reason
+			items[n].Attempts, items[n].NotReplicable = waits.Attempts, waits.NotReplicable
+			continue
 		}
+		pending = append(pending, waits)
 	}
-	return append(items, one.queue.list(limit-len(items))...)
+	items = append(items, pending...)
+	return items[:min(limit, len(items))]
 }
 
 // Unreplicated is what would stay in one replica alone if replication of its registry ended now.

@@ -857,13 +857,41 @@ func TestUnreadableTag(t *testing.T) {
 	f.arrives("app:later", f.push("home", "app:later"), "other") // no event: a scan finds it
 	f.until("the tag to be named", func() bool {
 		pending := f.replicator.Pending("contoso", "home", 10)
-		return len(pending) == 1 && pending[0].Image == "contoso/app:bad" && pending[0].Error != "" && f.state("home").LastError != ""
+		return len(pending) == 1 && pending[0].Image == "contoso/app:bad" && pending[0].Error != "" && pending[0].Unreadable && !pending[0].Since.IsZero() &&
+			strings.HasPrefix(f.state("home").LastError, "1 tag cannot be read there; the first: looking at contoso/app:bad in home: ") && f.state("home").Unreadable == 1
 	})
 	f.replace("home", whole)
 	bad := f.digest("home", "app:bad")
 	f.arrives("app:bad", bad, "other")
 	f.until("nothing to be named", func() bool {
-		return len(f.replicator.Pending("contoso", "home", 10)) == 0 && f.state("home").LastError == ""
+		return len(f.replicator.Pending("contoso", "home", 10)) == 0 && f.state("home").LastError == "" && f.state("home").Unreadable == 0
+	})
+}
+
+// An image that cannot be read where it is to be brought to is listed once, since when it was first found so.
+func TestUnreadableTagIsListedOnce(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.push("home", "app:bad")
+	f.push("home", "app:good")
+	f.replace("home", failing(f.handler("home"), "bad"))
+	f.start()
+	f.ready("home", "other")
+	var first time.Time
+	f.until("the tag to be named", func() bool {
+		pending := f.replicator.Pending("contoso", "home", 10)
+		if len(pending) == 1 {
+			first = pending[0].Since
+		}
+		return len(pending) == 1
+	})
+	f.push("other", "app:bad")
+	f.until("the push to be tried there", func() bool {
+		pending := f.replicator.Pending("contoso", "home", 10)
+		if len(pending) != 1 || !pending[0].Unreadable || !pending[0].Since.Equal(first) {
+			t.Fatalf("%+v, first %v", pending, first)
+		}
+		return pending[0].Attempts > 1
 	})
 }
 

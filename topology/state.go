@@ -78,7 +78,9 @@ type Replication struct {
 	OldestPending time.Time `json:"oldest_pending,omitzero"`
 	// NotReplicable counts what can never go there; Conflicts what was kept aside.
 	NotReplicable int `json:"not_replicable"`
-	Conflicts     int `json:"conflicts"`
+	// Unreadable counts the tags and manifests that cannot be read there: whatever is pushed to them goes nowhere.
+	Unreadable int `json:"unreadable,omitempty"`
+	Conflicts  int `json:"conflicts"`
 	// Plan is that of the newest baseline, also after it was carried out.
 	Plan      *Plan     `json:"plan,omitempty"`
 	LastScan  time.Time `json:"last_scan,omitzero"`

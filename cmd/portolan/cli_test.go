@@ -457,6 +457,19 @@ func TestShowPlan(t *testing.T) {
 	}
 }
 
+// What a replica cannot give and what it is still to get stand apart.
+func TestPrintPending(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	printPending(&b, []api.PendingItem{{Image: "contoso/app:a", Since: time.Now(), Error: "500", Attempts: 3, NotReplicable: "500", Unreadable: true},
+		{Image: "contoso/app:b", NotReplicable: "schema 1"}, {Image: "contoso/app:c", Since: time.Now(), Attempts: 1}})
+	const want = "\nUNREADABLE HERE\tSINCE\tWHY\ncontoso/app:a\t0s ago\t500\n\nPENDING\tSINCE\tATTEMPTS\tWHY\n" +
+		"contoso/app:b\t-\t0\tnot replicable: schema 1\ncontoso/app:c\t0s ago\t1\t-\n"
+	if b.String() != want {
+		t.Errorf("%q, want %q", b.String(), want)
+	}
+}
+
 // Kept conflicts are listed with the way to get at them, by themselves and with a replica.
 func TestKeptConflicts(t *testing.T) {
 	t.Parallel()

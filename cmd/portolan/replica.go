@@ -263,17 +263,7 @@ func (a *app) replicaShow() *cobra.Command {
 			}
 			return a.print(shown, func(w io.Writer) {
 				showReplica(w, r)
-				if len(shown.PendingItems) > 0 {
-					fmt.Fprintln(w)
-					row(w, "PENDING", "SINCE", "ATTEMPTS", "WHY")
-					for _, p := range shown.PendingItems {
-						why := p.Error
-						if p.NotReplicable != "" {
-							why = "not replicable: " + p.NotReplicable
-						}
-						row(w, p.Image, ago(p.Since, time.Now()), p.Attempts, dash(why))
-					}
-				}
+				printPending(w, shown.PendingItems)
 				if len(shown.KeptConflicts) > 0 {
 					fmt.Fprintln(w)
 					conflictTable(w, shown.KeptConflicts, host)
@@ -283,6 +273,35 @@ func (a *app) replicaShow() *cobra.Command {
 	}
 	cmd.Flags().IntVar(&limit, "pending", 20, "how many pending images, and how many kept conflicts, to list")
 	return cmd
+}
+
+// printPending prints what cannot be read at a replica, and what is to be brought there: one is for the replica to mend, of the
+// other most goes by itself.
+func printPending(w io.Writer, items []api.PendingItem) {
+	headed := map[bool]bool{}
+	for _, p := range items {
+		if !headed[p.Unreadable] {
+			fmt.Fprintln(w)
+			if p.Unreadable {
+				row(w, "UNREADABLE HERE", "SINCE", "WHY")
+			} else {
+				row(w, "PENDING", "SINCE", "ATTEMPTS", "WHY")
+			}
+			headed[p.Unreadable] = true
+		}
+		since, why := "-", p.Error
+		if !p.Since.IsZero() {
+			since = ago(p.Since, time.Now())
+		}
+		if p.NotReplicable != "" && !p.Unreadable {
+			why = "not replicable: " + p.NotReplicable
+		}
+		if p.Unreadable {
+			row(w, p.Image, since, why)
+		} else {
+			row(w, p.Image, since, p.Attempts, dash(why))
+		}
+	}
 }
 
 func showReplica(w io.Writer, r api.Replica) {
@@ -305,6 +324,7 @@ func showReplica(w io.Writer, r api.Replica) {
 		row(w, "Content:", s.Phase)
 		row(w, "Last scan:", ago(s.LastScan, time.Now()))
 		row(w, "Not replicable:", s.NotReplicable)
+		row(w, "Unreadable here:", s.Unreadable)
 		row(w, "Conflicts kept:", s.Conflicts)
 		if s.LastError != "" {
 			row(w, "Last error:", s.LastError)

@@ -518,3 +518,45 @@ func TestDigests(t *testing.T) {
 		}
 	}
 }
+
+// A HEAD that meets a fault of the registry is told with the registry's own words, for which it is asked once by a GET.
+func TestHeadIsExplained(t *testing.T) {
+	t.Parallel()
+	const words = `{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":"link file is empty"}]}`
+	for name, c := range map[string]struct {
+		head, get int
+		says      string
+		want      string // in the error
+		asked     string
+	}{
+		"a fault":            {500, 500, words, "HEAD /v2/app/manifests/1: registry is unavailable (status 500): UNKNOWN: unknown error \"link file is empty\"", "HEAD GET"},
+		"a fault, no words":  {500, 500, "<html>", "(status 500)", "HEAD GET"},
+		"the GET succeeds":   {500, 200, words, "(status 500)", "HEAD GET"},
+		"the GET is missing": {500, 404, words, "(status 500)", "HEAD GET"},
+		"away":               {503, 503, words, "(status 503)", "HEAD"},
+		"nothing":            {404, 404, words, "(status 404)", "HEAD"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked []string
+			client, _ := serve(t, func(http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					asked = append(asked, r.Method)
+					status := c.head
+					if r.Method == http.MethodGet {
+						status = c.get
+					}
+					w.WriteHeader(status)
+					io.WriteString(w, c.says)
+				})
+			})
+			_, err := client.Head(t.Context(), "app", "1")
+			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "UNKNOWN") != strings.Contains(c.want, "UNKNOWN") {
+				t.Errorf("%v, want %s", err, c.want)
+			}
+			if got := strings.Join(asked, " "); got != c.asked {
+				t.Errorf("asked %s, want %s", got, c.asked)
+			}
+		})
+	}
+}

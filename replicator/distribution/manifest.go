@@ -193,10 +193,11 @@ func (c *Client) Head(ctx context.Context, repo, reference string) (Descriptor, 
 	if err != nil {
 		return Descriptor{}, err
 	}
-	resp, err := c.do(ctx, call{method: http.MethodHead, path: path, header: http.Header{"Accept": acceptManifests}, scopes: []string{pull(full)}}, http.StatusOK)
+	ask := call{method: http.MethodHead, path: path, header: http.Header{"Accept": acceptManifests}, scopes: []string{pull(full)}}
+	resp, err := c.do(ctx, ask, http.StatusOK)
 	if err != nil {
 		if !errors.Is(err, ErrUnsupported) {
-			return Descriptor{}, err
+			return Descriptor{}, c.explained(ctx, ask, err)
 		}
 	} else {
 		discard(resp)
@@ -216,6 +217,28 @@ func (c *Client) Head(ctx context.Context, repo, reference string) (Descriptor, 
 		return Descriptor{}, err
 	}
 	return Descriptor{Digest: digest, MediaType: media, Size: int64(len(body))}, nil
+}
+
+// explained gives the error of a HEAD what the registry says of it, which only the answer to a GET has room for. It is asked once,
+// of a fault of the registry (500) alone: one that is overloaded or away is not asked more.
+func (c *Client) explained(ctx context.Context, ask call, err error) error {
+	var bare *Error
+	if !errors.As(err, &bare) || bare.Status != http.StatusInternalServerError {
+		return err
+	}
+	ask.method = http.MethodGet
+	resp, again := c.do(ctx, ask, http.StatusOK)
+	if again == nil {
+		resp.Body.Close()
+		return err
+	}
+	var says *Error
+	if !errors.As(again, &says) || says.Status != bare.Status {
+		return err
+	}
+	told := *bare
+	told.Code, told.Message = says.Code, says.Message
+	return &told
 }
 
 func sameAlgorithm(a, b string) bool {
