@@ -80,6 +80,9 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	}
 	if slices.Contains(r.Requests, topology.RequestDelete) {
 		if r.Status != topology.Deleting {
+			if r.Replication != nil { // what it reported matters no more
+				reasons = nil
+			}
 			reasons = append(reasons, "no more clients are sent there; a replicator is to take it out")
 		}
 		// Of which a raw edit of the store cannot say otherwise.

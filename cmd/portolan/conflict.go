@@ -57,7 +57,7 @@ func pullName(r api.Registry) string {
 
 // conflictTable prints kept conflicts, and how to get at them by the host name.
 func conflictTable(w io.Writer, kept []api.Conflict, host string) {
-	row(w, "IMAGE", "KEPT AS", "DIGEST", "PUSHED IN", "NOW", "SINCE", "UNTIL")
+	row(w, "CONFLICT", "KEPT AS", "DIGEST", "PUSHED IN", "NOW", "SINCE", "UNTIL")
 	for _, c := range kept {
 		row(w, c.Repository+":"+c.Tag, c.KeptAs, short(c.Digest), c.Region, dash(short(c.Current)), ago(c.Since, time.Now()), c.Until.Format(time.DateOnly))
 	}
