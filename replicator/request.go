@@ -1,0 +1,116 @@
+package replicator
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"portolan/store"
+	"portolan/topology"
+)
+
+// retract removes a request that was carried out.
+func (r *replica) retract(ctx context.Context, verb string) {
+	if _, err := r.of.options.Store.Commit(ctx, store.Delete(topology.RequestKey(r.of.name, r.config.Region, verb))); err != nil && ctx.Err() == nil {
+		r.log.Warn("a request that was carried out could not be removed", zap.String("request", verb), zap.Error(err))
+	}
+}
+
+// obey carries out what operators ask.
+func (r *replica) obey(ctx context.Context) error {
+	requests := make(chan map[string]topology.Request, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return r.of.options.Store.Watch(ctx, r.requestsPrefix(), func(u store.Update) {
+			if u.Err != nil {
+				return
+			}
+			select {
+			case <-requests:
+			default:
+			}
+			requests <- r.requests(u.Tree)
+		})
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case asked := <-requests:
+				if err := r.carryOut(ctx, asked); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	return g.Wait()
+}
+
+func (r *replica) requestsPrefix() string {
+	return strings.TrimSuffix(topology.RequestKey(r.of.name, r.config.Region, "x"), "x")
+}
+
+// requests reads what operators ask of the replica, by the verb.
+func (r *replica) requests(tree store.Tree) map[string]topology.Request {
+	asked := make(map[string]topology.Request)
+	for _, e := range tree.Entries {
+		var request topology.Request
+		if err := json.Unmarshal([]byte(e.Value), &request); err != nil {
+			r.log.Warn("a request is not understood", zap.String("key", e.Key), zap.Error(err))
+			continue
+		}
+		asked[strings.TrimPrefix(e.Key, r.requestsPrefix())] = request
+	}
+	return asked
+}
+
+func (r *replica) carryOut(ctx context.Context, asked map[string]topology.Request) error {
+	if request, ok := asked[topology.RequestDelete]; ok {
+		return r.leave(ctx, request)
+	}
+	return r.compareOrAccept(ctx, asked)
+}
+
+// compareOrAccept carries out what operators ask about the replica's content. A new baseline ends the work under way: errResync.
+func (r *replica) compareOrAccept(ctx context.Context, asked map[string]topology.Request) error {
+	if request, ok := asked[topology.RequestResync]; ok {
+		r.log.Info("a new baseline was asked for", zap.String("by", request.Actor))
+		if !r.of.config.Policy.Replication {
+			r.retract(ctx, topology.RequestResync)
+			return nil
+		}
+		if remote := r.remote.Load(); remote != nil {
+			remote.target.Forget()
+		}
+		if err := r.save(ctx, func(s *topology.Replication) { *s = r.unknown(*s, "a new baseline was asked for") }); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.accepted = false
+		r.mu.Unlock()
+		r.retract(ctx, topology.RequestResync)
+		r.startOver(errResync)
+		return errResync
+	}
+	if request, ok := asked[topology.RequestAccept]; ok {
+		r.mu.Lock()
+		// Before the plan is there, as 'replica create --accept' asks, it is accepted beforehand.
+		before := r.accepted
+		r.accepted = r.state.Held != "" || !decided(r.state)
+		accepted := r.accepted
+		r.mu.Unlock()
+		if !accepted || !r.of.config.Policy.Replication {
+			r.retract(ctx, topology.RequestAccept) // there is nothing to accept
+			return nil
+		}
+		if !before {
+			r.log.Info("accepted", zap.String("by", request.Actor))
+			r.lookNow()
+		}
+	}
+	return nil
+}
