@@ -32,7 +32,7 @@ type Charts struct {
 	// latest is the chart of each registry, by its name.
 	latest map[string]*chart
 	// systems are the autonomous system and the country of every address; nil if no database of them is loaded.
-	systems *ranges.Table[system]
+	systems *ranges.Compiled[system]
 }
 
 // system is what makes the cell of a resolver.
@@ -48,7 +48,7 @@ type chart struct {
 	rules   []rule
 	figures figures
 	// table leads from an address to an index of routes.
-	table  *ranges.Table[uint32]
+	table  *ranges.Compiled[uint32]
 	routes []route
 }
 
@@ -304,7 +304,7 @@ type layer struct {
 }
 
 // survey reads the databases and makes the tables of the drafts, and c.systems. Both families are read at once.
-func (c *Charts) survey(ctx context.Context, drafts map[string]*draft) (map[string]*ranges.Table[uint32], error) {
+func (c *Charts) survey(ctx context.Context, drafts map[string]*draft) (map[string]*ranges.Compiled[uint32], error) {
 	type family struct {
 		tables  map[string]*ranges.Table[uint32]
 		systems *ranges.Table[system]
@@ -320,12 +320,12 @@ func (c *Charts) survey(ctx context.Context, drafts map[string]*draft) (map[stri
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	tables := make(map[string]*ranges.Table[uint32], len(drafts))
+	tables := make(map[string]*ranges.Compiled[uint32], len(drafts))
 	for key := range drafts {
-		tables[key] = ranges.Join(families[0].tables[key], families[1].tables[key])
+		tables[key] = ranges.Join(families[0].tables[key], families[1].tables[key]).Compile()
 	}
 	if c.sources.Networks != nil {
-		c.systems = ranges.Join(families[0].systems, families[1].systems)
+		c.systems = ranges.Join(families[0].systems, families[1].systems).Compile()
 	}
 	return tables, nil
 }

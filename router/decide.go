@@ -36,8 +36,8 @@ type condition struct {
 type berth struct {
 	topology *topology.Registry
 	chart    *chart
-	systems  *ranges.Table[system] // nil: no database of autonomous systems is loaded
-	places   Locator               // for explanations
+	systems  *ranges.Compiled[system] // nil: no database of autonomous systems is loaded
+	places   Locator                  // for explanations
 
 	replicas []harbour
 	// harbours are the replicas of the chart's regions, as indexes into replicas; -1 for a region that the registry has no
@@ -82,7 +82,7 @@ func New(s *topology.Snapshot, charts *Charts) *Router {
 func newBerth(t *topology.Registry, c *chart, charts *Charts) *berth {
 	if c == nil {
 		d := newDraft(t, Sources{})
-		c = &chart{regions: d.regions, rules: d.rules, table: new(ranges.Table[uint32]), routes: []route{{}}}
+		c = &chart{regions: d.regions, rules: d.rules, table: new(ranges.Compiled[uint32]), routes: []route{{}}}
 	}
 	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.sources.Places, home: -1}
 	for _, p := range t.Replicas {

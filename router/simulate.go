@@ -36,7 +36,7 @@ func MoveClients(before, after *Registry, clients iter.Seq2[Client, uint64]) []M
 // ctx is done.
 func MoveCells(ctx context.Context, before, after *Registry) ([]Move, error) {
 	type routes struct{ before, after uint32 }
-	both := ranges.Combine(before.chart.table, after.chart.table, func(b, a uint32) routes { return routes{b, a} })
+	both := ranges.Combine(before.chart.table.Table(), after.chart.table.Table(), func(b, a uint32) routes { return routes{b, a} })
 	t := newTally(before, after)
 	move := func(n routes, from, end uint64) error {
 		b, a := &before.chart.routes[n.before], &after.chart.routes[n.after]

@@ -1,7 +1,7 @@
-// Package ranges keeps one value for every IP address, as sorted disjoint ranges: a table by the first bits of the address
-// leads to the few ranges that are then searched by halving.
+// Package ranges keeps one value for every IP address, as sorted disjoint ranges. A Table is what they are built, combined and walked
+// through in; Compiled is what is looked up for every query.
 //
-// It answers two questions at once: which value an address has, and how wide the largest aligned prefix around it is
+// Both answer two questions at once: which value an address has, and how wide the largest aligned prefix around it is
 // whose addresses all have that value. The second is what the scope of an EDNS Client Subnet answer is made of
 // (RFC 7871, section 7.2.1). IPv4 and IPv6 are two separate lines: an IPv4-mapped IPv6 address is an IPv6 address here.
 //
@@ -32,20 +32,7 @@ type Table[V comparable] struct {
 	value4 []V
 	low6   []key
 	value6 []V
-	// index4[i] counts the ranges that start at or before the first address whose leading index4Bits bits are i, index6 the
-	// same; nil for small tables, in which halving alone is as fast.
-	index4, index6 []uint32
 }
-
-// The leading bits by which large tables are entered. A City database cut down to orders of regions has about a million
-// ranges in each family. Of IPv4, /16s hold some 20 of them each. In IPv6 the allocations of the registries are /20s and
-// longer, and the space is mostly empty: 20 bits cost 4 MB and leave some hundred ranges to the fullest blocks.
-const (
-	index4Bits = 16
-	index6Bits = 20
-	// indexFrom is how many ranges are worth an index.
-	indexFrom = 1 << 14
-)
 
 // key is an IPv6 address as a number.
 type key struct{ hi, lo uint64 }
@@ -136,10 +123,7 @@ func FromRanges[V comparable](all iter.Seq2[netip.Addr, V]) (*Table[V], error) {
 
 // Join makes a table that has the IPv4 ranges of v4 and the IPv6 ranges of v6.
 func Join[V comparable](v4, v6 *Table[V]) *Table[V] {
-	return &Table[V]{
-		low4: v4.low4, value4: v4.value4, index4: v4.index4,
-		low6: v6.low6, value6: v6.value6, index6: v6.index6,
-	}
+	return &Table[V]{low4: v4.low4, value4: v4.value4, low6: v6.low6, value6: v6.value6}
 }
 
 // Combine makes a table whose value at every address is f of the values of a and b there. f is called once for each pair
@@ -230,42 +214,37 @@ func (t *Table[V]) Len() int { return len(t.low4) + len(t.low6) }
 // Lookup returns the value of a and the length of the largest aligned prefix around a whose addresses all have it.
 // An invalid address has the zero value. It does not allocate.
 func (t *Table[V]) Lookup(a netip.Addr) (value V, prefixLen int) {
-	if a.Is4() {
+	switch {
+	case a.Is4():
 		if len(t.low4) == 0 {
 			return value, 0
 		}
 		k := key4(a)
-		// The first range that starts beyond k; the one before it holds k, and there is one because low4[0] is 0.
-		lo, hi := 1, len(t.low4)
-		if t.index4 != nil {
-			i := k >> (32 - index4Bits)
-			lo, hi = int(t.index4[i]), int(t.index4[i+1])
+		n, starts := slices.BinarySearch(t.low4, k) // how many start before k: at least one starts with it or before, as low4[0] is 0
+		if starts {
+			n++
 		}
-		for lo < hi {
-			if m := int(uint(lo+hi) >> 1); t.low4[m] <= k {
-				lo = m + 1
-			} else {
-				hi = m
-			}
-		}
-		// The prefix must not reach the last address before the range, nor the first one after it.
-		if lo > 1 {
-			prefixLen = bits.LeadingZeros32(k^(t.low4[lo-1]-1)) + 1
-		}
-		if lo < len(t.low4) {
-			prefixLen = max(prefixLen, bits.LeadingZeros32(k^t.low4[lo])+1)
-		}
-		return t.value4[lo-1], prefixLen
-	}
-	if !a.IsValid() || len(t.low6) == 0 {
+		return t.value4[n-1], t.around4(k, n)
+	case !a.IsValid() || len(t.low6) == 0:
 		return value, 0
 	}
-	k := key6(a)
-	lo, hi := 1, len(t.low6)
-	if t.index6 != nil {
-		i := k.hi >> (64 - index6Bits)
-		lo, hi = int(t.index6[i]), int(t.index6[i+1])
+	return t.lookup6(key6(a), 1, len(t.low6))
+}
+
+// around4 is the length of the largest aligned prefix around k in the n-th range, counted from one: it must not reach the last address
+// before the range, nor the first one after it.
+func (t *Table[V]) around4(k uint32, n int) (prefixLen int) {
+	if n > 1 {
+		prefixLen = bits.LeadingZeros32(k^(t.low4[n-1]-1)) + 1
 	}
+	if n < len(t.low4) {
+		prefixLen = max(prefixLen, bits.LeadingZeros32(k^t.low4[n])+1)
+	}
+	return prefixLen
+}
+
+// lookup6 looks for k where the number of ranges that start at or before it is at least lo and at most hi.
+func (t *Table[V]) lookup6(k key, lo, hi int) (value V, prefixLen int) {
 	for lo < hi {
 		if m := int(uint(lo+hi) >> 1); t.low6[m].compare(k) <= 0 {
 			lo = m + 1
@@ -296,8 +275,6 @@ func (b *Builder[V]) Table() *Table[V] {
 	t := new(Table[V])
 	t.low4, t.value4 = b.line4.all()
 	t.low6, t.value6 = b.line6.all()
-	t.index4 = index(t.low4, index4Bits, func(k uint32) int { return int(k >> (32 - index4Bits)) }, func(k uint32) bool { return k<<index4Bits == 0 })
-	t.index6 = index(t.low6, index6Bits, func(k key) int { return int(k.hi >> (64 - index6Bits)) }, func(k key) bool { return k.hi<<index6Bits == 0 && k.lo == 0 })
 	return t
 }
 
@@ -334,24 +311,6 @@ func (l *line[K, V]) add(k K, v V) {
 
 // all are the ranges in one piece.
 func (l *line[K, V]) all() ([]K, []V) { return slices.Concat(l.lows...), slices.Concat(l.values...) }
-
-// index counts, for every value of the leading bits and for the one behind the last, the ranges that start at or before
-// the first address with them; leading gives the bits of a range's first address, aligned whether that is the first one
-// with them. Nil if there are too few ranges.
-func index[K any](low []K, size int, leading func(K) int, aligned func(K) bool) []uint32 {
-	if len(low) < indexFrom {
-		return nil
-	}
-	all := make([]uint32, 1<<size+1)
-	n := 0
-	for i := range all {
-		for n < len(low) && (leading(low[n]) < i || leading(low[n]) == i && aligned(low[n])) {
-			n++
-		}
-		all[i] = uint32(n)
-	}
-	return all
-}
 
 func first(is6 bool) netip.Addr {
 	if is6 {

@@ -51,11 +51,15 @@ func TestLookupWhole(t *testing.T) {
 			if !slices.Equal(back.low4, table.low4) || !slices.Equal(back.low6, table.low6) || back.Len() != table.Len() {
 				t.Fatalf("%v: read back %v, want %v", entries, back, table)
 			}
+			compiled := table.Compile()
 			for i := range 256 {
 				b := space.Addr().AsSlice()
 				b[len(b)-1] = byte(i)
 				a, _ := netip.AddrFromSlice(b)
 				value, bits := table.Lookup(a)
+				if v, n := compiled.Lookup(a); v != value || n != bits {
+					t.Fatalf("%v: Lookup(%v) = %d /%d compiled, otherwise %d /%d", entries, a, v, n, value, bits)
+				}
 				if want := naive(entries, a); value != want {
 					t.Fatalf("%v: Lookup(%v) = %d, want %d", entries, a, value, want)
 				}
@@ -118,8 +122,9 @@ func TestLookupEdges(t *testing.T) {
 
 func TestLookupDoesNotAllocate(t *testing.T) {
 	table := New([]Entry[int]{{netip.MustParsePrefix("10.0.0.0/8"), 1}, {netip.MustParsePrefix("2a00::/16"), 2}})
+	compiled := table.Compile()
 	for _, a := range []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2a00::1")} {
-		if n := testing.AllocsPerRun(100, func() { table.Lookup(a) }); n != 0 {
+		if n := testing.AllocsPerRun(100, func() { table.Lookup(a); compiled.Lookup(a) }); n != 0 {
 			t.Errorf("looking up %v allocates %v times", a, n)
 		}
 	}
@@ -160,25 +165,25 @@ func BenchmarkLookup(b *testing.B) {
 		p, _ := addr4(k).Prefix(8 + random.IntN(17))
 		entries = append(entries, Entry[int]{p, random.IntN(100)})
 	}
-	table := New(entries)
+	table := New(entries).Compile()
 	for i := uint32(0); b.Loop(); i += 0x9e3779b1 {
 		table.Lookup(addr4(i))
 	}
 }
 
-// TestIndexed: a table that is large enough for an index finds what the same table without one does.
-func TestIndexed(t *testing.T) {
+// TestCompiled: a large table finds the same in both forms, everywhere where something changes and in many places between.
+func TestCompiled(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(5, 6))
 	var b Builder[int]
 	for _, is6 := range []bool{false, true} {
-		size := index4Bits
+		size := 16
 		if is6 {
 			size = index6Bits
 		}
 		for a, n := first(is6), 0; a.IsValid() && n < 3*indexFrom; n++ {
 			b.Add(a, n%5)
-			// Steps of all sizes: many ranges under one entry of the index, ranges that begin with one, entries without any.
+			// Steps of all sizes: blocks with many ranges, blocks that begin with one, blocks without any.
 			bits := a.BitLen() - random.IntN(a.BitLen()-size-2)
 			if random.IntN(8) == 0 {
 				bits = size
@@ -187,19 +192,21 @@ func TestIndexed(t *testing.T) {
 			a = Last(p).Next()
 		}
 	}
-	indexed := b.Table()
-	if indexed.index4 == nil || indexed.index6 == nil {
-		t.Fatalf("%d ranges of IPv4 and %d of IPv6 have no index", len(indexed.low4), len(indexed.low6))
+	table := b.Table()
+	compiled := table.Compile()
+	if compiled.index6 == nil {
+		t.Fatalf("%d ranges of IPv6 have no index", len(table.low6))
 	}
-	plain := *indexed
-	plain.index4, plain.index6 = nil, nil
+	if back := compiled.Table(); !slices.Equal(back.low4, table.low4) || !slices.Equal(back.value4, table.value4) || back.Len() != table.Len() {
+		t.Error("made a table again, it is another one")
+	}
 	check := func(a netip.Addr) {
-		value, bits := indexed.Lookup(a)
-		if v, n := plain.Lookup(a); v != value || n != bits {
-			t.Fatalf("Lookup(%v) = %d /%d, without the index %d /%d", a, value, bits, v, n)
+		value, bits := compiled.Lookup(a)
+		if v, n := table.Lookup(a); v != value || n != bits {
+			t.Fatalf("Lookup(%v) = %d /%d compiled, otherwise %d /%d", a, value, bits, v, n)
 		}
 	}
-	for a := range indexed.Ranges() {
+	for a := range table.Ranges() {
 		check(a)
 		if before := a.Prev(); before.IsValid() {
 			check(before)
@@ -212,6 +219,22 @@ func TestIndexed(t *testing.T) {
 		}
 		check(netip.AddrFrom16(a16))
 		check(netip.AddrFrom4([4]byte(a16[:4])))
+	}
+	check(netip.Addr{})
+	check(netip.AddrFrom4([4]byte{255, 255, 255, 255}))
+}
+
+// A compiled table without ranges of a family has the zero value in it, like the zero one.
+func TestCompiledEmpty(t *testing.T) {
+	t.Parallel()
+	four := New([]Entry[int]{{netip.MustParsePrefix("192.0.2.0/24"), 1}})
+	for _, c := range []*Compiled[int]{new(Compiled[int]), new(Table[int]).Compile(), Join(four, new(Table[int])).Compile()} {
+		if value, bits := c.Lookup(netip.MustParseAddr("2001:db8::1")); value != 0 || bits != 0 {
+			t.Errorf("%d /%d", value, bits)
+		}
+	}
+	if value, bits := new(Compiled[int]).Lookup(netip.MustParseAddr("192.0.2.1")); value != 0 || bits != 0 {
+		t.Errorf("%d /%d", value, bits)
 	}
 }
 

@@ -1,0 +1,148 @@
+package ranges
+
+import (
+	"math/bits"
+	"net/netip"
+)
+
+// Compiled is a Table in the form in which an address is found fastest. What that costs is waiting for memory: a table of a million
+// ranges is in none of the nearer caches, least of all in those of a server that the kernel shares for its packets. So a look at an
+// IPv4 address goes to one place for its block of 65,536, half of which have one value in all of them, and else to one or two more.
+// Immutable and safe for concurrent use. The zero Compiled has the zero value everywhere.
+type Compiled[V comparable] struct {
+	// blocks are the /16s of IPv4; nil if it has no ranges.
+	blocks []block[V]
+	// starts are the last 16 bits of the first addresses of the ranges that start within blocks, behind their first addresses, and
+	// values what they have: block after block.
+	starts []uint16
+	values []V
+	// six has the ranges of IPv6 alone. index6[i] counts those of them that start at or before the first address whose leading
+	// index6Bits bits are i; nil for few, in which halving alone is as fast.
+	six    *Table[V]
+	index6 []uint32
+}
+
+// block is what is known of a /16.
+type block[V comparable] struct {
+	value V // of its first address
+	// first is the place of the first range that starts within it, and count how many do.
+	first uint32
+	count uint16
+	// length is, if none does, that of the largest prefix around it which has one value.
+	length uint8
+}
+
+const (
+	// index6Bits are the leading bits by which IPv6 is entered. The allocations of the registries are /20s and longer, and the space
+	// is mostly empty: 20 bits cost 4 MB and leave some hundred ranges to the fullest blocks.
+	index6Bits = 20
+	// indexFrom is how many ranges are worth an index.
+	indexFrom = 1 << 14
+)
+
+// Compile makes the form of t that is to be looked up. They share what they have of IPv6.
+func (t *Table[V]) Compile() *Compiled[V] {
+	c := &Compiled[V]{six: &Table[V]{low6: t.low6, value6: t.value6}}
+	if len(t.low4) > 0 {
+		c.compile4(t)
+	}
+	if len(t.low6) >= indexFrom {
+		c.index6 = make([]uint32, 0, 1<<index6Bits+1)
+		n := 0
+		for i := range uint64(1 << index6Bits) {
+			for n < len(t.low6) && t.low6[n].compare(key{hi: i << (64 - index6Bits)}) <= 0 {
+				n++
+			}
+			c.index6 = append(c.index6, uint32(n))
+		}
+		c.index6 = append(c.index6, uint32(len(t.low6)))
+	}
+	return c
+}
+
+func (c *Compiled[V]) compile4(t *Table[V]) {
+	c.blocks = make([]block[V], 1<<16)
+	c.starts, c.values = make([]uint16, 0, len(t.low4)), make([]V, 0, len(t.low4))
+	n := 0 // ranges that start before the block or with it
+	for i := range c.blocks {
+		base := uint32(i) << 16
+		if n < len(t.low4) && t.low4[n] == base {
+			n++
+		}
+		b := &c.blocks[i]
+		b.value, b.first = t.value4[n-1], uint32(len(c.starts))
+		for ; n < len(t.low4) && t.low4[n]>>16 == uint32(i); n++ {
+			c.starts, c.values = append(c.starts, uint16(t.low4[n])), append(c.values, t.value4[n])
+			b.count++
+		}
+		if b.count == 0 {
+			b.length = uint8(t.around4(base, n))
+		}
+	}
+}
+
+// Lookup returns the value of a and the length of the largest aligned prefix around a whose addresses all have it.
+// An invalid address has the zero value. It does not allocate.
+func (c *Compiled[V]) Lookup(a netip.Addr) (value V, prefixLen int) {
+	switch {
+	case a.Is4():
+		if c.blocks == nil {
+			return value, 0
+		}
+		return c.lookup4(key4(a))
+	case !a.IsValid() || c.six == nil || len(c.six.low6) == 0:
+		return value, 0
+	}
+	k := key6(a)
+	lo, hi := 1, len(c.six.low6)
+	if c.index6 != nil {
+		i := k.hi >> (64 - index6Bits)
+		lo, hi = int(c.index6[i]), int(c.index6[i+1])
+	}
+	return c.six.lookup6(k, lo, hi)
+}
+
+func (c *Compiled[V]) lookup4(k uint32) (value V, prefixLen int) {
+	b := &c.blocks[k>>16]
+	if b.count == 0 {
+		return b.value, int(b.length)
+	}
+	starts, at := c.starts[b.first:b.first+uint32(b.count)], uint16(k)
+	lo, hi := 0, len(starts) // the first range that starts beyond k
+	for lo < hi {
+		if m := int(uint(lo+hi) >> 1); starts[m] <= at {
+			lo = m + 1
+		} else {
+			hi = m
+		}
+	}
+	// The prefix must not reach the last address before the range, nor the first one after it. One of them is in the block, and
+	// matters more than any beyond it.
+	value = b.value
+	if lo > 0 {
+		value = c.values[int(b.first)+lo-1]
+		prefixLen = 16 + bits.LeadingZeros16(at^(starts[lo-1]-1)) + 1
+	}
+	if lo < len(starts) {
+		prefixLen = max(prefixLen, 16+bits.LeadingZeros16(at^starts[lo])+1)
+	}
+	return value, prefixLen
+}
+
+// Table is the table of which c was made, or one that is equal: for what walks through ranges. It takes a while.
+func (c *Compiled[V]) Table() *Table[V] {
+	var b Builder[V]
+	for i := range c.blocks {
+		p := &c.blocks[i]
+		base := uint32(i) << 16
+		b.line4.add(base, p.value)
+		for j := range uint32(p.count) {
+			b.line4.add(base|uint32(c.starts[p.first+j]), c.values[p.first+j])
+		}
+	}
+	t := b.Table()
+	if c.six != nil {
+		t.low6, t.value6 = c.six.low6, c.six.value6
+	}
+	return t
+}
