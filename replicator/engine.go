@@ -437,9 +437,9 @@ func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out versio
 		}
 	}
 	if out.Joins != "" && row.Key.Kind == ledger.Tag {
-		replaced := out.Joins == row.Record.Head.Digest
+		// What the record's silence means depends on who was there when it was read: f, not the fleet of later.
 		err := e.join(ctx, row.Key, out.Joins, row.Record.Head.Origin, func(r version.Replica) bool {
-			return replaced && !version.Due(row.Record, r)
+			return out.Joins == row.Record.Head.Digest && slices.Contains(f.replicas, r) && !version.Due(row.Record, r)
 		})
 		if err != nil {
 			return ledger.Record{}, err

@@ -730,6 +730,25 @@ func TestSupersededHeadJoins(t *testing.T) {
 	}
 }
 
+// What a record says by its silence, it says of those who were there when it was read: a replica that came, and was compared,
+// while the step was under way may have nothing of it.
+func TestSupersededHeadJoinsForThoseWhoWereThere(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	e, row, then := s.engines[0], s.ledger.rows[s.key("a")], s.fleets[0]
+	s.push(east, "a")
+	out := version.Observe(row.Record, then.replicas, s.region(east).Replica, version.Policy{}, version.Observation{Digest: east.tags["a"], Time: s.clock, Now: s.clock})
+	north.manifests = map[string]bool{}
+	s.states[1].Incarnation = "another"
+	s.muster(0, s.ledger.generation)
+	if _, err := e.store(t.Context(), then, row, out); err != nil {
+		t.Fatal(err)
+	}
+	if joined := s.ledger.rows[s.manifestKey(row.Record.Head.Digest)].Record; !version.Due(joined, s.region(north).Replica) || version.Due(joined, s.region(east).Replica) {
+		t.Errorf("%+v", joined)
+	}
+}
+
 // The event of our own delete, by a frozen process perhaps, is no user's.
 func TestEventOfOwnDelete(t *testing.T) {
 	t.Parallel()
