@@ -369,6 +369,16 @@ func (r *simRegistry) write(effect func() error) error {
 }
 
 func (r *simRegistry) Tag(_ context.Context, _, tag, digest, writeID string) error {
+	told := false
+	tell := func() {
+		if !told {
+			told = true
+			r.emit(simEvent{tag: tag, digest: digest, writeID: writeID})
+		}
+	}
+	if r.manifests[digest] && r.s.chance(0.2) { // as CNCF distribution does, before the tag is set
+		tell()
+	}
 	return r.write(func() error {
 		if !r.manifests[digest] {
 			return ErrRefused
@@ -379,7 +389,7 @@ func (r *simRegistry) Tag(_ context.Context, _, tag, digest, writeID string) err
 		r.s.logf("%s: put %s=%s by write %s", r.region, tag, digest, writeID)
 		r.tags[tag] = digest
 		r.copied[tag] = append(r.copied[tag], digest)
-		r.emit(simEvent{tag: tag, digest: digest, writeID: writeID})
+		tell()
 		return nil
 	})
 }

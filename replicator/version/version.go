@@ -82,6 +82,18 @@ func (o Observation) latest() time.Time {
 	return o.Time
 }
 
+// told is the write of ours that has been carried out, as its event tells: empty if something else can have put there what is
+// seen. CNCF distribution tells of a write before it sets the tag, and may take long to do so.
+func (o Observation) told(record ledger.Record, at Replica) string {
+	another := slices.ContainsFunc(record.Intents, func(i ledger.Intent) bool {
+		return i.Incarnation == at.Incarnation && i.Digest == o.Digest && i.WriteID != o.WriteID
+	})
+	if another || Has(record, at) == o.Digest {
+		return ""
+	}
+	return o.WriteID
+}
+
 // Verdict names what an observation means. The numbers are those of the design's observation table.
 type Verdict uint8
 
@@ -230,7 +242,7 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 			// One look does not tell that what it had is gone. Deleting what is gone does no harm.
 			return Outcome{Verdict: Unchanged, Record: record}
 		}
-		return outcome(Applied, record, arrived(landed(record, o.WriteID), at, o.Now), fleet)
+		return outcome(Applied, record, arrived(landed(record, o.told(record, at)), at, o.Now), fleet)
 	}
 	if known {
 		if had, _ := digestAt(record, sequence); had == o.Digest { // 2
@@ -241,7 +253,7 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 		return i.Incarnation == at.Incarnation && i.Digest == o.Digest && o.Now.Sub(i.Since) < IntentLifetime &&
 			!(o.ByOther && o.Time.After(i.Since))
 	}) {
-		next := landed(record, o.WriteID)
+		next := landed(record, o.told(record, at))
 		if p, ok := past(record, o.Digest); ok {
 			next = withApplied(next, at, p.Sequence)
 		} else {
@@ -335,8 +347,9 @@ const (
 // read at the replica.
 func ObserveOverwritten(record ledger.Record, fleet Fleet, at Replica, e Event, by Overwriter, readable bool) Outcome {
 	if e.WriteID != "" {
-		// Our write has landed, and something has taken its place since.
-		return outcome(Late, record, landed(record, e.WriteID), fleet)
+		// Something has taken its place since; or it is still to come: a registry may tell of a push before it sets the tag. So its
+		// intent stays, until the replica has answered.
+		return Outcome{Verdict: Late, Record: record}
 	}
 	if e.Digest == record.Head.Digest {
 		return Outcome{Verdict: Late, Record: record}

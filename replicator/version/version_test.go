@@ -281,6 +281,21 @@ func TestSettleAfterItsEvent(t *testing.T) {
 	}
 }
 
+// A registry may tell of a write before it sets the tag: until it has answered, what appears there may be ours.
+func TestToldBeforeTheTagIsSet(t *testing.T) {
+	t.Parallel()
+	r, intent := Begin(record(), all, west, "B", "w1", at(20))
+	early := ObserveOverwritten(r, all, west, Event{Digest: "B", Time: at(20), WriteID: "w1"}, Copy, true)
+	r = Observe(early.Record, all, east, Policy{}, Observation{Digest: "C", Time: at(21), Now: at(21)}).Record
+	shown := Observe(r, all, west, Policy{}, Observation{Digest: "B", Time: at(10), Now: at(22), Undated: true})
+	if shown.Verdict != Ours || Has(shown.Record, west) != "B" {
+		t.Errorf("%s: %+v", shown.Verdict, shown.Record)
+	}
+	if r = Settle(r, all, west, intent, at(23)); Has(r, west) != "B" || len(r.Intents) != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // What a write left is known only if it is a version.
 func TestSettleOfNoVersion(t *testing.T) {
 	t.Parallel()
