@@ -165,7 +165,7 @@ func (r *rig) ask(t *testing.T, method, path, body string, change func(*http.Req
 	if err != nil {
 		t.Fatal(err)
 	}
-	var e envelope
+	var e Failure
 	if a.StatusCode != http.StatusOK {
 		if err := json.Unmarshal(text, &e); err != nil || e.Error == nil {
 			t.Fatalf("%d %q is not an error of the API: %v", a.StatusCode, text, err)
@@ -231,7 +231,7 @@ func TestErrorsHaveTheirCode(t *testing.T) {
 		store.ErrUnavailable: CodeUnavailable, context.DeadlineExceeded: CodeUnavailable, errors.New("x"): CodeInternal,
 		&topology.InvalidError{Faults: []topology.Fault{{Path: "a"}}}: CodeInvalid,
 	} {
-		if e := errorOf(fmt.Errorf("doing: %w", err)); e.Code != code || statusOf[e.Code] == 0 {
+		if e := ErrorOf(fmt.Errorf("doing: %w", err), CodeInternal); e.Code != code || statusOf[e.Code] == 0 {
 			t.Errorf("%v became %v", err, e.Code)
 		}
 	}

@@ -24,7 +24,8 @@ const DefaultURL = "http://127.0.0.1:8420"
 // maxAnswer bounds what is read of an answer: a few thousand replicas with all that is known of them.
 const maxAnswer = 64 << 20
 
-// Client asks a server. It is safe for concurrent use. Its errors are an *Error where the server answered with one.
+// Client asks a server. It is safe for concurrent use. Its errors are an *Error where the server answered with one, or did not
+// answer (CodeUnavailable).
 type Client struct {
 	base  *url.URL
 	token string
@@ -95,7 +96,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		return fmt.Errorf("the answer of %s is larger than %d bytes", c.base, maxAnswer)
 	}
 	if response.StatusCode != http.StatusOK {
-		var e envelope
+		var e Failure
 		if json.Unmarshal(text, &e) == nil && e.Error != nil && e.Error.Message != "" {
 			return e.Error
 		}
@@ -118,18 +119,18 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	var timeout net.Error
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("nobody listens at %s: is portolan serve running there? Another address is given with --api or PORTOLAN_API", c.base)
+		return failf(CodeUnavailable, "nobody listens at %s: is portolan serve running there? Another address is given with --api or PORTOLAN_API", c.base)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("%s did not answer in time", c.base)
+		return failf(CodeUnavailable, "%s did not answer in time", c.base)
 	}
 	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") { // net/http has no value for it
-		return fmt.Errorf("%s speaks plain HTTP: give its address with http://", c.base)
+		return failf(CodeUnavailable, "%s speaks plain HTTP: give its address with http://", c.base)
 	}
 	var inner *url.Error
 	if errors.As(err, &inner) {
 		err = inner.Err // its text repeats the URL
 	}
-	return fmt.Errorf("asking %s: %w", c.base, err)
+	return failf(CodeUnavailable, "asking %s: %v", c.base, err)
 }
 
 // Status returns the state of the server.

@@ -30,6 +30,10 @@ const (
 	CodeRefused      Code = "refused"      // 422: it would do harm, or this server cannot do it
 	CodeInternal     Code = "internal"     // 500
 	CodeUnavailable  Code = "unavailable"  // 503: the store, or a part of the server, is not there at the moment
+
+	// Those of the command line alone.
+	CodeTimeout Code = "timeout" // what was waited for did not come in time
+	CodeFailed  Code = "failed"  // anything else that no server told of
 )
 
 var statusOf = map[Code]int{
@@ -44,7 +48,7 @@ type Error struct {
 	Code Code `json:"code"`
 	// Message says what is wrong and what to do, for people.
 	Message string `json:"message"`
-	// Details are the faults of a document or an edit.
+	// Details are the faults of a document or an edit, or, by replica, what is not there yet.
 	Details []topology.Fault `json:"details,omitempty"`
 }
 
@@ -61,8 +65,8 @@ func failf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// errorOf gives any error its code.
-func errorOf(err error) *Error {
+// ErrorOf gives any error the form that the API has for it; otherwise is the code of one of no known kind.
+func ErrorOf(err error, otherwise Code) *Error {
 	var e *Error
 	var invalid *topology.InvalidError
 	var tooLarge *http.MaxBytesError
@@ -88,11 +92,11 @@ func errorOf(err error) *Error {
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return &Error{Code: CodeUnavailable, Message: err.Error()}
 	}
-	return &Error{Code: CodeInternal, Message: err.Error()}
+	return &Error{Code: otherwise, Message: err.Error()}
 }
 
-// envelope is how an error stands in an answer.
-type envelope struct {
+// Failure is how an error stands in an answer.
+type Failure struct {
 	Error *Error `json:"error"`
 }
 

@@ -238,14 +238,14 @@ func (s *server) authorized(r *http.Request) bool {
 }
 
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	e := errorOf(err)
+	e := ErrorOf(err, CodeInternal)
 	if e.Code == CodeInternal {
 		s.Log.Warn("a request of the API failed", zap.String("method", r.Method), zap.String("path", clip(r.URL.Path)), zap.Error(err))
 	}
 	if e.Code == CodeUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="portolan"`)
 	}
-	if err := s.write(w, statusOf[e.Code], envelope{e}); err != nil {
+	if err := s.write(w, statusOf[e.Code], Failure{e}); err != nil {
 		s.Log.Warn("writing an error of the API", zap.Error(err))
 	}
 }

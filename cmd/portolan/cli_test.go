@@ -314,7 +314,16 @@ func TestWrongUse(t *testing.T) {
 		{"replica update contoso/westus -w 90", "unknown shorthand flag: 'w' in -w; did you mean \"--weight\"?"},
 		{"reg list", `"reg" is no command of portolan; did you mean "registry"?`},
 		{"frobnicate", "\"frobnicate\" is no command of portolan\nSee portolan --help"},
-		{"replica list a b", "Usage: portolan replica list [REGISTRY]"},
+		{"replica list a b", "\"b\" is one argument too many: want portolan replica list [REGISTRY]\nSee portolan replica list --help"},
+		{"status all", "\"all\" is one argument too many: want portolan status\n"},
+		{"replica show", "an argument is missing: want portolan replica show REGISTRY/REGION\nSee portolan replica show --help"},
+		{"acme set contoso", "an argument is missing: want portolan acme set"},
+		{"help replica lst", `"lst" is no command of portolan replica; did you mean "list"?`},
+		{"replica shwo contoso/westus --pending 3", `"shwo" is no command of portolan replica; did you mean "show"?`},
+		{"wait contoso/app:1 --timeout 5", "want a time with its unit"},
+		{"serve --config nowhere.yaml", "reading the configuration: open nowhere.yaml: no such file or directory: name the configuration with --config FILE"},
+		{"apply -f nowhere.yaml", "reading the topology: open nowhere.yaml"},
+		{"status --token-file nowhere", "reading the API's token: open nowhere"},
 		{"replica show contoso", "write REGISTRY/REGION"},
 		{"replica create contoso/westus --endpoint http://x", "--addresses (or --hostname) is needed"},
 		{"replica create contoso/westus --addresses 127.0.0.1", "--endpoint is needed"},
@@ -401,6 +410,59 @@ func TestDeleteRegistryWithPushesInOneRegion(t *testing.T) {
 	if got := <-deleted; got != "force=true" {
 		t.Errorf("the request: %q", got)
 	}
+}
+
+// Programs get errors in the API's form, where they asked for a form, and people in words all the same.
+func TestErrorsForPrograms(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/inspect") {
+			io.WriteString(w, `{"digest":"sha256:a","replicas":[{"region":"x","digest":"sha256:a","applied":true},{"region":"east","error":"refused"},{"region":"west"}]}`)
+			return
+		}
+		io.WriteString(w, `{"registry":"contoso","region":"x","status":"Syncing"}`)
+	}))
+	t.Cleanup(s.Close)
+	w := &world{api: "http://127.0.0.1:1", dir: t.TempDir()}
+	bad := w.write(t, "bad.yaml", "registries:\n  - nmae: x\n")
+	for _, c := range []struct {
+		args string
+		exit int
+		code api.Code // none: nothing is for programs
+	}{
+		{"registry list -o json", exitFailed, api.CodeUnavailable},
+		{"registry lst -o json", exitUsage, api.CodeInvalid},
+		{"registry list --bogus -o json", exitUsage, api.CodeInvalid},
+		{"replica show -o json", exitUsage, api.CodeInvalid},
+		{"apply -o json -f " + bad, exitFailed, api.CodeInvalid},
+		{"diff -o json -f " + bad, exitTrouble, api.CodeInvalid},
+		{"diff -o json -f " + w.dir, exitTrouble, api.CodeFailed},
+		{"diff -o json", exitTrouble, api.CodeInvalid},
+		{"wait contoso/app:1 --timeout 1ms -o json --api " + s.URL, exitFailed, api.CodeTimeout},
+		{"replica wait contoso/x --timeout 1ms -o json --api " + s.URL, exitFailed, api.CodeTimeout},
+		{"registry list --token-file " + w.dir + " -o json", exitFailed, api.CodeFailed},
+		{"registry list", exitFailed, ""},
+		{"registry list --bogus", exitUsage, ""},
+	} {
+		exit, stdout, stderr := w.portolan(strings.Fields(c.args)...)
+		var f api.Failure
+		if c.code == "" {
+			if stdout != "" {
+				t.Errorf("portolan %s wrote %q", c.args, stdout)
+			}
+			continue
+		}
+		if err := json.Unmarshal([]byte(stdout), &f); err != nil || f.Error == nil {
+			t.Fatalf("portolan %s wrote %q: %v", c.args, stdout, err)
+		}
+		if exit != c.exit || f.Error.Code != c.code || !strings.HasSuffix(stderr, "portolan: "+f.Error.Message+"\n") {
+			t.Errorf("portolan %s ended with %d and wrote %+v and %q", c.args, exit, f.Error, stderr)
+		}
+	}
+	_, stdout, _ := w.portolan("registry", "list", "-o", "yaml")
+	contains(t, "an error as YAML", stdout, "error:\n  code: unavailable\n")
+	_, stdout, _ = w.portolan("wait", "contoso/app:1", "--timeout", "1ms", "-o", "yaml", "--api", s.URL)
+	contains(t, "what was waited for", stdout, "  - path: east\n    reason: refused\n  - path: west\n    reason: it is not there yet\n")
 }
 
 // A fault of the program itself is told in a sentence.

@@ -31,7 +31,13 @@ The address is ` + "`--api URL`" + `, else ` + "`PORTOLAN_API`" + `, else http:/
 ` + "`--token-file FILE`" + `, else ` + "`PORTOLAN_TOKEN_FILE`" + `. ` + "`-o json`" + ` and ` + "`-o yaml`" + ` give everything there is to know, with the
 names of the API; tables are for people and may change. What a command says while it waits goes to standard error.
 
-Exit codes: 0 done, 1 failed, 2 wrong use; of ` + "`portolan diff`" + `, as of diff(1): 0 nothing differs, 1 something does, 2 trouble.
+An error goes to standard error, and with ` + "`-o json`" + ` or ` + "`-o yaml`" + ` also to standard output, in the API's own form:
+` + "`{\"error\": {\"code\": ..., \"message\": ..., \"details\": [...]}}`" + `. Its code is one of
+invalid (wrong use, or a fault in a file), unauthorized, forbidden, not_found, exists, conflict, too_large, media_type,
+refused, internal, unavailable, timeout and failed.
+
+Exit codes: 0 done, 1 failed, 2 wrong use: also a value that is refused, or no file where a flag names one; of
+` + "`portolan diff`" + `, as of diff(1): 0 nothing differs, 1 something does, 2 trouble.
 `)
 	for _, c := range all(root) {
 		if c.Name() == "help" || strings.HasPrefix(c.CommandPath(), "portolan completion ") {

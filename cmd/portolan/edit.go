@@ -28,7 +28,7 @@ func readDocument(cmd *cobra.Command, file string) (topology.Document, error) {
 	} else {
 		f, err := os.Open(file)
 		if err != nil {
-			return d, fmt.Errorf("reading the topology: %w", err)
+			return d, badValue(fmt.Errorf("reading the topology: %w", err))
 		}
 		defer f.Close()
 		in = f

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -52,7 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 			code = exitFailed
 		}
 	}()
-	a := &app{stdout: stdout, stderr: stderr}
+	a := &app{stdout: stdout, stderr: stderr, args: args}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -65,16 +66,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (code int
 	var exit *exitError
 	if errors.As(err, &exit) {
 		code, err = exit.code, exit.err
-	} else if isCobraUsage(err) {
-		code = exitUsage
 	}
-	switch {
-	case err == nil: // the command has said everything itself
-	case errors.Is(err, context.Canceled):
-		fmt.Fprintln(stderr, "portolan: interrupted")
-	default:
-		fmt.Fprintf(stderr, "portolan: %v\n", err)
+	if err == nil { // the command has said everything itself
+		return code
 	}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	fmt.Fprintf(stderr, "portolan: %v\n", err)
+	a.printError(err)
 	return code
 }
 
@@ -94,18 +94,13 @@ func (e *exitError) Error() string {
 func (e *exitError) Unwrap() error { return e.err }
 
 // usageError is wrong use of the command line.
-func usageError(err error) error { return &exitError{exitUsage, err} }
+func usageError(err error) error { return &exitError{exitUsage, api.ErrorOf(err, api.CodeInvalid)} }
 
 func usagef(format string, args ...any) error { return usageError(fmt.Errorf(format, args...)) }
 
-// isCobraUsage tells the usage errors that cobra makes without a type of their own.
-func isCobraUsage(err error) bool {
-	return strings.HasPrefix(err.Error(), "unknown command ") || strings.HasPrefix(err.Error(), "required flag(s) ")
-}
-
-// badValue turns a refusal of what flags said into wrong use of the command line.
+// badValue turns the refusal of a value, or that there is no file of a name, into wrong use of the command line, which gave it.
 func badValue(err error) error {
-	if api.IsCode(err, api.CodeInvalid) {
+	if api.IsCode(err, api.CodeInvalid) || errors.Is(err, fs.ErrNotExist) {
 		return usageError(err)
 	}
 	return err
@@ -114,6 +109,8 @@ func badValue(err error) error {
 // app is what the commands share.
 type app struct {
 	stdout, stderr io.Writer
+	// args are those of the program.
+	args []string
 
 	api, tokenFile, output string
 }
@@ -128,8 +125,9 @@ replica, and whatever is pushed in any region reaches every other.
 
 "portolan serve" is the daemon; the other commands speak to its HTTP API.
 
-Exit codes: 0 done, 1 failed, 2 wrong use; of portolan diff, as of diff(1): 0 nothing
-differs, 1 something does, 2 trouble.`,
+Exit codes: 0 done, 1 failed, 2 wrong use: also a value that is refused, or no file where
+a flag names one; of portolan diff, as of diff(1): 0 nothing differs, 1 something does,
+2 trouble.`,
 		Example: `  portolan serve --config /etc/portolan/portolan.yaml
   portolan apply -f topology.yaml
   portolan replica list contoso
@@ -140,17 +138,23 @@ differs, 1 something does, 2 trouble.`,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		a.output = outputOf(a.args) // it may stand behind the mistake
+		if cmd.HasSubCommands() {   // a misspelt one is the greater mistake: its flags are not those of cmd
+			if err := noSuchCommand(cmd, cmd.Flags().Args()); err != nil {
+				return usageError(err)
+			}
+		}
 		text := err.Error()
 		var unknown *pflag.NotExistError
 		if errors.As(err, &unknown) {
 			text += didYouMean("--", unknown.GetSpecifiedName(), flagsOf(cmd))
 		}
-		if before, cause, ok := strings.Cut(text, ": strconv."); ok { // the functions of Go mean nothing to who types
-			want := "want a whole number"
-			if strings.HasPrefix(cause, "ParseBool") {
-				want = "want true or false"
+		for _, parser := range [][2]string{ // the functions of Go mean nothing to who types
+			{": strconv.ParseBool", "want true or false"}, {": strconv.", "want a whole number"}, {": time: ", "want a time with its unit, such as 30s or 10m"},
+		} {
+			if before, _, ok := strings.Cut(text, parser[0]); ok {
+				text = before + ": " + parser[1]
 			}
-			text = before + ": " + want
 		}
 		return usagef("%s\nSee %s --help", text, cmd.CommandPath())
 	})
@@ -181,13 +185,14 @@ differs, 1 something does, 2 trouble.`,
 		cmd.DisableFlagsInUseLine = true
 		if args := cmd.Args; args != nil {
 			cmd.Args = func(cmd *cobra.Command, given []string) error {
-				if err := args(cmd, given); err != nil {
-					if cmd.HasSubCommands() {
-						return usageError(err)
-					}
-					return usagef("%s\nUsage: %s", strings.TrimSpace(err.Error()), cmd.UseLine())
+				err := args(cmd, given)
+				if err == nil {
+					return nil
 				}
-				return nil
+				if !cmd.HasSubCommands() && cmd.Name() != "help" {
+					err = wrongCount(cmd, args, given)
+				}
+				return usageError(err)
 			}
 		}
 		if run := cmd.RunE; run != nil {
@@ -239,6 +244,17 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("%q is no command of %s%s\nSee %s --help", args[0], cmd.CommandPath(), didYouMean("", args[0], names), cmd.CommandPath())
 }
 
+// wrongCount says which of the arguments that a command was given is one too many by its own rule, or that one is missing.
+func wrongCount(cmd *cobra.Command, rule cobra.PositionalArgs, given []string) error {
+	what := "an argument is missing"
+	for i := range given {
+		if rule(cmd, given[:i]) == nil {
+			what = fmt.Sprintf("%q is one argument too many", given[i])
+		}
+	}
+	return fmt.Errorf("%s: want %s\nSee %s --help", what, cmd.UseLine(), cmd.CommandPath())
+}
+
 // flagsOf are the names of the flags that a command takes.
 func flagsOf(cmd *cobra.Command) (names []string) {
 	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
@@ -277,7 +293,7 @@ func (a *app) client() (*api.Client, error) {
 	if file != "" {
 		text, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("reading the API's token: %w", err)
+			return nil, badValue(fmt.Errorf("reading the API's token: %w", err))
 		}
 		if token = strings.TrimSpace(string(text)); token == "" {
 			return nil, fmt.Errorf("reading the API's token: %s is empty", file)

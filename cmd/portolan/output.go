@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/spf13/pflag"
 
 	"portolan/api"
 	"portolan/topology"
@@ -21,6 +22,25 @@ func (a *app) checkOutput() error {
 		return usagef("--output %q: want table, json or yaml", a.output)
 	}
 	return nil
+}
+
+// outputOf is the form of output that a command line asks for, whatever else is wrong with it.
+func outputOf(args []string) string {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.ParseErrorsAllowlist.UnknownFlags = true
+	output := flags.StringP("output", "o", "table", "")
+	flags.Parse(args) // what cannot be read names none
+	return *output
+}
+
+// printError writes an error for programs, as the API does, where JSON or YAML was asked for.
+func (a *app) printError(err error) {
+	if a.output != "json" && a.output != "yaml" {
+		return
+	}
+	if err := a.print(api.Failure{Error: api.ErrorOf(err, api.CodeFailed)}, nil); err != nil {
+		fmt.Fprintf(a.stderr, "portolan: %v\n", err)
+	}
 }
 
 // print writes value as JSON or YAML, where that was asked for, and otherwise lets table write for people.

@@ -584,7 +584,7 @@ func (a *app) awaitReady(ctx context.Context, c *api.Client, registry, region st
 			}
 		}
 		if bounded.Err() != nil {
-			return r, fmt.Errorf("%s/%s is not Ready after %v: %s", registry, region, timeout, state)
+			return r, &api.Error{Code: api.CodeTimeout, Message: fmt.Sprintf("%s/%s is not Ready after %v: %s", registry, region, timeout, state)}
 		}
 		if err := sleep(ctx, poll); err != nil {
 			return r, err

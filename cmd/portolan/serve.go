@@ -49,8 +49,8 @@ ports do, is not looked at then.`,
 				parts = append(parts, role)
 			}
 			config, err := daemon.Load(file, parts...)
-			if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config") {
-				return usagef("there is no configuration in %s: name one with --config FILE", file)
+			if errors.Is(err, fs.ErrNotExist) {
+				return usagef("%w: name the configuration with --config FILE", err)
 			}
 			if err != nil {
 				return err

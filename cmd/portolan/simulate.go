@@ -73,7 +73,7 @@ func readQueries(cmd *cobra.Command, file string) (string, error) {
 	} else {
 		f, err := os.Open(file)
 		if err != nil {
-			return "", fmt.Errorf("reading recorded clients: %w", err)
+			return "", badValue(fmt.Errorf("reading recorded clients: %w", err))
 		}
 		defer f.Close()
 		in = f

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"portolan/api"
+	"portolan/topology"
 )
 
 func (a *app) wait() *cobra.Command {
@@ -61,6 +63,8 @@ type waiting struct {
 	// seen is whether the tag was seen with the digest; missed how often in a row it certainly was not.
 	seen   bool
 	missed int
+	// missing are the replicas, by region, that were still waited for at the last look, and why.
+	missing []topology.Fault
 }
 
 // digests are those that registries must know; see the OCI image specification, descriptor.md, "Registered Algorithms".
@@ -125,7 +129,7 @@ func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api
 			last = state
 		}
 		if bounded.Err() != nil {
-			return found, fmt.Errorf("not in every replica after %v: %s", timeout, state)
+			return found, &api.Error{Code: api.CodeTimeout, Message: fmt.Sprintf("not in every replica after %v: %s", timeout, state), Details: w.missing}
 		}
 		if err := sleep(ctx, poll); err != nil {
 			return found, err
@@ -142,6 +146,14 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		w.digest = i.Digest
 	}
 	var waiting []string
+	w.missing = nil
+	misses := func(region, why string) {
+		w.missing = append(w.missing, topology.Fault{Path: region, Reason: cmp.Or(why, "it is not there yet")})
+		if why != "" {
+			region += " (" + why + ")"
+		}
+		waiting = append(waiting, region)
+	}
 	shown, unsure := false, false
 	for _, r := range i.Replicas {
 		shown = shown || r.Digest == w.digest && !r.Behind
@@ -152,9 +164,9 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		case r.NotReplicable != "" && i.Digest == w.digest:
 			return false, "", fmt.Errorf("%s:%s cannot be replicated to %s: %s", w.repository, w.reference, r.Region, r.NotReplicable)
 		case r.Error != "":
-			waiting = append(waiting, r.Region+" ("+r.Error+")")
+			misses(r.Region, r.Error)
 		case !r.Applied || r.Digest != w.digest:
-			waiting = append(waiting, r.Region)
+			misses(r.Region, "")
 		}
 	}
 	if i.Digest == w.digest {
