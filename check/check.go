@@ -251,7 +251,7 @@ func (c *Checker) decisions(ctx context.Context) error {
 		for _, split := range r.Splits {
 			parts := make([]string, len(split.Shares))
 			for i, share := range split.Shares {
-				parts[i] = fmt.Sprintf("%.1f %% to %s", share.Percent, share.Region)
+				parts[i] = fmt.Sprintf("%v%% to %s", share.Percent, share.Region)
 			}
 			if len(parts) == 0 {
 				c.say(Fail, "clients near "+split.Nearest, "they are sent nowhere", "portolan replica list "+c.registry.Name)

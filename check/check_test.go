@@ -182,7 +182,7 @@ func TestRegistry(t *testing.T) {
 		"all is well": {good, []string{server}, "", nil, true, []string{
 			"ok server|ready", "ok this server " + server + "|authoritative over UDP and TCP", "ok this server " + server + "|decides alike", "ok zone geo.example.net.|serial 7 on all 1",
 			"ok delegation of geo.example.net.|the parent names ns1.geo.example.net.", "ok glue of ns1.geo.example.net.|the parent names 127.0.0.53",
-			"ok clients in Asia|goes to westus", "ok clients near westus|90.0 % to westus, 10.0 % to eastus", "ok client name registry.contoso.com|leads to contoso.geo.example.net.",
+			"ok clients in Asia|goes to westus", "ok clients near westus|90% to westus, 10% to eastus", "ok client name registry.contoso.com|leads to contoso.geo.example.net.",
 			"ok CAA of registry.contoso.com|letsencrypt.org", "ok replica westus|Ready", "ok events westus|3 since", "ok certificate westus|valid until"}},
 		"serials differ":              {good, []string{server, stale}, "", nil, false, []string{"fail zone geo.example.net.|serial 6: " + stale + "; serial 7: " + server}},
 		"not authoritative":           {good, []string{lame}, "", nil, false, []string{"fail this server " + lame + "|without authority"}},

@@ -136,13 +136,17 @@ func (e *Explanation) whence(c Client, v *view) {
 	default:
 		e.Source = "none"
 	}
+	instead := "the resolver stands for the client"
+	if e.Source == "none" {
+		instead = "a resolver would stand for the client, and there is none"
+	}
 	switch {
 	case v.ecs && !v.subnet:
 		a, _ := unembed(c.Subnet.Masked().Addr())
 		b, _ := blockOf(a)
-		e.Why = fmt.Sprintf("the subnet %v lies in %v, %s: the resolver stands for the client", c.Subnet, b.prefix, b.name)
+		e.Why = fmt.Sprintf("the subnet %v lies in %v, %s: %s", c.Subnet, b.prefix, b.name, instead)
 	case !v.ecs && c.Subnet.IsValid():
-		e.Why = "the subnet has length 0, which asks to be told nothing of the client: the resolver stands for it"
+		e.Why = "the subnet has length 0, which asks to be told nothing of the client: " + instead
 	}
 }
 
@@ -309,6 +313,10 @@ func (e *Explanation) sentence(r *Registry) string {
 			chosen = c
 		}
 	}
+	unhealthy := fmt.Sprintf("all %d candidates are unhealthy", candidates)
+	if candidates == 1 {
+		unhealthy = "the only candidate is unhealthy"
+	}
 	switch e.Decision.Outcome {
 	case Kept:
 		if chosen.Position == 1 {
@@ -318,11 +326,11 @@ func (e *Explanation) sentence(r *Registry) string {
 	case Fallback:
 		return fmt.Sprintf("%s: no healthy replica kept this cell, and it has the highest weight of them, %d", chosen.Region, chosen.Weight)
 	case AllDownNearest:
-		return fmt.Sprintf("%s: all %d candidates are unhealthy, and the policy is to answer with the nearest, %s", chosen.Region, candidates, distance(chosen))
+		return fmt.Sprintf("%s: %s, and the policy is to answer with the nearest, %s", chosen.Region, unhealthy, distance(chosen))
 	case AllDownNone:
-		return fmt.Sprintf("none: all %d candidates are unhealthy, and the policy is to answer with none", candidates)
+		return fmt.Sprintf("none: %s, and the policy is to answer with none", unhealthy)
 	case AllDownCNAME:
-		return fmt.Sprintf("%s: all %d candidates are unhealthy, and this is the fallback name", r.topology.Policy.AllDown.Target, candidates)
+		return fmt.Sprintf("%s: %s, and this is the fallback name", r.topology.Policy.AllDown.Target, unhealthy)
 	}
 	return "none: no replica may be given to this client"
 }

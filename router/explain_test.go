@@ -27,6 +27,10 @@ func TestExplain(t *testing.T) {
 			`"passed over: unhealthy"`, `"sentence":"westus: choice 2, 9105 km away; those before it are unhealthy or did not keep this cell"`}},
 		{name: "private", client: Client{addr("40.0.0.1"), subnet("10.1.0.0/16")}, want: []string{
 			`"source":"resolver"`, `"why":"the subnet 10.1.0.0/16 lies in 10.0.0.0/8, private use (RFC 1918): the resolver stands for the client"`, `"scope":8`}},
+		{name: "private alone", client: Client{Subnet: subnet("10.1.0.0/16")}, want: []string{
+			`"source":"none"`, `private use (RFC 1918): a resolver would stand for the client, and there is none"`}},
+		{name: "one, down", edit: func(r *topology.Registry) { r.Replicas = r.Replicas[1:2] }, conditions: down, client: Client{Subnet: subnet("30.1.2.0/24")},
+			want: []string{`the only candidate is unhealthy, and the policy is`}},
 		{name: "zero", client: Client{addr("40.0.0.1"), subnet("0.0.0.0/0")}, want: []string{`"source":"resolver"`, `length 0`, `"scope":0`}},
 		{name: "nothing", want: []string{`"source":"none"`, `"sentence":"westus: first choice, the home region, since the client's place is not known"`}},
 		{name: "weight", edit: func(r *topology.Registry) { r.Replica("westeurope").Weight = 1 }, client: Client{Subnet: subnet("30.1.2.0/24")}, want: []string{

@@ -2,6 +2,7 @@ package router
 
 import (
 	"cmp"
+	"math"
 	"slices"
 )
 
@@ -16,7 +17,7 @@ type Split struct {
 // Share is the part of some clients' cells that a region gets.
 type Share struct {
 	Region string `json:"region"`
-	// Percent is 0 to 100, of all cells, a subnet's counted like a city's resolver.
+	// Percent is 0 to 100, of all cells, a subnet's counted like a city's resolver; as Percentages gives it.
 	Percent float64 `json:"percent"`
 }
 
@@ -41,23 +42,52 @@ func (r *Registry) Shares() []Split {
 // split divides all cells among the candidates of order.
 func (r *Registry) split(order []uint16) []Share {
 	v := r.verdict(order)
-	percent := make([]float64, len(r.replicas))
+	parts := make([]float64, len(r.replicas))
 	rest := 1.0
 	for _, s := range v.steps {
-		percent[s.replica] += rest * float64(s.weight)
+		parts[s.replica] += rest * float64(s.weight) / 100
 		rest -= rest * float64(s.weight) / 100
 	}
 	if v.end.Replica >= 0 {
-		percent[v.end.Replica] += rest * 100
+		parts[v.end.Replica] += rest
 	}
 	shares := []Share{}
-	for i, p := range percent {
-		if p > 0 {
-			shares = append(shares, Share{r.replicas[i].region, p})
+	for i, percent := range Percentages(parts) {
+		if parts[i] > 0 {
+			shares = append(shares, Share{r.replicas[i].region, percent})
 		}
 	}
 	slices.SortFunc(shares, func(a, b Share) int {
 		return cmp.Or(cmp.Compare(b.Percent, a.Percent), cmp.Compare(a.Region, b.Region))
 	})
 	return shares
+}
+
+// Percentages are parts of a whole in percent, to hundredths, and 100 together: the hundredths that cutting off leaves over go to
+// the parts that lose most by it, the first on a tie. All are 0 if the parts are.
+func Percentages(parts []float64) []float64 {
+	const hundredths = 100 * 100
+	percent, lost := make([]float64, len(parts)), make([]float64, len(parts))
+	total := 0.0
+	for _, p := range parts {
+		total += p
+	}
+	if total == 0 {
+		return percent
+	}
+	over, byLoss := hundredths, make([]int, len(parts))
+	for i, p := range parts {
+		exact := p / total * hundredths
+		whole := math.Floor(exact + 1e-6) // floating point makes 2999.9999999999995 of 3000
+		percent[i], lost[i], byLoss[i] = whole, exact-whole, i
+		over -= int(whole)
+	}
+	slices.SortStableFunc(byLoss, func(a, b int) int { return cmp.Compare(lost[b], lost[a]) })
+	for _, i := range byLoss[:over] {
+		percent[i]++
+	}
+	for i := range percent {
+		percent[i] /= 100
+	}
+	return percent
 }

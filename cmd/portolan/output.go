@@ -152,9 +152,9 @@ func printShares(w io.Writer, shares []api.RegistryShares) {
 	}
 }
 
-// percent writes a share for people.
+// percent writes a share as package router has it.
 func percent(share float64) string {
-	return strings.TrimSuffix(strconv.FormatFloat(share, 'f', 1, 64), ".0") + "%"
+	return strconv.FormatFloat(share, 'f', -1, 64) + "%"
 }
 
 // bytesOf writes a size for people.

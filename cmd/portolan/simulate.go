@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"portolan/api"
+	"portolan/router"
 	"portolan/sample"
 )
 
@@ -91,31 +92,28 @@ func readQueries(cmd *cobra.Command, file string) (string, error) {
 }
 
 func printSimulation(w io.Writer, s api.Simulation) {
-	share := func(n, of uint64) string {
-		if of == 0 {
-			return "-"
-		}
-		percent := 100 * float64(n) / float64(of)
-		if n > 0 && percent < 0.05 {
-			return "<0.1%"
-		}
-		return fmt.Sprintf("%.1f%%", percent)
-	}
+	one := map[string]string{api.UnitCells: "cell", api.UnitQueries: "query"}
 	for _, r := range s.Registries {
-		fmt.Fprintf(w, "%s: %d of %d %s (%s) would be sent elsewhere\n", r.Registry, r.Moved, r.Total, s.Unit, share(r.Moved, r.Total))
+		share := func(n uint64) string { return shares(n, r.Total-n)[0] }
+		fmt.Fprintf(w, "%s: %d of %s (%s) would be sent elsewhere\n", r.Registry, r.Moved, counted(int(r.Total), one[s.Unit], s.Unit), share(r.Moved))
 		if r.Moved > 0 {
 			fmt.Fprintln(w)
 			row(w, "FROM", "TO", strings.ToUpper(s.Unit), "SHARE")
 			for _, m := range r.Moves {
 				if m.From != m.To {
-					row(w, nowhere(m.From), nowhere(m.To), m.Count, share(m.Count, r.Total))
+					row(w, nowhere(m.From), nowhere(m.To), m.Count, share(m.Count))
 				}
 			}
 		}
 		fmt.Fprintln(w)
 		row(w, "REGION", "NOW", "THEN")
+		var now, then []uint64
 		for _, p := range r.Replicas {
-			row(w, nowhere(p.Region), share(p.Before, r.Total), share(p.After, r.Total))
+			now, then = append(now, p.Before), append(then, p.After)
+		}
+		before, after := shares(now...), shares(then...)
+		for i, p := range r.Replicas {
+			row(w, nowhere(p.Region), before[i], after[i])
 		}
 		fmt.Fprintln(w)
 	}
@@ -134,6 +132,22 @@ func printSimulation(w io.Writer, s api.Simulation) {
 	for _, text := range s.Assumed {
 		fmt.Fprintln(w, "assumed:", text)
 	}
+}
+
+// shares writes parts of a whole as percentages.
+func shares(counts ...uint64) []string {
+	parts := make([]float64, len(counts))
+	for i, n := range counts {
+		parts[i] = float64(n)
+	}
+	texts := make([]string, len(counts))
+	for i, share := range router.Percentages(parts) {
+		texts[i] = percent(share)
+		if counts[i] > 0 && share == 0 {
+			texts[i] = "<0.01%"
+		}
+	}
+	return texts
 }
 
 // nowhere stands for the region of answers that have none.

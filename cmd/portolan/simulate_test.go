@@ -20,11 +20,11 @@ func TestSimulate(t *testing.T) {
       - {region: eastasia, endpoint: "http://%s", addresses: [127.0.0.1]}
 `, w.hosts[0], w.hosts[1], w.hosts[2]))
 	stdout, _ := w.must(t, exitDone, "simulate", "-f", file)
-	contains(t, "simulate", stdout, "contoso: ", " would be sent elsewhere", "eastasia", "0.0%", "contoso/eastasia is new and gets no clients before it is seeded")
+	contains(t, "simulate", stdout, "contoso: ", " would be sent elsewhere", "eastasia", "0%", "contoso/eastasia is new and gets no clients before it is seeded")
 
 	queries := w.write(t, "queries", "# Tokyo\n202.12.27.0/24 3\n202.12.27.0/24\n8.8.8.0/24 6\n")
 	stdout, _ = w.must(t, exitDone, "simulate", "-f", file, "--queries", queries)
-	contains(t, "simulate --queries", stdout, "contoso: 4 of 10 queries (40.0%) would be sent elsewhere")
+	contains(t, "simulate --queries", stdout, "contoso: 4 of 10 queries (40%) would be sent elsewhere")
 	stdout, _ = w.must(t, exitDone, "simulate", "-f", file, "--queries", queries, "-o", "json")
 	contains(t, "simulate -o json", stdout, `"moved": 4`)
 
@@ -37,5 +37,15 @@ func TestSimulate(t *testing.T) {
 	w.must(t, exitUsage, "simulate", "-f", "-", "--queries", "-")
 	if stdout, _ := w.must(t, exitDone, "export"); strings.Contains(stdout, "eastasia") {
 		t.Error("a simulation changed the topology")
+	}
+}
+
+func TestShares(t *testing.T) {
+	t.Parallel()
+	if got := strings.Join(shares(1, 1, 1, 0), " "); got != "33.34% 33.33% 33.33% 0%" {
+		t.Error(got)
+	}
+	if got := strings.Join(shares(99999, 1), " "); got != "100% <0.01%" {
+		t.Error(got)
 	}
 }
