@@ -76,7 +76,7 @@ type API interface {
 // Checker looks at one registry.
 type Checker struct {
 	API API
-	// Resolver is the address, host:port, of the recursive resolver that is asked for the delegation and for client names;
+	// Resolver is the address, IP:port, of the recursive resolver that is asked for the delegation and for client names;
 	// empty: the system's.
 	Resolver string
 	// Roots are the certificates to trust; nil: the system's.

@@ -519,10 +519,10 @@ func (d *daemon) followTopologyFile(ctx context.Context) error {
 		}
 		drift := topology.Diff(stored, *d.declared) // as "portolan diff -f" tells it
 		d.mu.Lock()
-		changed := !slices.Equal(drift, d.drift)
+		differed := len(d.drift) > 0
 		d.drift = drift
 		d.mu.Unlock()
-		if changed && len(drift) > 0 {
+		if len(drift) > 0 && !differed { // how it goes on is in the status
 			lines := make([]string, len(drift))
 			for i, c := range drift {
 				lines[i] = c.String()

@@ -23,6 +23,7 @@ import (
 	"github.com/maxmind/mmdbwriter/mmdbtype"
 	mdns "github.com/miekg/dns"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -72,6 +73,7 @@ type running struct {
 	addresses Addresses
 	client    *api.Client
 	reload    chan struct{}
+	logs      *observer.ObservedLogs // warnings and worse
 	stop      func() error
 }
 
@@ -83,9 +85,10 @@ func startDaemon(t *testing.T, text, dir string, dns bool) *running {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{reload: make(chan struct{}, 1)}
+	core, logs := observer.New(zap.WarnLevel)
+	r := &running{reload: make(chan struct{}, 1), logs: logs}
 	bound, ended := make(chan Addresses, 1), make(chan error, 1)
-	logger := zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel))
+	logger := zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel), zaptest.WrapOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, core) })))
 	go func() {
 		ended <- Run(ctx, Options{Config: config, Version: "1.2.3", Log: logger, Reload: r.reload, Bound: func(a Addresses) { bound <- a }})
 	}()
@@ -393,6 +396,16 @@ func TestServe(t *testing.T) {
 		}
 		return nil
 	})
+	eventually(t, "all of the drift is in the status", func() error {
+		s, err := r.client.Status(t.Context())
+		if err != nil || len(s.Topology.Drift) != 3 {
+			return fmt.Errorf("%v, %v", s.Topology.Drift, err)
+		}
+		return nil
+	})
+	if n := r.logs.FilterMessageSnippet("the store differs from the topology file").Len(); n != 1 {
+		t.Errorf("the drift was logged %d times", n)
+	}
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}

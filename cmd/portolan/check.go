@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/netip"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,10 @@ age of the database; whether replicas send their events; the server's own warnin
   portolan check contoso --resolver 9.9.9.9:53 -o json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			at, err := resolverAddress(resolver)
+			if err != nil {
+				return err
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -32,7 +37,7 @@ age of the database; whether replicas send their events; the server's own warnin
 				return err
 			}
 			findings := []check.Finding{}
-			checker := check.Checker{API: c, Resolver: resolver, Found: func(f check.Finding) { findings = append(findings, f) }}
+			checker := check.Checker{API: c, Resolver: at, Found: func(f check.Finding) { findings = append(findings, f) }}
 			passed, err := checker.Registry(cmd.Context(), r)
 			if err != nil {
 				return err
@@ -52,6 +57,21 @@ age of the database; whether replicas send their events; the server's own warnin
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&resolver, "resolver", "", "recursive resolver, host:port, to ask for delegation and client names (default: the system's)")
+	cmd.Flags().StringVar(&resolver, "resolver", "", "address of the recursive resolver, with its port if that is not 53, to ask for delegation and client names (default: the system's)")
 	return cmd
+}
+
+// resolverAddress completes the address of a resolver by the port; empty stays empty.
+func resolverAddress(text string) (string, error) {
+	if text == "" {
+		return "", nil
+	}
+	if at, err := netip.ParseAddrPort(text); err == nil {
+		return at.String(), nil
+	}
+	address, err := netip.ParseAddr(text)
+	if err != nil {
+		return "", usagef("--resolver %q: want an IP address, with its port if that is not 53, such as 9.9.9.9 or [2620:fe::fe]:53", text)
+	}
+	return netip.AddrPortFrom(address, 53).String(), nil
 }

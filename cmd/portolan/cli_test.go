@@ -265,7 +265,8 @@ func TestCommands(t *testing.T) {
 	out, _ = w.must(t, 0, "events", "token", "contoso/westus")
 	contains(t, "events token", out, "/events/contoso/westus", "Authorization: [Bearer ", "actions: [pull]")
 	out, _ = w.must(t, 0, "status")
-	contains(t, "status", out, "Version:", "1.2.3", "dns, replicator", "geo.example.net.", "1 registry,", "differs from the store")
+	contains(t, "status", out, "Version:", "1.2.3", "dns, replicator", "geo.example.net.", "1 registry,", "warning:  the store differs from ", "keys that differ: 1\n",
+		"portolan apply -f ", "would change this", "- registries/contoso/replicas/westus/weight: 80\n")
 	out, _ = w.must(t, 0, "check", "contoso", "--resolver", "127.0.0.1:1", "-o", "json")
 	contains(t, "check", out, "authoritative over UDP and TCP", "goes to westeurope")
 	_, errout = w.must(t, 1, "topology", "confirm", "contoso")
@@ -336,6 +337,7 @@ func TestWrongUse(t *testing.T) {
 		{"registry list -o xml", "want table, json or yaml"},
 		{"apply", "-f is needed"},
 		{"explain contoso", "who asks?"},
+		{"check contoso --resolver foo", "--resolver \"foo\": want an IP address"},
 		{"wait contoso", "does not name an image"},
 		{"wait contoso/app", "neither tag nor digest"},
 		{"wait contoso/app:", "does not name an image"},

@@ -17,12 +17,13 @@ import (
 func (a *app) explain() *cobra.Command {
 	var ecs, resolver, server string
 	cmd := &cobra.Command{
-		Use:   "explain REGISTRY --ecs PREFIX | --resolver IP [--server ADDRESS]",
+		Use:   "explain REGISTRY [--ecs PREFIX] [--resolver IP] [--server ADDRESS]",
 		Short: "Say where a client is sent, and why",
 		Long: `Say where a client is sent, and why, by the very function and snapshot that the DNS
 server answers from. --ecs is the network (or address) of the client as its resolver
-sends it along, --resolver the address of a resolver that does not. SHARE is how much of
-all cells with the same order of regions a replica gets at this moment.
+sends it along, --resolver the address of a resolver that does not. With both, as in a
+query, the subnet counts, and the resolver only where that is private or special. SHARE is
+how much of all cells with the same order of regions a replica gets at this moment.
 
 --server asks that DNS server too, and says where its answer differs. It sees this machine
 as the resolver: in place of --resolver it is asked with the network around that as the
@@ -170,10 +171,13 @@ func printComparison(w io.Writer, r comparison) {
 func printExplanation(w io.Writer, e api.Explanation) {
 	fmt.Fprintln(w, e.Sentence)
 	fmt.Fprintln(w)
-	client := map[string]string{"ecs": "its subnet (ECS)", "resolver": "its resolver", "none": "nothing: neither subnet nor resolver is usable"}[e.Source]
+	client := map[string]string{"ecs": "its subnet (ECS)", "resolver": "its resolver", "none": "nothing: no usable subnet, and no resolver"}[e.Source]
 	row(w, "Client known by:", client)
 	if e.Why != "" {
 		row(w, "", e.Why)
+	}
+	if e.Source == "ecs" && e.Resolver.IsValid() {
+		row(w, "", fmt.Sprintf("the resolver %v would count only without a usable subnet", e.Resolver))
 	}
 	if e.Address.IsValid() {
 		row(w, "Looked up:", e.Address)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/pflag"
@@ -27,6 +28,7 @@ func (a *app) checkOutput() error {
 // outputOf is the form of output that a command line asks for, whatever else is wrong with it.
 func outputOf(args []string) string {
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.SetOutput(io.Discard)
 	flags.ParseErrorsAllowlist.UnknownFlags = true
 	output := flags.StringP("output", "o", "table", "")
 	flags.Parse(args) // what cannot be read names none
@@ -81,14 +83,45 @@ func (a *app) progress(format string, args ...any) {
 	fmt.Fprintf(a.stderr, format+"\n", args...)
 }
 
+// widest is how many characters a cell of a table has on one line, so that a sentence in it makes no line of hundreds.
+const widest = 80
+
+// row writes the cells of a table's row: on several lines, where one holds several or is too long.
 func row(w io.Writer, cells ...any) {
+	folded := make([][]string, len(cells))
+	height := 1
 	for i, c := range cells {
-		if i > 0 {
-			fmt.Fprint(w, "\t")
-		}
-		fmt.Fprint(w, c)
+		folded[i] = fold(fmt.Sprint(c))
+		height = max(height, len(folded[i]))
 	}
-	fmt.Fprintln(w)
+	for n := range height {
+		for i, lines := range folded {
+			if i > 0 {
+				fmt.Fprint(w, "\t")
+			}
+			if n < len(lines) {
+				fmt.Fprint(w, lines[n])
+			}
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// fold breaks text between words into lines of up to widest characters; a longer word has a line of its own.
+func fold(text string) (lines []string) {
+	for line := range strings.SplitSeq(text, "\n") {
+		words := strings.Split(line, " ")
+		full := words[0]
+		for _, word := range words[1:] {
+			if strings.TrimSpace(full) != "" && utf8.RuneCountInString(full+" "+word) > widest {
+				lines, full = append(lines, full), word
+			} else {
+				full += " " + word
+			}
+		}
+		lines = append(lines, full)
+	}
+	return lines
 }
 
 // counted is a number with its noun.
@@ -170,12 +203,13 @@ func bytesOf(n int64) string {
 	return fmt.Sprintf("%.1f %cB", value, "kMGTP"[prefix])
 }
 
-// ago is how long since t, roughly.
+// ago is how long since t, roughly. What is ahead, by another machine's clock or because each of several changes in one second
+// has a second of its own, is now.
 func ago(t, now time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
-	return now.Sub(t).Round(time.Second).String() + " ago"
+	return max(0, now.Sub(t)).Round(time.Second).String() + " ago"
 }
 
 // printPlan tells first what becomes of the tags that were found, each counted once, and then what comes.

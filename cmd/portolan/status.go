@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"portolan/api"
+	"portolan/topology"
 )
 
 func (a *app) status() *cobra.Command {
@@ -62,7 +63,7 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 		if g.Lines > 0 {
 			kind += ", " + counted(g.Lines, "line", "lines")
 		}
-		row(w, "Database:", fmt.Sprintf("%s (%s), built %s, %d days old", name, kind, g.Built.Format(time.DateOnly), int(g.Age(now)/(24*time.Hour))))
+		row(w, "Database:", fmt.Sprintf("%s (%s), built %s, %s old", name, kind, g.Built.Format(time.DateOnly), counted(int(g.Age(now)/(24*time.Hour)), "day", "days")))
 	}
 	for _, v := range s.Voters {
 		says := fmt.Sprintf("%s up, %d down, heard %s", counted(v.Up, "address", "addresses"), v.Down, ago(v.Heard, now))
@@ -91,15 +92,36 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 			row(w, p.Key, dash(p.Value), p.Reason, dash(p.Effect))
 		}
 	}
-	if len(s.Topology.Drift) > 0 {
-		fmt.Fprintf(w, "\n%s differs from the store, which holds. portolan apply --prune with the file would change this, portolan export writes the file anew:\n", s.Topology.File)
-		printChanges(w, s.Topology.Drift)
-	}
 	if len(s.Warnings) > 0 {
 		fmt.Fprintln(w)
 		for _, warning := range s.Warnings {
-			fmt.Fprintln(w, "warning: "+warning)
+			row(w, "warning:", warning)
 		}
+	}
+	if len(s.Topology.Drift) > 0 {
+		fmt.Fprintln(w)
+		showDrift(w, s.Topology.File, s.Topology.Drift)
+	}
+}
+
+// showDrift tells what portolan apply would make of the store by the topology file, and of a replica that it would create what else
+// may have been meant.
+func showDrift(w io.Writer, file string, drift []topology.Change) {
+	prune, created := "", []string{}
+	for _, c := range drift {
+		// Of a replica the endpoint is what all have.
+		replica, endpoint := strings.CutSuffix(strings.TrimPrefix(c.Key, topology.RegistriesPrefix), "/endpoint")
+		switch {
+		case endpoint && c.Op == topology.Removed:
+			prune = " --prune"
+		case endpoint && c.Op == topology.Added:
+			created = append(created, strings.Replace(replica, "/replicas/", "/", 1))
+		}
+	}
+	fmt.Fprintf(w, "portolan apply%s -f %s would change this; portolan export writes the store's topology as a file:\n", prune, file)
+	printChanges(w, drift)
+	for _, name := range created {
+		fmt.Fprintf(w, "The file still names %s, and applying it would create that replica: if it was deleted, take it out of the file.\n", name)
 	}
 }
 
