@@ -25,6 +25,7 @@ func TestExplainServer(t *testing.T) {
 	out, _ = w.must(t, exitDone, "explain", "contoso.geo.example.net", "--resolver", "193.0.7.35", "--server", at, "-o", "json")
 	contains(t, "explain --resolver --server", out, `"subnet": "193.0.7.0/24"`, `"differences": []`, `"decision"`)
 
+	other.must(t, exitDone, "replica", "wait", "contoso/westeurope", "--timeout", "30s") // clients need another to go to
 	other.must(t, exitDone, "replica", "update", "contoso/westus", "--routing", "disabled")
 	err := bed.Until(t.Context(), 10*time.Second, func(context.Context) error {
 		out, _ = other.must(t, exitDone, "explain", "contoso", "--ecs", "8.8.8.0/24", "--server", at)
