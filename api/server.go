@@ -173,9 +173,9 @@ func Handler(o Options) http.Handler {
 			return s.write(w, http.StatusOK, answer)
 		}))
 	}
-	mux.Handle("/v1/", s.guarded(maxBody, func(w http.ResponseWriter, r *http.Request) error {
-		return failf(CodeNotFound, "there is no %s %s: is the client of another version than the server?", r.Method, clip(r.URL.Path))
-	}))
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { // to everybody: it tells nothing
+		s.fail(w, r, failf(CodeNotFound, "there is no %s %s: the API is below /v1; is the client of another version than the server?", r.Method, clip(r.URL.Path)))
+	})
 	return mux
 }
 
