@@ -91,7 +91,7 @@ type Probe struct {
 	Certificates []health.Certificate `json:"certificates,omitempty"`
 }
 
-// ReplicaPatch changes a replica; what is nil stays as it is. An empty string removes the key, so that its default holds.
+// ReplicaPatch changes a replica; what is nil stays as it is. An empty string or list removes the key, so that its default holds.
 type ReplicaPatch struct {
 	Endpoint    *string    `json:"endpoint,omitempty"`
 	Addresses   *[]string  `json:"addresses,omitempty"`

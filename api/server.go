@@ -874,7 +874,9 @@ func (p *ReplicaPatch) patch(d *topology.ReplicaDocument) {
 	set(&d.Endpoint, p.Endpoint)
 	set(&d.Addresses, p.Addresses)
 	set(&d.Hostname, p.Hostname)
-	set(&d.Location, p.Location)
+	if set(&d.Location, p.Location); len(d.Location) == 0 {
+		d.Location = nil // which is no value, where an empty list is a bad one
+	}
 	set(&d.Routing, p.Routing)
 	set(&d.Health.Probe, p.Probe)
 	set(&d.Health.Canary, p.Canary)

@@ -208,6 +208,15 @@ func TestCommands(t *testing.T) {
 	w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "90")
 	w.must(t, 0, "replica", "update", "contoso/westeurope", "--routing", "enabled")
 
+	// An empty value removes a setting.
+	for flag, key := range map[string]string{"--location=1,2": "location: 1,2", "--probe=tcp": "health/probe: tcp"} {
+		out, _ = w.must(t, 0, "replica", "update", "contoso/westeurope", flag)
+		contains(t, flag, out, "+ registries/contoso/replicas/westeurope/"+key)
+		name, _, _ := strings.Cut(flag, "=")
+		out, _ = w.must(t, 0, "replica", "update", "contoso/westeurope", name, "")
+		contains(t, name, out, "- registries/contoso/replicas/westeurope/"+key)
+	}
+
 	// Files.
 	out, _ = w.must(t, 0, "export")
 	file := w.write(t, "export.yaml", out)

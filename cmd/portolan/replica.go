@@ -62,12 +62,13 @@ func (r *replicaFlags) add(cmd *cobra.Command) {
 	f.StringVar(&r.realms, "realms", "", "HOST,...: token servers on other hosts than the endpoint's that may be sent the credentials")
 }
 
+// coordinates are those of --location; empty, and not nil, if that is.
 func (r *replicaFlags) coordinates() ([]float64, error) {
+	list := []float64{}
 	if r.location == "" {
-		return nil, nil
+		return list, nil
 	}
 	parts := strings.Split(r.location, ",")
-	var list []float64
 	for _, p := range parts {
 		v, err := strconv.ParseFloat(strings.TrimSpace(p), 64)
 		if err != nil || len(parts) != 2 {
@@ -377,9 +378,9 @@ func (a *app) replicaUpdate() *cobra.Command {
 		Use:   "update REGISTRY/REGION [--weight N] [--routing enabled|disabled] ...",
 		Short: "Change a replica",
 		Long: `Change a replica. Only the flags that are given change anything; an empty value removes
-a setting, so that its default holds. The change and the shares of clients that result
-are printed. A weight, routing or address is in the answers within a second; resolvers
-keep what they have until its TTL ends.
+a setting, so that its default holds (a weight is a number always: 100). The change and
+the shares of clients that result are printed. A weight, routing or address is in the
+answers within a second; resolvers keep what they have until its TTL ends.
 
 A change after which clients would get no address any more (the last replica with routing
 enabled and a weight above 0) is refused without --force.`,
