@@ -82,8 +82,8 @@ func (r *replica) scan(ctx context.Context) bool {
 	}
 	held := ""
 	if s.guarded {
-		held = fmt.Sprintf("%d of %d tags vanished or went back to older versions since the last scan, with no event telling of it: "+
-			"'portolan replica resync' if it was restored or wiped, 'portolan replica accept' if this is right", s.regressions, s.tags)
+		held = fmt.Sprintf("%d of %s vanished or went back to older versions since the last scan, with no event telling of it: "+
+			"'portolan replica resync' if it was restored or wiped, 'portolan replica accept' if this is right", s.regressions, counted(s.tags, "tag", "tags"))
 		r.log.Error("the guard holds the replica: too much of it is gone or old at once", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
 	}
 	err = r.saveOf(ctx, m.Incarnation, func(state *topology.Replication) {

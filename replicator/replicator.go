@@ -226,7 +226,9 @@ func (r *Replicator) registry(name string) (*registry, error) {
 // Inspection is what is known of one tag or manifest in every replica.
 type Inspection struct {
 	// Digest is the head of the tag; empty if there is none anywhere.
-	Digest   string              `json:"digest"`
+	Digest string `json:"digest"`
+	// Deleted is when it was deleted, at the latest, if there was one before.
+	Deleted  time.Time           `json:"deleted,omitzero"`
 	Replicas []ReplicaInspection `json:"replicas"`
 }
 
@@ -240,6 +242,10 @@ type ReplicaInspection struct {
 	// Behind says that Digest is an earlier version, which the replica had before and has still: no push that is yet to be
 	// noticed.
 	Behind bool `json:"behind,omitempty"`
+	// Gone says that it showed the digest of the Inspection and shows nothing now: a deletion that is yet to be confirmed.
+	Gone bool `json:"gone,omitempty"`
+	// Awaits is what an operator has to decide before anything is brought there or taken from there.
+	Awaits string `json:"awaits,omitempty"`
 	// Error is why it could not be looked at.
 	Error string `json:"error,omitempty"`
 	// NotReplicable is why it will never be applied there.
@@ -272,6 +278,9 @@ func (r *Replicator) Inspect(ctx context.Context, registry, repository, referenc
 	if key.Kind == ledger.Manifest && row.Revision == 0 {
 		out.Digest = reference // known by its tag alone, or not at all: what the replicas show tells
 	}
+	if head := row.Record.Head; head.Sequence > 0 && head.Tombstone() {
+		out.Deleted = head.Latest().UTC()
+	}
 	everywhere := true
 	for n := range shown {
 		shown[n].Applied = shown[n].Error == "" && shown[n].Digest == out.Digest && out.Digest != ledger.Absent
@@ -300,8 +309,20 @@ func (r *replica) excuse() string {
 	return ""
 }
 
+// awaits is what an operator has to decide before anything is done for the replica; empty if nothing.
+func (r *replica) awaits() string {
+	name := r.of.name + "/" + r.config.Region
+	switch state := r.current(); {
+	case state.Held != "":
+		return "the guard holds it: see portolan replica show " + name
+	case state.Phase == topology.PhasePlanned:
+		return "its plan has conflicts and waits for portolan replica accept " + name
+	}
+	return ""
+}
+
 func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection {
-	out := ReplicaInspection{Region: r.config.Region, Excused: r.excuse()}
+	out := ReplicaInspection{Region: r.config.Region, Awaits: r.awaits(), Excused: r.excuse()}
 	remote := r.remote.Load()
 	if remote == nil {
 		r.mu.Lock()
@@ -316,7 +337,7 @@ func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection
 	}
 	out.Digest = digest
 	m, state := r.member(), r.current()
-	if m == nil || !decided(state) || state.Held != "" || key.Kind == ledger.Manifest || digest == ledger.Absent {
+	if m == nil || !decided(state) || state.Held != "" || key.Kind == ledger.Manifest {
 		return out
 	}
 	row, err := r.of.engine.get(ctx, key)
@@ -327,7 +348,9 @@ func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection
 			// A push that no event told of yet: a pipeline that waits for it need not wait for a scan.
 			_, err = r.of.engine.observe(ctx, m, key, evidence{since: state.LastScan})
 		case version.Unchanged:
-			out.Behind = true
+			out.Behind = digest != ledger.Absent
+		case version.Suspect:
+			out.Gone = true
 		}
 	}
 	if err != nil && !errors.Is(err, errAgain) {

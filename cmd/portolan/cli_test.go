@@ -641,10 +641,19 @@ func TestJudge(t *testing.T) {
 		digest string
 		looks  []look
 	}{
-		"arrives":   {"", []look{{all(""), "exists nowhere yet"}, {all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
-		"moves on":  {"", []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(b, in("x", b, true), in("y", "", false)), "error: superseded: app:1 is sha256:b"}}},
-		"behind":    {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(b, in("x", a, false), in("y", b, true)), "error: superseded: app:1 is sha256:b"}}},
-		"deleted":   {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all("", in("x", "", false), in("y", "", false)), "error: it was deleted"}}},
+		"arrives":  {"", []look{{all(""), "exists nowhere yet"}, {all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
+		"moves on": {"", []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(b, in("x", b, true), in("y", "", false)), "error: superseded: app:1 is sha256:b"}}},
+		"behind":   {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all(b, in("x", a, false), in("y", b, true)), "error: superseded: app:1 is sha256:b"}}},
+		"deleted":  {a, []look{{all(a, in("x", a, true), in("y", "", false)), "waiting for y"}, {all("", in("x", "", false), in("y", "", false)), "error: app:1 was deleted"}}},
+		"deleted before": {"", []look{{api.Inspection{Deleted: time.Unix(0, 0).UTC(), Replicas: []api.ReplicaInspection{in("x", "", false)}}, "app:1 was deleted at 1970-01-01T00:00:00Z, and exists nowhere"},
+			{all(a, in("x", a, true)), "done"}}},
+		"that version deleted before": {a, []look{{api.Inspection{Deleted: time.Unix(0, 0), Replicas: []api.ReplicaInspection{in("x", "", false)}}, "not noticed"},
+			{api.Inspection{Deleted: time.Unix(0, 0), Replicas: []api.ReplicaInspection{in("x", "", false)}}, "error: app:1 was deleted"}}},
+		"that version nowhere": {a, []look{{all("", in("x", "", false)), "exists nowhere yet"}, {all("", in("x", "", false)), "exists nowhere yet"}, {all("", in("x", "", false)), "exists nowhere yet"}}},
+		"going":                {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Gone: true}), "waiting for y (it is gone there; "}}},
+		"only where nothing is decided": {"", []look{{all("", in("x", "", false), api.ReplicaInspection{Region: "y", Digest: a, Awaits: "its plan waits", Excused: "it has not been seeded yet"}),
+			"app:1 is only in y (its plan waits)"}}},
+		"awaits":    {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Awaits: "the guard holds it"}), "waiting for y (the guard holds it)"}}},
 		"too late":  {a, []look{{all(b, in("x", b, true), in("y", b, true)), "not noticed"}, {all(b, in("x", b, true), in("y", b, true)), "error: superseded"}}},
 		"too early": {a, []look{{all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
 		"lagging":   {a, []look{{all(b, late("x", a), in("y", b, true)), "not noticed"}, {all(b, late("x", a), in("y", b, true)), "error: superseded"}}},

@@ -24,9 +24,11 @@ func (a *app) wait() *cobra.Command {
 The digest that is waited for is printed: the one given, or the first one that the tag is
 seen with. A tag that exists nowhere yet is waited for too.
 
-It fails at once when the image cannot be replicated to a replica at all, and when the
-tag has another digest by now (superseded). A replica that gets no clients, because it
-has not been seeded yet or is being deleted, is not waited for.`,
+It fails at once when the image cannot be replicated to a replica at all, when the tag
+has another digest by now (superseded), and when it is deleted meanwhile. It says at once
+when an operator is waited for: a replica's plan that has conflicts, or the guard. A
+replica that gets no clients, because it has not been seeded yet or is being deleted, is
+not waited for.`,
 		Example: `  portolan wait contoso/team/app:1.2 --timeout 5m
   portolan wait contoso/team/app:1.2@sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b`,
 		Args: cobra.ExactArgs(1),
@@ -139,10 +141,10 @@ func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api
 
 // judge says whether the image is everywhere, or in words how far it is; an error, if it never will be.
 func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
+	if i.Digest == "" && !w.seen && (w.digest == "" || i.Deleted.IsZero()) {
+		return false, w.nowhere(i), nil
+	}
 	if w.digest == "" {
-		if i.Digest == "" {
-			return false, fmt.Sprintf("%s:%s exists nowhere yet", w.repository, w.reference), nil
-		}
 		w.digest = i.Digest
 	}
 	var waiting []string
@@ -166,7 +168,11 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		case r.Error != "":
 			misses(r.Region, r.Error)
 		case !r.Applied || r.Digest != w.digest:
-			misses(r.Region, "")
+			why := r.Awaits
+			if why == "" && r.Gone {
+				why = "it is gone there; once that is confirmed, it is deleted everywhere"
+			}
+			misses(r.Region, why)
 		}
 	}
 	if i.Digest == w.digest {
@@ -183,11 +189,28 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		w.missed = 0
 	}
 	if w.seen || w.missed >= 2 {
-		other := i.Digest
-		if other == "" {
-			other = "nothing: it was deleted"
+		if i.Digest == "" {
+			return false, "", fmt.Errorf("%s:%s was deleted", w.repository, w.reference)
 		}
-		return false, "", fmt.Errorf("superseded: %s:%s is %s by now", w.repository, w.reference, other)
+		return false, "", fmt.Errorf("superseded: %s:%s is %s by now", w.repository, w.reference, i.Digest)
 	}
 	return false, "the push is not noticed yet", nil
+}
+
+// nowhere says what there is of a tag that has no version: nothing, or what is not accounted for yet.
+func (w *waiting) nowhere(i api.Inspection) string {
+	var there []string
+	for _, r := range i.Replicas {
+		if r.Digest != "" {
+			there = append(there, fmt.Sprintf("%s (%s)", r.Region, cmp.Or(r.Awaits, r.Excused, r.Error, "it is not noticed yet")))
+		}
+	}
+	name := w.repository + ":" + w.reference
+	switch {
+	case len(there) > 0:
+		return name + " is only in " + strings.Join(there, ", ")
+	case !i.Deleted.IsZero():
+		return fmt.Sprintf("%s was deleted at %s, and exists nowhere: only a new push brings it back", name, i.Deleted.Format(time.RFC3339))
+	}
+	return name + " exists nowhere yet"
 }
