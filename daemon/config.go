@@ -401,9 +401,6 @@ func Parse(path string, text []byte, roles ...Role) (Config, error) {
 	if len(roles) > 0 {
 		c.Roles = roles
 	}
-	if err := f.Err(); err != nil {
-		return Config{}, err
-	}
 	c.settle(filepath.Dir(path))
 	c.validate(f)
 	if err := f.Err(); err != nil {
@@ -437,18 +434,19 @@ func (c *Config) settle(folder string) {
 	}
 }
 
-// validate finds what is wrong with values that are each well formed.
+// validate finds what is wrong with values that are each well formed. What could not be read is still the default, and nothing is
+// said of others for its sake.
 func (c *Config) validate(f *strict.File) {
-	if c.Store.Bolt != "" && c.Consul != (Consul{}) {
+	if c.Store.Bolt != "" && c.Consul != (Consul{}) && !f.Unread("store") {
 		f.Fault("consul", "is set, but the store is %s: remove the section, or set store: consul://HOST:PORT/PREFIX", c.Store)
 	}
 	if len(c.Roles) == 0 {
 		f.Fault("roles", "is empty: at least one of all, dns, replicator is needed")
 	}
-	if c.Store.Bolt != "" && !(c.Has(RoleDNS) && c.Has(RoleReplicator)) {
+	if c.Store.Bolt != "" && !(c.Has(RoleDNS) && c.Has(RoleReplicator)) && !f.Unread("roles") {
 		f.Fault("store", "a bolt file serves one process, which must have all roles: leave roles (and --role) out, or keep the store in Consul")
 	}
-	if c.Has(RoleDNS) {
+	if c.Has(RoleDNS) && !f.Unread("roles") {
 		c.validateDNS(f)
 	}
 	c.validateIdentity(f)
@@ -470,11 +468,11 @@ func (c *Config) validate(f *strict.File) {
 		f.Fault("dns.ttl", "min, %v, is above max, %v", c.DNS.TTL.Min, c.DNS.TTL.Max)
 	}
 	c.API.TLS.validate(f, "api.tls")
-	if !c.API.Listen.Addr().IsLoopback() && c.API.TokenFile == "" {
+	if !c.API.Listen.Addr().IsLoopback() && c.API.TokenFile == "" && !f.Unread("api.token_file") {
 		f.Fault("api.listen", "%v is not on loopback, so that anybody who reaches it could change everything: set api.token_file, or listen on 127.0.0.1", c.API.Listen)
 	}
 	c.Events.TLS.validate(f, "events.tls")
-	if l := c.Events.Listen; l.IsValid() && c.Events.TLS.Cert == "" && !l.Addr().IsLoopback() && !c.Events.Insecure {
+	if l := c.Events.Listen; l.IsValid() && c.Events.TLS.Cert == "" && !l.Addr().IsLoopback() && !c.Events.Insecure && !f.Unread("events.tls") && !f.Unread("events.insecure") {
 		f.Fault("events.listen", "%v is not on loopback, and without TLS tokens would be sent in the clear: set events.tls (cert and key), or events.insecure: true", l)
 	}
 	if c.Events.URL != "" {
@@ -487,7 +485,7 @@ func (c *Config) validate(f *strict.File) {
 	between(f, "health.timeout", c.Health.Timeout, 10*time.Millisecond, time.Minute)
 	between(f, "health.rise", c.Health.Rise, 1, 100)
 	between(f, "health.fall", c.Health.Fall, 1, 100)
-	if c.Health.Voter != "" && c.Store.Bolt != "" {
+	if c.Health.Voter != "" && c.Store.Bolt != "" && !f.Unread("store") {
 		f.Fault("health.voter", "is set, but the store is %s, where there is nobody else to vote: remove it, or set store: consul://HOST:PORT/PREFIX", c.Store)
 	} else if c.Health.Voter != "" {
 		if err := health.CheckVoter(c.Health.Voter); err != nil {

@@ -164,6 +164,19 @@ func TestConfigFaults(t *testing.T) {
 			"p.yaml:4:8: roles: is a single value: a list is needed, such as [a, b]\n       4 | roles: all"},
 		"empty": {minimal + "data:\n",
 			"p.yaml:4:7: data: is empty: a single value is needed\n       4 | data:"},
+		"beside misspelt keys": {"dsn: {}\ndns:\n  zoen: a.example\n  ttl: {min: 2m, max: 1m}\nhealth: {fall: 0}\n",
+			"p.yaml:1:1: dsn: \"dsn\" is not known here; did you mean \"dns\"?\n       1 | dsn: {}\n" +
+				"p.yaml:3:3: dns.zoen: \"zoen\" is not known here; did you mean \"zone\"?\n       3 |   zoen: a.example\n" +
+				"p.yaml:3:3: dns.nameservers: is missing: at least one name server, such as {ns1: [192.0.2.53]}\n       3 |   zoen: a.example\n" +
+				"p.yaml:4:8: dns.ttl: min, 2m0s, is above max, 1m0s\n       4 |   ttl: {min: 2m, max: 1m}\n" +
+				"p.yaml:5:16: health.fall: 0 is outside of 1 to 100\n       5 | health: {fall: 0}"},
+		"for want of what could not be read": {"stroe: consul://127.0.0.1:8500/portolan\nroles: [dns, x]\nconsul: {datacenter: dc1}\nhealth: {voter: a}\n" +
+			"dns: {zone: a.example, namservers: {ns1: [192.0.2.53]}}\napi: {listen: \"192.0.2.1:8420\", token_fil: token}\nevents: {listen: \"192.0.2.1:8421\", tsl: {}}\n",
+			"p.yaml:1:1: stroe: \"stroe\" is not known here; did you mean \"store\"?\n       1 | stroe: consul://127.0.0.1:8500/portolan\n" +
+				"p.yaml:2:14: roles[1]: \"x\" is not known here: one of all, dns, replicator\n       2 | roles: [dns, x]\n" +
+				"p.yaml:5:24: dns.namservers: \"namservers\" is not known here; did you mean \"nameservers\"?\n       5 | dns: {zone: a.example, namservers: {ns1: [192.0.2.53]}}\n" +
+				"p.yaml:6:33: api.token_fil: \"token_fil\" is not known here; did you mean \"token_file\"?\n       6 | api: {listen: \"192.0.2.1:8420\", token_fil: token}\n" +
+				"p.yaml:7:36: events.tsl: \"tsl\" is not known here; did you mean \"tls\"?\n       7 | events: {listen: \"192.0.2.1:8421\", tsl: {}}"},
 		"not YAML": {"dns: [\n",
 			"p.yaml:1:6: sequence end token ']' not found\n       1 | dns: ["},
 	} {

@@ -313,7 +313,7 @@ func TestCheck(t *testing.T) {
 		return err
 	}
 	err := check()
-	for _, want := range []string{"zone.db:1", "prefixes:1: ", "latencies:1: ", `topology.yaml:6:9: registries[0].replicas[1]: the name "ns1" is reserved`, "topology.yaml:7:28: registries[1].home: the home region has no replica"} {
+	for _, want := range []string{"zone.db:1", "prefixes:1: ", "latencies:1: ", `topology.yaml:6:9: registries[0].replicas[1]: the name "ns1" is reserved`, "topology.yaml:7:47: registries[1].replicas: is missing"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in: %v", want, err)
 		}

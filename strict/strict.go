@@ -52,6 +52,7 @@ type File struct {
 	lines     [][]byte
 	faults    []Fault
 	positions map[string]*token.Position // of every value, by path
+	unread    []string                   // the paths of what could not be read, by the names that were probably meant
 }
 
 // Decode fills the struct that into points to; name names the file in errors. Fields are found by the names in their yaml
@@ -61,9 +62,17 @@ type File struct {
 func Decode(name string, text []byte, into any, o Options) *File {
 	text = bytes.TrimPrefix(text, []byte("\ufeff")) // YAML 1.2 section 5.2 lets a text begin with it; some editors write it
 	f := &File{name: name, options: o, lines: bytes.Split(text, []byte("\n")), positions: map[string]*token.Position{}}
-	if len(text) > o.Limit {
-		f.fault(nil, "", "is %d bytes long: at most %d", len(text), o.Limit)
-		return f
+	f.decode(text, into)
+	for _, fault := range f.faults {
+		f.unread = append(f.unread, fault.Path)
+	}
+	return f
+}
+
+func (f *File) decode(text []byte, into any) {
+	if len(text) > f.options.Limit {
+		f.fault(nil, "", "is %d bytes long: at most %d", len(text), f.options.Limit)
+		return
 	}
 	tree, err := parse(text)
 	if err != nil {
@@ -76,7 +85,7 @@ func Decode(name string, text []byte, into any, o Options) *File {
 			}
 		}
 		f.fault(position, "", "%s", reason)
-		return f
+		return
 	}
 	seen := false
 	for _, document := range tree.Docs {
@@ -94,7 +103,6 @@ func Decode(name string, text []byte, into any, o Options) *File {
 		seen = true
 		f.value(document.Body, "", reflect.ValueOf(into).Elem())
 	}
-	return f
 }
 
 // parse refuses what is nested too deep, and turns a panic of the library, which hostile input has provoked in it before, into an
@@ -167,14 +175,28 @@ func (f *File) Err() error {
 // Empty reports whether the file was read and says nothing.
 func (f *File) Empty() bool { return len(f.positions) == 0 && len(f.faults) == 0 }
 
-// Faults are those noted so far. The slice is the File's.
-func (f *File) Faults() []Fault { return f.faults }
+// Unread reports whether the value at path, a part of it, or what it would stand in could not be read, or has a misspelt name: what
+// the value then seems to be says nothing.
+func (f *File) Unread(path string) bool {
+	within := func(a, b string) bool {
+		return b == "" || a == b || strings.HasPrefix(a, b+".") || strings.HasPrefix(a, b+"[")
+	}
+	return slices.ContainsFunc(f.unread, func(u string) bool { return within(path, u) || path != "" && within(u, path) })
+}
 
-// Fault notes a fault of the value at path, with the place of that or of what it would stand in.
-func (f *File) Fault(path, format string, args ...any) { f.fault(nil, path, format, args...) }
+// Fault notes a fault of the value at path, with the place of that or of what it would stand in; not if it is Unread, which is noted
+// already.
+func (f *File) Fault(path, format string, args ...any) {
+	f.Add(Fault{Path: path, Reason: fmt.Sprintf(format, args...)})
+}
 
-// Add notes a fault that was found without the file, and gives it its place there as Fault does.
-func (f *File) Add(fault Fault) { f.add(nil, fault) }
+// Add notes a fault that was found without the file, and gives it its place there. As Fault it notes none of what is Unread, but of
+// the value that there is.
+func (f *File) Add(fault Fault) {
+	if fault.Value != "" || !f.Unread(fault.Path) {
+		f.add(nil, fault)
+	}
+}
 
 func (f *File) fault(position *token.Position, path, format string, args ...any) {
 	f.add(position, Fault{Path: path, Reason: fmt.Sprintf(format, args...)})
@@ -407,7 +429,7 @@ func (f *File) mapping(n ast.Node, path string, into reflect.Value) {
 // section reads a struct by the names in its fields' tags.
 func (f *File) section(n ast.Node, path string, into reflect.Value) {
 	fields, singles := map[string]reflect.Value{}, map[string]bool{}
-	var names []string
+	var names, meant []string
 	for i := range into.NumField() {
 		name, option, _ := strings.Cut(into.Type().Field(i).Tag.Get("yaml"), ",")
 		fields[name], singles[name] = into.Field(i), option == "single"
@@ -423,7 +445,15 @@ func (f *File) section(n ast.Node, path string, into reflect.Value) {
 			return
 		}
 		f.fault(start(key), join(path, name), "%v", Unknown(name, names))
+		if near, ok := nearmiss.Of(strings.ToLower(name), names); ok {
+			meant = append(meant, join(path, near))
+		}
 	})
+	for _, path := range meant {
+		if f.positions[path] == nil {
+			f.unread = append(f.unread, path)
+		}
+	}
 }
 
 // pairs calls each with the keys and values of a mapping; a key that stands there twice is a fault.

@@ -112,6 +112,31 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// What is noted of the whole is nothing that only comes of what could not be read.
+func TestUnread(t *testing.T) {
+	t.Parallel()
+	const text = "wrod: a\nwiat: 5s\nwait: 5s\nlisten: here\nsections: [{nmae: x}, {name: y, at: [z]}, 3]\nrules: {DE: b}\nother: 1\n"
+	for path, unread := range map[string]bool{"word": true, "secret": false, "wait": false, "listen": true, "sections": true, "sections[0]": true, "sections[0].name": true, "sections[0].at": false,
+		"sections[1].name": false, "sections[1].at": true, "sections[2].at": true, "sections[20].at": false, "rules": true, "rules.DE": true, "rules.FR": false, "": false} {
+		var into file
+		f := decode(text, &into)
+		if got := f.Unread(path); got != unread {
+			t.Errorf("%q: %t, want %t", path, got, unread)
+		}
+		before := len(f.faults)
+		f.Fault(path, "is missing")
+		f.Add(Fault{Path: path, Reason: "is missing too"})
+		f.Add(Fault{Path: path, Value: "x", Reason: "is bad"})
+		if got, want := len(f.faults)-before, map[bool]int{true: 1, false: 3}[unread]; got != want {
+			t.Errorf("%q: %d faults were noted, want %d", path, got, want)
+		}
+	}
+	var into file
+	if f := decode("word: [", &into); !f.Unread("word") || !f.Unread("") {
+		t.Error("of what is no YAML something was read")
+	}
+}
+
 // What some editors write before the text is no part of its first key.
 func TestByteOrderMark(t *testing.T) {
 	t.Parallel()

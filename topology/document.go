@@ -136,15 +136,14 @@ func (o *outline) list(path string, parts []string) string {
 	return joinList(parts)
 }
 
-// outline turns d into keys. Names that no key can have, and names that stand there twice, are faults.
+// outline turns d into keys. Names that no key can have are left out, and those that stand there twice are faults.
 func (d *Document) outline() outline {
 	o := outline{values: Values{}, paths: map[string]string{}}
 	registries := map[string]int{}
 	for i := range d.Registries {
 		r := &d.Registries[i]
 		at := fmt.Sprintf("registries[%d]", i)
-		if err := checkLabel(r.Name); err != nil {
-			o.fault(at+".name", r.Name, "%v", err)
+		if checkLabel(r.Name) != nil {
 			continue
 		}
 		if first, twice := registries[r.Name]; twice {
@@ -185,8 +184,7 @@ func (o *outline) replicas(r *RegistryDocument, at string) {
 	for j := range r.Replicas {
 		p := &r.Replicas[j]
 		at := fmt.Sprintf("%s.replicas[%d]", at, j)
-		if err := checkLabel(p.Region); err != nil {
-			o.fault(at+".region", p.Region, "%v", err)
+		if checkLabel(p.Region) != nil {
 			continue
 		}
 		if first, twice := regions[p.Region]; twice {
@@ -257,10 +255,11 @@ func (d *Document) Validate(reserved ...string) error {
 }
 
 func (d *Document) faults(reserved []string) []Fault {
-	o := d.outline()
-	faults := o.faults
-	for i := range d.Registries {
-		prefix, at := registryPrefix(d.Registries[i].Name), fmt.Sprintf("registries[%d]", i)
+	named, unsure, faults := d.named()
+	o := named.outline()
+	faults = append(faults, o.faults...)
+	for i := range named.Registries {
+		prefix, at := registryPrefix(named.Registries[i].Name), fmt.Sprintf("registries[%d]", i)
 		if o.paths[prefix] == at && !o.values.has(prefix) { // no key, so Parse cannot see that it is there
 			faults = append(faults, Fault{Path: at + ".home", Reason: missingHome})
 		}
@@ -270,9 +269,42 @@ func (d *Document) faults(reserved []string) []Fault {
 		mend(values, name)
 	}
 	for _, p := range problems(values, reserved) {
+		if k, err := parseKey(p.Key); err == nil && unsure[k.registry] && k.namesRegions() && k.check(p.Value) == nil {
+			continue
+		}
 		faults = append(faults, Fault{Path: o.path(p.Key), Value: p.Value, Reason: p.Reason})
 	}
 	return faults
+}
+
+// named is d with a name in the place of each that is none, so that what else is wrong can be seen; the faults are of what has none.
+// unsure are the registries, by their names in named, of which not all regions are known: one that is named may be there.
+func (d *Document) named() (named Document, unsure map[string]bool, faults []Fault) {
+	named, unsure = Document{Registries: slices.Clone(d.Registries)}, map[string]bool{}
+	for i := range named.Registries {
+		r := &named.Registries[i]
+		at := fmt.Sprintf("registries[%d]", i)
+		if err := checkLabel(r.Name); err != nil {
+			faults = append(faults, Fault{Path: at + ".name", Value: clip(r.Name), Reason: err.Error()})
+			r.Name = fmt.Sprintf("unnamed-%d", i)
+		}
+		if len(r.Replicas) == 0 {
+			faults = append(faults, Fault{Path: at + ".replicas", Reason: "is missing: at least the replica of the home region is needed"})
+			unsure[r.Name] = true
+		}
+		r.Replicas = slices.Clone(r.Replicas)
+		for j := range r.Replicas {
+			p := &r.Replicas[j]
+			if err := checkLabel(p.Region); err != nil {
+				faults = append(faults, Fault{Path: fmt.Sprintf("%s.replicas[%d].region", at, j), Value: clip(p.Region), Reason: err.Error()})
+				p.Region, unsure[r.Name] = fmt.Sprintf("unnamed-%d", j), true
+				if p.Location == nil {
+					p.Location = []float64{0, 0} // the right name may have one
+				}
+			}
+		}
+	}
+	return named, unsure, faults
 }
 
 // problems are all that is wrong with values, also what stands in the shadow of something else: a replica with a bad address may

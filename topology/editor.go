@@ -299,8 +299,9 @@ func replicaValues(registry string, r ReplicaDocument) (Values, error) {
 		return nil, failf(ErrNotFound, "there is no such registry: %v", err)
 	}
 	d := Document{Registries: []RegistryDocument{{Name: registry, Replicas: []ReplicaDocument{r}}}}
-	o := d.outline()
-	faults := o.faults
+	named, _, faults := d.named()
+	o := named.outline()
+	faults = append(faults, o.faults...)
 	for _, name := range slices.Sorted(maps.Keys(o.values)) {
 		k, err := parseKey(name)
 		if err == nil {

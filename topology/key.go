@@ -128,6 +128,11 @@ func parseKey(s string) (key, error) {
 	return key{}, strict.Unknown(rest, append(slices.Clone(registryFields), "replicas", "orders", "fences"))
 }
 
+// namesRegions reports whether the value names regions of the registry.
+func (k key) namesRegions() bool {
+	return k.region == "" && slices.Contains([]string{fieldHome, "orders", "fences"}, k.field)
+}
+
 // check refuses a value that cannot stand at k.
 func (k key) check(value string) error {
 	if value == "" && k.field != fieldNames {

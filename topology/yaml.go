@@ -2,7 +2,6 @@ package topology
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -29,39 +28,18 @@ func ParseYAML(name string, text []byte, reserved ...string) (*Document, error) 
 	if file.Empty() {
 		file.Fault("", "is empty: it begins with registries:")
 	}
-	parts, regions := document.unread(file.Faults())
 	for _, f := range document.faults(reserved) {
-		if at := part(f.Path); !regions[at] && (f.Value != "" || !parts[at]) {
-			file.Add(f)
+		replica, addresses := strings.CutSuffix(f.Path, "."+fieldAddresses)
+		if addresses && f.Value == "" && file.Unread(replica+"."+fieldHostname) {
+			continue // which would do instead
 		}
+		file.Add(f)
 	}
 	if err := file.Err(); err != nil {
 		return nil, err
 	}
 	return document, nil
 }
-
-// unread tells what must not be said of a document of which something could not be read: that anything is missing in the parts of
-// which that is; and of a registry whose regions are not all known, where its home is and what its rules name.
-func (d *Document) unread(faults []Fault) (parts, regions map[string]bool) {
-	parts, regions = map[string]bool{}, map[string]bool{}
-	for _, f := range faults {
-		parts[part(f.Path)] = true
-	}
-	for i, r := range d.Registries {
-		registry := fmt.Sprintf("registries[%d]", i)
-		regions[registry] = len(r.Replicas) == 0 && parts[registry]
-		for j, p := range r.Replicas {
-			regions[registry] = regions[registry] || p.Region == "" && parts[fmt.Sprintf("%s.replicas[%d]", registry, j)]
-		}
-	}
-	return parts, regions
-}
-
-// part is the replica that a path leads into, else the registry: the beginning of the path.
-func part(path string) string { return partOf.FindString(path) }
-
-var partOf = regexp.MustCompile(`^registries\[\d+\](\.replicas\[\d+\])?`)
 
 // secretIn reports whether a line may hold a secret, whatever its fault is about: a replica often stands on one line with its
 // endpoint, and a misspelt key has the same value as the right one.

@@ -102,13 +102,14 @@ func TestYAMLFaults(t *testing.T) {
 		"unknown key":        {head + "      - {region: westus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1], wieght: 3}\n", []string{`5:85: registries[0].replicas[0].wieght: "wieght" is not known here; did you mean "weight"?`}},
 		"unknown at the top": {"registeries: []\n", []string{`1:1: registeries: "registeries" is not known here; did you mean "registries"?`}},
 		"weight":             {head + "      - region: westus\n        endpoint: http://127.0.1.1:5000\n        addresses: [127.0.1.1]\n        weight: 101\n", []string{`8:17: registries[0].replicas[0].weight: "101" is not a weight`}},
-		"two weights":        {head + "      - {region: westus, weight: -1}\n      - {region: eastus, weight: 1.5}\n", []string{`5:34: registries[0].replicas[0].weight: "-1"`, `6:34: registries[0].replicas[1].weight: "1.5"`}},
-		"two registries":     {head + one + "  - name: contoso\n    home: westus\n    replicas: []\n", []string{`6:11: registries[1].name: registry contoso stands there twice`}},
+		"two weights": {head + "      - {region: westus, weight: -1}\n      - {region: eastus, weight: 1.5}\n", []string{`5:34: registries[0].replicas[0].weight: "-1"`, `6:34: registries[0].replicas[1].weight: "1.5"`,
+			`5:9: registries[0].replicas[0].endpoint: is missing`, `5:9: registries[0].replicas[0].addresses: is missing`, `6:9: registries[0].replicas[1].endpoint: is missing`, `6:9: registries[0].replicas[1].addresses: is missing`}},
+		"two registries":     {head + one + "  - name: contoso\n    home: westus\n    replicas:\n" + one, []string{`6:11: registries[1].name: registry contoso stands there twice`}},
 		"region twice":       {head + one + "      - {region: westus, endpoint: \"http://127.0.1.2:5000\", addresses: [127.0.1.2]}\n", []string{`6:18: registries[0].replicas[1].region: region westus stands there twice`}},
 		"address":            {head + "      - {region: westus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1, 1.2.3]}\n", []string{`5:72: registries[0].replicas[0].addresses: "1.2.3" is not an IP address`}},
 		"endpoint missing":   {head + "      - {region: westus, addresses: [127.0.1.1]}\n", []string{`5:9: registries[0].replicas[0].endpoint: is missing`}},
 		"nothing but a name": {head + "      - {region: westus}\n", []string{`5:9: registries[0].replicas[0].endpoint: is missing`, `5:9: registries[0].replicas[0].addresses: is missing`}},
-		"only a registry":    {"registries:\n  - name: contoso\n    replicas: []\n", []string{`2:5: registries[0].home: is missing`}},
+		"only a registry":    {"registries:\n  - name: contoso\n    replicas: []\n", []string{`2:5: registries[0].home: is missing`, `3:15: registries[0].replicas: is missing`}},
 		"home missing":       {"registries:\n  - name: contoso\n    replicas:\n" + one, []string{`2:5: registries[0].home: is missing`}},
 		"home elsewhere":     {"registries:\n  - name: contoso\n    home: eastus\n    replicas:\n" + one, []string{`3:11: registries[0].home: the home region has no replica`}},
 		"region unknown":     {head + one + "      - {region: westeurpe, endpoint: \"http://127.0.1.2:5000\", addresses: [127.0.1.2]}\n", []string{`6:9: registries[0].replicas[1].location: is missing: westeurpe is no public region`}},
@@ -124,7 +125,7 @@ func TestYAMLFaults(t *testing.T) {
 		"key twice":          {"registries: []\nregistries: []\n", []string{`2:1: mapping key "registries" already defined`}},
 		"syntax":             {"registries: [\n", []string{`1:13: sequence end token`}},
 		"list wanted":        {"registries: {name: x}\n", []string{`1:13: registries: is a set of keys: a list is needed`}},
-		"word wanted":        {"registries:\n  - name: [a]\n", []string{`2:11: registries[0].name: is a list: a single value is needed`}},
+		"word wanted":        {"registries:\n  - name: [a]\n    home: westus\n    replicas:\n" + one, []string{`2:11: registries[0].name: is a list: a single value is needed`}},
 		"alias":              {"registries: &a [*a]\n", []string{`registries: is an anchor or alias`}},
 		"two documents":      {"registries: []\n---\nregistries: []\n", []string{`3:1: a second document`}},
 		"empty":              {"", []string{`is empty`}},
@@ -172,12 +173,24 @@ func TestFaultsInEachOthersShadow(t *testing.T) {
 		"a misspelt region": {"westus", "      - {regoin: westus, " + good + "}\n", []string{`replicas[0].regoin: "regoin" is not known`}},
 		"bad, beside a misspelt key": {"westus", "      - {region: westus, endpoint: \"ftp://x\", adresses: [127.0.1.1]}\n",
 			[]string{`replicas[0].adresses: "adresses" is not known`, "replicas[0].endpoint: has neither http:// nor https://"}},
-		"a misspelt need": {"westus", "      - {region: westus, endpiont: \"http://127.0.1.1:5000\"}\n", []string{`replicas[0].endpiont: "endpiont" is not known`}},
-		"reserved":        {"ns1", "      - {region: ns1, location: [0, 0], " + good + "}\n      - {region: eastus, weight: 3}\n", []string{"replicas[0]: the name \"ns1\" is reserved", "replicas[1].endpoint: is missing", "replicas[1].addresses: is missing"}},
+		"a misspelt need": {"westus", "      - {region: westus, endpiont: \"http://127.0.1.1:5000\"}\n",
+			[]string{`replicas[0].endpiont: "endpiont" is not known`, "replicas[0].addresses: is missing"}},
+		"a misspelt host name": {"westus", "      - {region: westus, endpoint: \"http://127.0.1.1:5000\", hotsname: a.example}\n", []string{`replicas[0].hotsname: "hotsname" is not known`}},
+		"beside a misspelt region": {"westus", "      - {regoin: westus, endpoint: \"ftp://x\", addresses: [x], weight: 3}\n    orders: {country: {DE: [westus], UK: [westus]}}\n    names: [a_b]\n",
+			[]string{`replicas[0].regoin: "regoin" is not known`, "replicas[0].endpoint: has neither", `replicas[0].addresses: "x" is not`, `orders.country.UK: "UK" is not`, "names: "}},
+		"beside a bad region": {"west_us", "      - {region: west_us, " + good + "}\n      - {region: eastus, weight: 3}\n",
+			[]string{`replicas[0].region: "west_us" has a character`, `home: "west_us" has a character`, "replicas[1].endpoint: is missing", "replicas[1].addresses: is missing"}},
+		"replicas that are misspelt": {"westus", "    replcias: []\n    orders: {country: {DE: [westus]}}\n    policy: {merge: both}\n",
+			[]string{`replcias: "replcias" is not known`, `policy.merge: "both" is not`}},
+		"reserved": {"ns1", "      - {region: ns1, location: [0, 0], " + good + "}\n      - {region: eastus, weight: 3}\n", []string{"replicas[0]: the name \"ns1\" is reserved", "replicas[1].endpoint: is missing", "replicas[1].addresses: is missing"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			text := "registries:\n  - name: contoso\n    home: " + c.home + "\n    replicas:\n" + c.replicas
+			text := "registries:\n  - name: contoso\n    home: " + c.home + "\n"
+			if strings.HasPrefix(c.replicas, "      -") {
+				text += "    replicas:\n"
+			}
+			text += c.replicas
 			_, err := ParseYAML("t.yaml", []byte(text), "ns1")
 			var invalid *InvalidError
 			if !errors.As(err, &invalid) || len(invalid.Faults) != len(c.want) {
@@ -211,7 +224,11 @@ func TestFaultsHaveTheirValue(t *testing.T) {
 
 func TestYAMLErrorShowsTheLineButNoSecret(t *testing.T) {
 	t.Parallel()
-	_, err := ParseYAML("t.yaml", []byte("registries:\n  - name: contoso\n    nmae: 2\n"))
+	_, err := ParseYAML("t.yaml", []byte("registries:\n  - {nmae: contoso, policy: {merge: both}}\n"))
+	if want := "registries[0].home: is missing"; err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), `policy.merge: "both" is`) {
+		t.Errorf("got\n%v\nwant %s, too", err, want)
+	}
+	_, err = ParseYAML("t.yaml", []byte("registries:\n  - name: contoso\n    nmae: 2\n    home: westus\n    replicas:\n      - {region: westus, endpoint: \"http://127.0.1.1:5000\", addresses: [127.0.1.1]}\n"))
 	if want := "t.yaml:3:5: registries[0].nmae: \"nmae\" is not known here; did you mean \"name\"?\n       3 |     nmae: 2"; err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
