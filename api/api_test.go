@@ -691,3 +691,11 @@ func TestClientSaysWhatToDo(t *testing.T) {
 		t.Errorf("no server: %v", err)
 	}
 }
+
+// What has several lines, as the faults of a file, is seen to be one thing.
+func TestLines(t *testing.T) {
+	t.Parallel()
+	if got, want := lines("warning: ", []string{"a\nb", "c"}), "warning: a\n         b\nwarning: c\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

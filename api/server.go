@@ -292,10 +292,12 @@ func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	plain(w, http.StatusServiceUnavailable, "not ready\n"+lines("", status.NotReady))
 }
 
+// lines gives each of list a line behind head; what has several has the others indented as far.
 func lines(head string, list []string) string {
 	var b strings.Builder
+	indent := "\n" + strings.Repeat(" ", len(head))
 	for _, l := range list {
-		b.WriteString(head + l + "\n")
+		b.WriteString(head + strings.ReplaceAll(l, "\n", indent) + "\n")
 	}
 	return b.String()
 }

@@ -11,6 +11,8 @@ import (
 
 	"portolan/api"
 	"portolan/health"
+	"portolan/router"
+	"portolan/topology"
 )
 
 // oldDatabase is when the age of a location database is worth a warning: networks move between countries by the month.
@@ -28,9 +30,10 @@ func (d *daemon) status() api.Status {
 	if snapshot := d.keeper.Snapshot(); snapshot != nil {
 		s.Topology.Registries = len(snapshot.Registries)
 	}
+	view := d.front.current()
 	d.mu.Lock()
 	if d.declared != nil {
-		s.Topology.File, s.Topology.Drift = d.config.Topology, slices.Clone(d.drift)
+		s.Topology.File, s.Topology.Drift = d.config.Topology, staying(d.drift, view.Requests)
 	}
 	for _, what := range slices.Sorted(maps.Keys(d.notices)) {
 		s.Warnings = append(s.Warnings, d.notices[what])
@@ -77,7 +80,6 @@ func (d *daemon) status() api.Status {
 			}
 		}
 	}
-	view := d.front.current()
 	if d.server != nil {
 		s.Warnings = append(s.Warnings, strandedWarnings(view)...)
 	}
@@ -94,6 +96,19 @@ func (d *daemon) status() api.Status {
 		s.Events = d.eventsStatus()
 	}
 	return s
+}
+
+// staying are the changes but those of replicas that are being deleted: no edit is called for there, and none would be taken.
+func staying(changes []topology.Change, requests map[router.ReplicaKey][]string) []topology.Change {
+	return slices.DeleteFunc(slices.Clone(changes), func(c topology.Change) bool {
+		for replica, asked := range requests {
+			prefix := topology.RegistriesPrefix + replica.Registry + "/replicas/" + replica.Region + "/"
+			if slices.Contains(asked, topology.RequestDelete) && strings.HasPrefix(c.Key, prefix) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // strandedWarnings names the registries whose clients get no address, by the will of their operators or not.

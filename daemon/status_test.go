@@ -53,3 +53,15 @@ func TestUnreadableWarnings(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestStaying(t *testing.T) {
+	t.Parallel()
+	change := func(key string) topology.Change {
+		return topology.Change{Op: topology.Removed, Key: "registries/contoso/" + key}
+	}
+	requests := map[router.ReplicaKey][]string{{Registry: "contoso", Region: "west"}: {topology.RequestDelete}, {Registry: "contoso", Region: "east"}: {topology.RequestResync}}
+	got := staying([]topology.Change{change("replicas/west/routing"), change("replicas/westus/routing"), change("replicas/east/weight"), change("home")}, requests)
+	if want := []topology.Change{change("replicas/westus/routing"), change("replicas/east/weight"), change("home")}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
