@@ -88,7 +88,11 @@ type Checker struct {
 	registry api.Registry
 	port     string // of name servers; empty: 53
 	decided  []decision
+	sources  sources
 }
+
+// sources are the digests of what a server decides by.
+type sources struct{ topology, databases string }
 
 // decision is where the server that was asked sends the clients of a sample.
 type decision struct {
@@ -168,10 +172,12 @@ func (c *Checker) replicas() {
 		subject := "replica " + r.Region
 		text := fmt.Sprintf("%s, %s, routing %s, weight %d, %d pending", r.Status, r.Health, r.Routing, r.Weight, r.Pending)
 		switch {
+		case r.Status == topology.Deleting && r.Health != "Unhealthy":
+			c.say(OK, subject, text+": "+r.Reason, "")
+		case r.Status == topology.Deleting: // no clients are sent there, but what was pushed there may be to be fetched
+			c.say(Warn, subject, text+": "+r.Reason, "if it does not come back, portolan replica delete --force "+r.Registry+"/"+r.Region)
 		case r.Health == "Unhealthy":
 			c.say(Fail, subject, text+": "+r.Reason, "clients are sent elsewhere until its probes pass")
-		case r.Status == topology.Deleting:
-			c.say(Warn, subject, text+": "+r.Reason, "")
 		case r.Status == topology.Degraded:
 			c.say(Fail, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
 		case r.Status != topology.Ready:
@@ -182,6 +188,11 @@ func (c *Checker) replicas() {
 	}
 }
 
+// staying are the replicas that are not being deleted: to the others clients are sent no more.
+func (c *Checker) staying() []api.Replica {
+	return slices.DeleteFunc(slices.Clone(c.registry.Replicas), func(r api.Replica) bool { return r.Status == topology.Deleting })
+}
+
 func (c *Checker) database() {
 	for _, g := range c.status.Geo {
 		name := g.Path
@@ -189,7 +200,11 @@ func (c *Checker) database() {
 			name = "the built-in table of countries"
 		}
 		days := int(g.Age(time.Now()) / (24 * time.Hour))
-		text := fmt.Sprintf("%s, built %s, %d days old", name, g.Built.Format(time.DateOnly), days)
+		age := "1 day"
+		if days != 1 {
+			age = fmt.Sprintf("%d days", days)
+		}
+		text := fmt.Sprintf("%s, built %s, %s old", name, g.Built.Format(time.DateOnly), age)
 		if days > oldDays && g.Path != "" {
 			c.say(Warn, "database", text, "fetch a newer one, then SIGHUP")
 		} else {
@@ -206,7 +221,7 @@ func (c *Checker) events() {
 		c.say(Warn, "events", "this server has no events listener: pushes are found by scans alone, minutes later", "set events.listen on the replicators, or ask one of them with --api")
 		return
 	}
-	for _, r := range c.registry.Replicas {
+	for _, r := range c.staying() {
 		name := r.Registry + "/" + r.Region
 		n, ignored := c.status.Events.Received[name], c.status.Events.Ignored[name]
 		prefixed := slices.ContainsFunc(c.registry.Document.Replicas, func(d topology.ReplicaDocument) bool { return d.Region == r.Region && d.Prefix != "" })
@@ -231,6 +246,7 @@ func (c *Checker) decisions(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("asking for the decision for %s: %w", s.subnet, err)
 		}
+		c.sources = sources{e.Topology, e.Databases}
 		subject := "clients in " + s.where
 		switch {
 		case e.Region == "":
@@ -269,6 +285,52 @@ const (
 	patience = 3
 	pause    = 300 * time.Millisecond
 )
+
+// sourced looks whether a name server decides by the topology and the databases that the server that was asked has, as far as whoami
+// tells.
+func (c *Checker) sourced(ctx context.Context, subject, at string) {
+	var level Level
+	var fault, advice string
+	for attempt := range patience {
+		if attempt > 0 {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return
+			}
+			if e, err := c.API.Explain(ctx, c.registry.Name, samples[0].subnet, ""); err == nil {
+				c.sources = sources{e.Topology, e.Databases}
+			}
+		}
+		answer, err := c.exchange(ctx, "udp", at, "whoami."+c.registry.FQDN, mdns.TypeTXT, false)
+		if err != nil {
+			c.say(Fail, subject, err.Error(), "")
+			return
+		}
+		var told map[string]string
+		for _, rr := range answer.Answer {
+			if txt, ok := rr.(*mdns.TXT); ok && told == nil { // the first is the summary
+				told = named(txt.Txt)
+			}
+		}
+		topology, databases := told["topology"], told["databases"]
+		switch {
+		case topology == "" || databases == "":
+			c.say(OK, subject, "does not tell by what topology and databases it decides: dns.whoami is off there, or it is of another version", "")
+			return
+		case !strings.HasPrefix(c.sources.topology, topology):
+			level, fault = Fail, fmt.Sprintf("has the topology %s, and the server that was asked %.12s", topology, c.sources.topology)
+			advice = "do both read the same store, and can they? portolan status of each tells"
+		case !strings.HasPrefix(c.sources.databases, databases):
+			level, fault = Warn, fmt.Sprintf("looks clients up in other databases (%s) than the server that was asked (%.12s)", databases, c.sources.databases)
+			advice = "give all servers the same files of geo, and the same version: portolan status of each tells which they have"
+		default:
+			c.say(OK, subject, "has the same topology and databases", "")
+			return
+		}
+	}
+	c.say(level, subject, fault, advice)
+}
 
 // alike looks whether a name server sends the samples where the server that was asked does.
 func (c *Checker) alike(ctx context.Context, subject, at string) {
@@ -406,7 +468,7 @@ func (c *Checker) zone(ctx context.Context) {
 		c.say(Fail, "zone "+zone, "no server answered for it", "is UDP to the name servers let through from here?")
 	case 1:
 		for serial, servers := range serials {
-			c.say(OK, "zone "+zone, fmt.Sprintf("serial %d on all %d that answered", serial, len(servers)), "")
+			c.say(OK, "zone "+zone, fmt.Sprintf("serial %d on all that answered: %s", serial, strings.Join(servers, ", ")), "")
 		}
 	default:
 		var parts []string
@@ -463,6 +525,7 @@ func (c *Checker) nameserver(ctx context.Context, subject, at string, silence Le
 		}
 	}
 	c.say(OK, subject, "authoritative over UDP and TCP", "")
+	c.sourced(ctx, subject, at)
 	c.alike(ctx, subject, at)
 	return true
 }
@@ -672,7 +735,7 @@ func (c *Checker) certificates(ctx context.Context) {
 	if len(names) == 0 && c.registry.FQDN != "" {
 		names = []string{c.registry.FQDN}
 	}
-	for _, r := range c.registry.Replicas {
+	for _, r := range c.staying() {
 		u, err := url.Parse(r.Endpoint)
 		if err != nil || u.Host == "" {
 			continue // named already as incomplete

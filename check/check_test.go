@@ -33,7 +33,7 @@ type fakeAPI struct{ status api.Status }
 func (f fakeAPI) Status(context.Context) (api.Status, error) { return f.status, nil }
 
 func (f fakeAPI) Explain(_ context.Context, registry, ecs, _ string) (api.Explanation, error) {
-	return api.Explanation{Explanation: router.Explanation{Registry: registry, Region: "westus", Located: true, Scope: 24}}, nil
+	return api.Explanation{Explanation: router.Explanation{Registry: registry, Region: "westus", Located: true, Scope: 24, Databases: "0011"}, Topology: "aabb"}, nil
 }
 
 func (f fakeAPI) Shares(_ context.Context, registry string) ([]api.RegistryShares, error) {
@@ -169,6 +169,11 @@ func TestRegistry(t *testing.T) {
 	parent := refers(glue, names...)
 	_, closed, _ := net.SplitHostPort(bed.NewAddress(t, "127.0.0.1"))
 	server, stale, lame := serveDNS(t, answers(t, true, 24, soa, one)), serveDNS(t, answers(t, true, 24, strings.Replace(soa, " 7 ", " 6 ", 1), one)), serveDNS(t, answers(t, false, 0, soa))
+	tells := func(topology, databases string) string {
+		return serveDNS(t, answers(t, true, 24, soa, one, `whoami.contoso.geo.example.net. 0 IN TXT "region=westus" "topology=`+topology+`" "databases=`+databases+`"`,
+			`whoami.contoso.geo.example.net. 0 IN TXT "topology=of another record"`))
+	}
+	alike, behind, otherFiles := tells("aa", "00"), tells("cc", "00"), tells("aa", "22")
 	elsewhere, narrower := serveDNS(t, answers(t, true, 24, soa, strings.Replace(one, "127.0.0.1", "127.0.0.9", 1))), serveDNS(t, answers(t, true, 20, soa, one))
 
 	for name, c := range map[string]struct {
@@ -177,16 +182,20 @@ func TestRegistry(t *testing.T) {
 		parent      string // its servers' port; empty: those of a zone that is delegated rightly
 		change      func(*api.Status, *api.Registry, *Checker)
 		passed      bool
-		want        []string // "level subject|part of the text"
+		want        []string // "level subject|part of the text", or "none subject"
 	}{
 		"all is well": {good, []string{server}, "", nil, true, []string{
-			"ok server|ready", "ok this server " + server + "|authoritative over UDP and TCP", "ok this server " + server + "|decides alike", "ok zone geo.example.net.|serial 7 on all 1",
+			"ok server|ready", "ok this server " + server + "|authoritative over UDP and TCP", "ok this server " + server + "|decides alike", "ok zone geo.example.net.|serial 7 on all that answered: " + server,
 			"ok delegation of geo.example.net.|the parent names ns1.geo.example.net.", "ok glue of ns1.geo.example.net.|the parent names 127.0.0.53",
 			"ok clients in Asia|goes to westus", "ok clients near westus|90% to westus, 10% to eastus", "ok client name registry.contoso.com|leads to contoso.geo.example.net.",
 			"ok CAA of registry.contoso.com|letsencrypt.org", "ok replica westus|Ready", "ok events westus|3 since", "ok certificate westus|valid until"}},
-		"serials differ":              {good, []string{server, stale}, "", nil, false, []string{"fail zone geo.example.net.|serial 6: " + stale + "; serial 7: " + server}},
-		"not authoritative":           {good, []string{lame}, "", nil, false, []string{"fail this server " + lame + "|without authority"}},
-		"nobody answers":              {good, []string{"127.0.0.1:1"}, "", nil, false, []string{"fail this server 127.0.0.1:1|no answer over UDP", "fail zone geo.example.net.|no server answered"}},
+		"serials differ":    {good, []string{server, stale}, "", nil, false, []string{"fail zone geo.example.net.|serial 6: " + stale + "; serial 7: " + server}},
+		"not authoritative": {good, []string{lame}, "", nil, false, []string{"fail this server " + lame + "|without authority"}},
+		"nobody answers":    {good, []string{"127.0.0.1:1"}, "", nil, false, []string{"fail this server 127.0.0.1:1|no answer over UDP", "fail zone geo.example.net.|no server answered"}},
+		"alike":             {good, []string{alike, server}, "", nil, true, []string{"ok this server " + alike + "|has the same topology and databases", "ok this server " + server + "|does not tell by what"}},
+		"another topology":  {good, []string{alike, behind}, "", nil, false, []string{"fail this server " + behind + "|has the topology cc, and the server that was asked aabb"}},
+		"other databases": {good, []string{alike, otherFiles}, "", nil, true,
+			[]string{"warn this server " + otherFiles + "|looks clients up in other databases (22) than the server that was asked (0011)", "ok this server " + otherFiles + "|decides alike"}},
 		"another decision":            {good, []string{server, elsewhere}, "", nil, false, []string{"ok this server " + server + "|decides alike", "fail this server " + elsewhere + "|(128.32.0.0/24) to 127.0.0.9, and the server that was asked to westus"}},
 		"another database":            {good, []string{narrower}, "", nil, false, []string{"fail this server " + narrower + "|for a /20, and the server that was asked for a /24"}},
 		"certificate of others":       {other, []string{server}, "", nil, false, []string{"fail certificate westus|valid for other.example, not registry.contoso.com"}},
@@ -207,13 +216,20 @@ func TestRegistry(t *testing.T) {
 		"a lab": {good, []string{server}, closed, func(s *api.Status, _ *api.Registry, _ *Checker) {
 			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.1"}
 		}, false, []string{"ok name server ns1.geo.example.net. 127.0.0.1|authoritative over UDP and TCP", "ok name server ns1.geo.example.net. 127.0.0.1|was asked at " + server + ", where this server listens",
-			"ok zone geo.example.net.|serial 7 on all 1 that answered"}},
+			"ok zone geo.example.net.|serial 7 on all that answered: " + server}},
 		"a lab on all addresses": {good, []string{strings.Replace(server, "127.0.0.1", "0.0.0.0", 1)}, closed, func(s *api.Status, _ *api.Registry, _ *Checker) {
 			s.DNS.Nameservers["ns1.geo.example.net."] = []string{"127.0.0.1"}
 		}, false, []string{"ok name server ns1.geo.example.net. 127.0.0.1|was asked at " + server}},
 		"unhealthy": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
 			r.Replicas[0].Health, r.Replicas[0].Reason = "Unhealthy", "connection refused"
 		}, false, []string{"fail replica westus|connection refused"}},
+		"deleting": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
+			r.Replicas = append(r.Replicas, api.Replica{Registry: "contoso", Region: "eastus", Endpoint: "https://127.0.0.1:1", Addresses: []string{"127.0.0.9"}, Status: topology.Deleting,
+				Health: "Healthy", Reason: "draining"}, api.Replica{Registry: "contoso", Region: "attic", Endpoint: "http://127.0.0.1:1", Status: topology.Deleting, Health: "Unhealthy", Reason: "draining"})
+		}, true, []string{"ok replica eastus|draining", "warn replica attic|draining", "none certificate eastus", "none certificate attic", "none events eastus", "none events attic"}},
+		"a young database": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) {
+			s.Geo = []geo.Info{{Path: "city.mmdb", Built: time.Now().Add(-36 * time.Hour)}}
+		}, true, []string{"ok database|1 day old"}},
 		"silent": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) { s.Events.Received = nil }, true, []string{"warn events westus|none came"}},
 		"events of pulls": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) {
 			s.Events.Received["contoso/westus"], s.Events.Ignored = 30, map[string]uint64{"contoso/westus": 27}
@@ -255,8 +271,11 @@ func TestRegistry(t *testing.T) {
 			}
 			for _, want := range c.want {
 				head, part, _ := strings.Cut(want, "|")
-				found := slices.ContainsFunc(findings, func(f string) bool { return strings.HasPrefix(f, head) && strings.Contains(f, part) })
-				if !found {
+				_, unwanted, none := strings.Cut(head, "none ")
+				found := slices.ContainsFunc(findings, func(f string) bool {
+					return strings.HasPrefix(f, head) && strings.Contains(f, part) || none && strings.Contains(f, " "+unwanted)
+				})
+				if found == none {
 					t.Errorf("no %q in:\n%s", want, strings.Join(findings, "\n"))
 				}
 			}

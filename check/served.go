@@ -106,16 +106,23 @@ func ask(ctx context.Context, server, name string, kind uint16, subnet netip.Pre
 	return m, err
 }
 
+// named are the values of a record of whoami by their names.
+func named(texts []string) map[string]string {
+	values := map[string]string{}
+	for _, text := range texts {
+		name, value, _ := strings.Cut(text, "=")
+		values[name] = value
+	}
+	return values
+}
+
 // Differences tells in sentences where what is served is not what the decision e says. replicas are those of the registry.
 func (s *Served) Differences(e api.Explanation, replicas []api.Replica) []string {
 	var all []string
 	differ := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
-	told := map[string]string{}
-	for _, record := range s.Whoami[:min(1, len(s.Whoami))] {
-		for _, text := range record {
-			name, value, _ := strings.Cut(text, "=")
-			told[name] = value
-		}
+	var told map[string]string
+	if len(s.Whoami) > 0 {
+		told = named(s.Whoami[0]) // the summary
 	}
 	region := e.Region
 	if region == "" {

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -66,7 +68,13 @@ func openDatabases(g Geo, former *databases) (*databases, error) {
 		d.Networks = asns
 		return asns.Infos(), nil
 	}
-	return d, errors.Join(d.open("geo.database", places), d.open("geo.asn", networks), d.openTables(g))
+	err := errors.Join(d.open("geo.database", places), d.open("geo.asn", networks), d.openTables(g))
+	hash := sha256.New()
+	for _, info := range d.all() {
+		fmt.Fprintln(hash, info.Digest)
+	}
+	d.Digest = hex.EncodeToString(hash.Sum(nil))
+	return d, err
 }
 
 // openTables reads the operator's tables; the error tells of the faults of all.

@@ -75,6 +75,11 @@ func TestDatabasesAreReadApart(t *testing.T) {
 	if now.Prefixes != former.Prefixes || now.Latencies == former.Latencies || now.all()[1].Lines != 1 || now.all()[2].Lines != 2 || former.all()[2].Lines != 1 {
 		t.Errorf("%+v\n%+v", former.all(), now.all())
 	}
+	again, err := openDatabases(Geo{Latencies: g.Latencies}, nil)
+	alone, none := openDatabases(Geo{}, nil)
+	if err != nil || none != nil || now.Digest == former.Digest || again.Digest == alone.Digest || alone.Digest == "" {
+		t.Errorf("digests: %q, %q, %q, %q", former.Digest, now.Digest, again.Digest, alone.Digest)
+	}
 	if _, err := openDatabases(g, nil); err == nil {
 		t.Error("a start without what cannot be read")
 	}

@@ -28,8 +28,8 @@ type Whoami string
 
 // The values of Whoami.
 const (
-	// WhoamiSeen tells what the server saw of the asker and the region it gave: the default. It tells nobody more than asking
-	// for the address would.
+	// WhoamiSeen tells what the server saw of the asker and the region it gave, and digests of what it decides by: the default.
+	// It tells nobody more than asking for the address would.
 	WhoamiSeen Whoami = "seen"
 	// WhoamiFull adds why: the place, its source, and each candidate with what spoke against it.
 	WhoamiFull Whoami = "full"

@@ -48,7 +48,7 @@ func (places) Borders(is6 bool, visit func(netip.Addr, int, *router.Place) bool)
 
 // routerOf is the router of a snapshot in that world.
 func routerOf(s *topology.Snapshot) *router.Router {
-	charts, err := router.Chart(context.Background(), s, router.Sources{Places: places{}}, nil)
+	charts, err := router.Chart(context.Background(), s, router.Sources{Places: places{}, Digest: "ba98765432100"}, nil)
 	if err != nil {
 		panic(err) // the world is in memory
 	}
@@ -81,7 +81,7 @@ func replica(region string, at topology.Coordinates, addresses ...string) *topol
 
 // testSnapshot has one registry of each kind.
 func testSnapshot() *topology.Snapshot {
-	return &topology.Snapshot{Changed: time.Unix(1_800_000_000, 0), Registries: []*topology.Registry{
+	return &topology.Snapshot{Digest: "0123456789abcdef", Changed: time.Unix(1_800_000_000, 0), Registries: []*topology.Registry{
 		{Name: "adatum", Home: "westus", Policy: topology.Policy{AllDown: topology.AllDown{Mode: topology.AllDownCNAME, Target: "sorry.example.org."}},
 			Replicas: []*topology.Replica{replica("westus", west, "192.0.2.31")}},
 		{Name: "contoso", Home: "westus", Replicas: []*topology.Replica{

@@ -624,7 +624,7 @@ func TestWhoami(t *testing.T) {
 			continue
 		}
 		text := a.Answer[0].(*mdns.TXT)
-		for _, want := range []string{"registry=contoso", "resolver=127.0.0.1", "transport=udp", "subnet=80.1.2.0/24", "region=westeurope", "scope=8", "ttl=5", "serial=1800000000"} {
+		for _, want := range []string{"registry=contoso", "resolver=127.0.0.1", "transport=udp", "subnet=80.1.2.0/24", "region=westeurope", "scope=8", "ttl=5", "serial=1800000000", "topology=0123456789ab", "databases=ba9876543210"} {
 			if !slices.Contains(text.Txt, want) {
 				t.Errorf("%s: %q is not in %q", c.whoami, want, text.Txt)
 			}

@@ -41,6 +41,8 @@ func (z *zone) describe(q *query, d *dynamic, from netip.AddrPort, via transport
 		fmt.Sprintf("scope=%d", e.Scope),
 		fmt.Sprintf("ttl=%d", ttl),
 		fmt.Sprintf("serial=%d", z.serial),
+		"topology="+shortDigest(z.topology),
+		"databases="+shortDigest(e.Databases),
 	)}
 	if z.whoami == WhoamiFull {
 		place := "place=unknown"
@@ -59,6 +61,9 @@ func (z *zone) describe(q *query, d *dynamic, from netip.AddrPort, via transport
 	set.stride = 0 // in this order: the first record is the summary
 	return &set
 }
+
+// shortDigest is as much of a digest as tells it from others.
+func shortDigest(digest string) string { return digest[:min(12, len(digest))] }
 
 func prefix(p netip.Prefix) string {
 	if !p.IsValid() {

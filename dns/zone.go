@@ -30,6 +30,7 @@ type zone struct {
 	hinfo        rrset  // the answer to ANY (RFC 8482, section 4.2)
 	serial       uint32
 	whoami       Whoami
+	topology     string // its digest, for whoami to tell
 	max          uint32 // for whoami to tell
 	min          uint32
 }
@@ -103,7 +104,7 @@ type served struct {
 
 // compile packs the zone of s. It names what of s or of static cannot be served, and leaves that out.
 func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router.Conditions, static []mdns.RR, m *metrics) (*zone, []topology.Problem) {
-	z := &zone{wire: b.wire, labels: b.labels, nodes: make(map[string]*node), whoami: b.whoami, min: b.min, max: b.max, serial: serial(s.Changed)}
+	z := &zone{wire: b.wire, labels: b.labels, nodes: make(map[string]*node), whoami: b.whoami, topology: s.Digest, min: b.min, max: b.max, serial: serial(s.Changed)}
 	var problems []topology.Problem
 
 	soa := &mdns.SOA{

@@ -37,7 +37,9 @@ type berth struct {
 	topology *topology.Registry
 	chart    *chart
 	systems  *ranges.Compiled[system] // nil: no database of autonomous systems is loaded
-	places   Locator                  // for explanations
+	// places and digest, that of all sources, are for explanations.
+	places Locator
+	digest string
 
 	replicas []harbour
 	// harbours are the replicas of the chart's regions, as indexes into replicas; -1 for a region that the registry has no
@@ -84,7 +86,7 @@ func newBerth(t *topology.Registry, c *chart, charts *Charts) *berth {
 		d := newDraft(t, Sources{})
 		c = &chart{regions: d.regions, rules: d.rules, table: new(ranges.Compiled[uint32]), routes: []route{{}}}
 	}
-	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.sources.Places, home: -1}
+	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.sources.Places, digest: charts.sources.Digest, home: -1}
 	for _, p := range t.Replicas {
 		b.replicas = append(b.replicas, harbour{region: p.Region, weight: p.Weight, routing: p.Routing, tail: bucketTail(t.Name, p.Region)})
 	}

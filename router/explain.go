@@ -45,10 +45,12 @@ type Explanation struct {
 	Region  string `json:"region"`
 	Outcome string `json:"outcome"`
 	// Sentence says the outcome in words.
-	Sentence string   `json:"sentence"`
-	Scope    int      `json:"scope"`
-	Settled  bool     `json:"settled"`
-	Decision Decision `json:"-"`
+	Sentence string `json:"sentence"`
+	Scope    int    `json:"scope"`
+	Settled  bool   `json:"settled"`
+	// Databases is the digest of all that clients are looked up in: servers with another may decide otherwise.
+	Databases string   `json:"databases,omitempty"`
+	Decision  Decision `json:"-"`
 }
 
 // Candidate is one replica as the decision saw it.
@@ -79,7 +81,7 @@ type Candidate struct {
 // Explain decides for c as Decide does and tells why.
 func (r *Registry) Explain(c Client) Explanation {
 	v := r.look(c)
-	e := Explanation{Registry: r.topology.Name, Resolver: c.Resolver, Subnet: c.Subnet, Decision: r.decide(&v)}
+	e := Explanation{Registry: r.topology.Name, Resolver: c.Resolver, Subnet: c.Subnet, Databases: r.digest, Decision: r.decide(&v)}
 	e.Outcome, e.Scope, e.Settled = e.Decision.Outcome.String(), e.Decision.Scope, e.Decision.Settled
 	e.whence(c, &v)
 	rt := r.routeOf(&v)

@@ -15,6 +15,8 @@ type Sources struct {
 	Prefixes *Prefixes
 	// Latencies are what the operator measured; nil: nothing.
 	Latencies *Latencies
+	// Digest is a hash of the files of them all, by which servers that have others can be told.
+	Digest string
 }
 
 // Prefixes are an operator's orders for many prefixes: what is too much for the topology, as a table made out of BGP.

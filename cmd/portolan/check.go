@@ -16,10 +16,11 @@ func (a *app) check() *cobra.Command {
 		Use:   "check REGISTRY",
 		Short: "Look at the whole of a registry as clients see it; exit code 1 if anything fails",
 		Long: `Look at the whole of a registry, from where the command runs: the name servers over the
-net, all authoritative with one serial and alike in sample decisions; what the parent zone
-says of them, and its glue; the shares of clients; each replica's state; each address
-serving a certificate for each client name; where the client names lead, and their CAA; the
-age of the database; whether replicas send their events; the server's own warnings.`,
+net, all authoritative with one serial, by one topology and the same databases, and alike
+in sample decisions; what the parent zone says of them, and its glue; the shares of
+clients; each replica's state; each address serving a certificate for each client name;
+where the client names lead, and their CAA; the age of the database; whether replicas have
+sent events since the server's start; the server's own warnings.`,
 		Example: `  portolan check contoso
   portolan check contoso --resolver 9.9.9.9:53 -o json`,
 		Args: cobra.ExactArgs(1),

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"portolan/api"
 	"portolan/topology"
 )
 
@@ -64,5 +65,14 @@ func TestShowDrift(t *testing.T) {
 		if !strings.Contains(b.String(), want) || strings.Contains(b.String(), "still names") != strings.Contains(want, "still names") {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
+	}
+}
+
+func TestOneDay(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	showReplica(&b, api.Replica{Probes: []api.Probe{{Target: "192.0.2.1", CertificateExpiry: time.Now().Add(36 * time.Hour)}}})
+	if !strings.Contains(b.String(), ", 1 day\t") {
+		t.Error(b.String())
 	}
 }

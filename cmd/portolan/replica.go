@@ -341,7 +341,7 @@ func showReplica(w io.Writer, r api.Replica) {
 		for _, p := range r.Probes {
 			certificate := "-"
 			if !p.CertificateExpiry.IsZero() {
-				certificate = fmt.Sprintf("until %s, %d days", p.CertificateExpiry.Format(time.DateOnly), int(time.Until(p.CertificateExpiry)/(24*time.Hour)))
+				certificate = fmt.Sprintf("until %s, %s", p.CertificateExpiry.Format(time.DateOnly), counted(int(time.Until(p.CertificateExpiry)/(24*time.Hour)), "day", "days"))
 			}
 			row(w, p.Target, p.Health, ago(p.Since, time.Now()), fmt.Sprintf("%.1f ms", p.LatencyMS), certificate, dash(p.Error))
 		}
