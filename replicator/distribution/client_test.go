@@ -386,6 +386,8 @@ func TestErrorKinds(t *testing.T) {
 	}{
 		{"no manifest", get, 404, body("MANIFEST_UNKNOWN", "x"), ErrNotFound, false},
 		{"blob missing", put, 400, body("MANIFEST_BLOB_UNKNOWN", "x"), ErrBlobUnknown, false},
+		{"blob missing, and what follows from it", put, 400, `{"errors":[{"code":"DIGEST_INVALID"},{"code":"MANIFEST_BLOB_UNKNOWN","detail":"sha256:1"}]}`, ErrBlobUnknown, false},
+		{"no manifest at all", put, 400, `{"errors":[{"code":"DIGEST_INVALID"},{"code":"MANIFEST_BLOB_UNKNOWN","detail":""}]}`, ErrInvalid, false},
 		{"child missing", put, 404, body("MANIFEST_UNKNOWN", "x"), ErrBlobUnknown, false},
 		{"bad manifest", put, 400, body("MANIFEST_INVALID", "x"), ErrInvalid, false},
 		{"read-only", put, 405, "", ErrReadOnly, true},

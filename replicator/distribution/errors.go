@@ -111,6 +111,9 @@ func (e *Error) Unwrap() []error {
 	return out
 }
 
+// blobUnknown is the code of a manifest that names content which is missing.
+const blobUnknown = "MANIFEST_BLOB_UNKNOWN"
+
 const (
 	maxErrorBody    = 64 << 10
 	maxErrorMessage = 512
@@ -129,8 +132,10 @@ func responseError(method, path string, session bool, resp *http.Response) error
 	return e
 }
 
-// parseErrorBody reads the error document of spec, "Error Codes": the first code, and all messages in short. quota says that a
-// message names one; details do not count, where the names of repositories stand, which may be anything.
+// parseErrorBody reads the error document of spec, "Error Codes": the code, and all messages in short. Of several codes it is the first
+// one, but for content that is missing, since that can be sent: where CNCF distribution meets a manifest that another request is just
+// writing, it calls its digest invalid first. quota says that a message names one; details do not count, where the names of
+// repositories stand, which may be anything.
 func parseErrorBody(raw []byte) (code, message string, quota bool) {
 	var doc struct {
 		Errors []struct {
@@ -142,8 +147,12 @@ func parseErrorBody(raw []byte) (code, message string, quota bool) {
 	if json.Unmarshal(raw, &doc) != nil || len(doc.Errors) == 0 {
 		return "", "", false
 	}
+	code = doc.Errors[0].Code
 	var b strings.Builder
 	for i, e := range doc.Errors {
+		if e.Code == blobUnknown && string(e.Detail) != `""` { // without a name nothing can be sent
+			code = blobUnknown
+		}
 		if i > 0 {
 			b.WriteString("; ")
 		}
@@ -156,7 +165,7 @@ func parseErrorBody(raw []byte) (code, message string, quota bool) {
 			break
 		}
 	}
-	return clean(doc.Errors[0].Code, 64), clean(b.String(), maxErrorMessage), quota
+	return clean(code, 64), clean(b.String(), maxErrorMessage), quota
 }
 
 // clean makes foreign text fit for a line of a log.
@@ -180,7 +189,7 @@ func kindOf(method string, status int, code string, quota, upload bool) error {
 		// Only of a write: what is not found may have the word in its name.
 		quota && write && status >= 400 && status < 500 && status != http.StatusNotFound && status != http.StatusTooManyRequests:
 		return ErrFull
-	case code == "MANIFEST_BLOB_UNKNOWN",
+	case code == blobUnknown,
 		// An index whose child is missing: pkg/registry of go-containerregistry and others.
 		method == http.MethodPut && status == http.StatusNotFound && (code == "MANIFEST_UNKNOWN" || code == "BLOB_UNKNOWN"):
 		return ErrBlobUnknown

@@ -75,7 +75,7 @@ func TestFaultsOfTheConfiguration(t *testing.T) {
 		o := attempt(t, s.path(fmt.Sprint(i)), test.config)
 		complaint(t, o, 1, test.says...)
 	}
-	complaint(t, run(t, nil, "portolan", "serve", "--config", s.path("none.yaml")), 1, "none.yaml")
+	complaint(t, run(t, nil, "portolan", "serve", "--config", s.path("none.yaml")), 2, "none.yaml", "--config")
 }
 
 // What the configuration names and is not there, cannot be read, or belongs to somebody else.
@@ -295,9 +295,9 @@ func TestWrongUse(t *testing.T) {
 	} {
 		complaint(t, portolan(test.args...), 2, test.says...)
 	}
+	complaint(t, portolan("apply", "-f", filepath.Join(t.TempDir(), "none.yaml")), 2, "none.yaml", "no such file")
 	// Used rightly, but nobody is there.
 	complaint(t, portolan("replica", "list"), 1, closed, "portolan serve")
-	complaint(t, portolan("apply", "-f", filepath.Join(t.TempDir(), "none.yaml")), 1, "none.yaml", "no such file")
 	if o := portolan(); o.code != 0 || !strings.Contains(o.stdout, "Usage") {
 		t.Errorf("portolan alone shows its help:\n%v", o)
 	}
