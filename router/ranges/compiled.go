@@ -10,15 +10,15 @@ import (
 // IPv4 address goes to one place for its block of 65,536, half of which have one value in all of them, and else to one or two more.
 // Immutable and safe for concurrent use. The zero Compiled has the zero value everywhere.
 type Compiled[V comparable] struct {
-	// blocks are the /16s of IPv4; nil if it has no ranges.
+	// table has what is found by halving: IPv6, and IPv4 if there are no blocks.
+	table Table[V]
+	// blocks are the /16s of IPv4; nil if it has few ranges.
 	blocks []block[V]
 	// starts are the last 16 bits of the first addresses of the ranges that start within blocks, behind their first addresses, and
 	// values what they have: block after block.
 	starts []uint16
 	values []V
-	// six has the ranges of IPv6 alone. index6[i] counts those of them that start at or before the first address whose leading
-	// index6Bits bits are i; nil for few, in which halving alone is as fast.
-	six    *Table[V]
+	// index6[i] counts the ranges of IPv6 that start at or before the first address whose leading index6Bits bits are i; nil for few.
 	index6 []uint32
 }
 
@@ -36,26 +36,22 @@ const (
 	// index6Bits are the leading bits by which IPv6 is entered. The allocations of the registries are /20s and longer, and the space
 	// is mostly empty: 20 bits cost 4 MB and leave some hundred ranges to the fullest blocks.
 	index6Bits = 20
-	// indexFrom is how many ranges are worth an index.
-	indexFrom = 1 << 14
+	// fewRanges is for how many halving alone is as fast.
+	fewRanges = 1 << 14
 )
 
-// Compile makes the form of t that is to be looked up. They share what they have of IPv6.
-func (t *Table[V]) Compile() *Compiled[V] {
-	c := &Compiled[V]{six: &Table[V]{low6: t.low6, value6: t.value6}}
-	if len(t.low4) > 0 {
+// Compile makes the form of t that is to be looked up. They share what stays as it is.
+func (t *Table[V]) Compile() *Compiled[V] { return t.compile(fewRanges) }
+
+// compile is Compile, where fewer ranges than few stay as they are.
+func (t *Table[V]) compile(few int) *Compiled[V] {
+	c := &Compiled[V]{table: *t}
+	if len(t.low4) > 0 && len(t.low4) >= few {
 		c.compile4(t)
+		c.table.low4, c.table.value4 = nil, nil
 	}
-	if len(t.low6) >= indexFrom {
-		c.index6 = make([]uint32, 0, 1<<index6Bits+1)
-		n := 0
-		for i := range uint64(1 << index6Bits) {
-			for n < len(t.low6) && t.low6[n].compare(key{hi: i << (64 - index6Bits)}) <= 0 {
-				n++
-			}
-			c.index6 = append(c.index6, uint32(n))
-		}
-		c.index6 = append(c.index6, uint32(len(t.low6)))
+	if len(t.low6) > 0 && len(t.low6) >= few {
+		c.compile6(t)
 	}
 	return c
 }
@@ -81,25 +77,30 @@ func (c *Compiled[V]) compile4(t *Table[V]) {
 	}
 }
 
+func (c *Compiled[V]) compile6(t *Table[V]) {
+	c.index6 = make([]uint32, 0, 1<<index6Bits+1)
+	n := 0
+	for i := range uint64(1 << index6Bits) {
+		for n < len(t.low6) && t.low6[n].compare(key{hi: i << (64 - index6Bits)}) <= 0 {
+			n++
+		}
+		c.index6 = append(c.index6, uint32(n))
+	}
+	c.index6 = append(c.index6, uint32(len(t.low6)))
+}
+
 // Lookup returns the value of a and the length of the largest aligned prefix around a whose addresses all have it.
 // An invalid address has the zero value. It does not allocate.
 func (c *Compiled[V]) Lookup(a netip.Addr) (value V, prefixLen int) {
 	switch {
-	case a.Is4():
-		if c.blocks == nil {
-			return value, 0
-		}
+	case a.Is4() && c.blocks != nil:
 		return c.lookup4(key4(a))
-	case !a.IsValid() || c.six == nil || len(c.six.low6) == 0:
-		return value, 0
-	}
-	k := key6(a)
-	lo, hi := 1, len(c.six.low6)
-	if c.index6 != nil {
+	case a.Is6() && c.index6 != nil:
+		k := key6(a)
 		i := k.hi >> (64 - index6Bits)
-		lo, hi = int(c.index6[i]), int(c.index6[i+1])
+		return c.table.lookup6(k, int(c.index6[i]), int(c.index6[i+1]))
 	}
-	return c.six.lookup6(k, lo, hi)
+	return c.table.Lookup(a)
 }
 
 func (c *Compiled[V]) lookup4(k uint32) (value V, prefixLen int) {
@@ -129,20 +130,20 @@ func (c *Compiled[V]) lookup4(k uint32) (value V, prefixLen int) {
 	return value, prefixLen
 }
 
-// Table is the table of which c was made, or one that is equal: for what walks through ranges. It takes a while.
+// Table is the table of which c was made, or one that is equal: for what walks through ranges. It may take a while.
 func (c *Compiled[V]) Table() *Table[V] {
-	var b Builder[V]
-	for i := range c.blocks {
-		p := &c.blocks[i]
-		base := uint32(i) << 16
-		b.line4.add(base, p.value)
-		for j := range uint32(p.count) {
-			b.line4.add(base|uint32(c.starts[p.first+j]), c.values[p.first+j])
+	t := c.table
+	if c.blocks != nil {
+		var b Builder[V]
+		for i := range c.blocks {
+			p := &c.blocks[i]
+			base := uint32(i) << 16
+			b.line4.add(base, p.value)
+			for j := range uint32(p.count) {
+				b.line4.add(base|uint32(c.starts[p.first+j]), c.values[p.first+j])
+			}
 		}
+		t.low4, t.value4 = b.line4.all()
 	}
-	t := b.Table()
-	if c.six != nil {
-		t.low6, t.value6 = c.six.low6, c.six.value6
-	}
-	return t
+	return &t
 }
