@@ -82,7 +82,7 @@ func (e *engine) mend(ctx context.Context, members []*member) error {
 		asked := 0
 		for _, m := range members {
 			// One that cannot be asked must not keep the others from it.
-			if _, failed := e.observe(ctx, m, row.Key, evidence{}); failed != nil {
+			if _, failed := e.observe(ctx, m, row.Key, evidence{lost: true}); failed != nil {
 				err = errors.Join(err, failed)
 				continue
 			}

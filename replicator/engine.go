@@ -210,19 +210,23 @@ type evidence struct {
 	guarded bool
 	// confirmed says that an absence is to be believed: two scans found it, or an operator vouched for it.
 	confirmed bool
+	// lost says that the key's record was lost: what the replicas hold is all that is known of it.
+	lost bool
 }
 
 // clockError is how far the corrected clocks of two registries may be apart before an event is taken for an older one.
 const clockError = time.Minute
 
 // deletes reports whether a delete event is about what the record says: one that is older than the head, or than its copy in the
-// replica, is about what was there before. Should the tag be absent all the same, that takes two scans to be believed.
-func (ev evidence) deletes(record ledger.Record, at version.Replica) bool {
+// replica, is about what was there before. Should the tag be absent all the same, that takes two scans to be believed. A manifest
+// that is absent is not looked at again, and is always the same: there a copy that came later to whichever replica says nothing.
+func (ev evidence) deletes(key ledger.Key, record ledger.Record, at version.Replica) bool {
 	begin := record.Head.Time.Add(-clockError)
 	if record.Head.Origin == at.Region { // by one clock, and seen there by then
 		begin = record.Head.Latest().Add(-clockJitter)
 	}
-	return !ev.deletedAt.IsZero() && !ev.deletedAt.Before(begin) && !version.Copied(record, at, ev.deletedAt.Add(clockJitter/2))
+	return !ev.deletedAt.IsZero() && !ev.deletedAt.Before(begin) &&
+		(key.Kind == ledger.Manifest || !version.Copied(record, at, ev.deletedAt.Add(clockJitter/2)))
 }
 
 // clockJitter is how far two corrected times of one registry may be apart from what its own clock said: until many answers
@@ -231,9 +235,9 @@ const clockJitter = time.Second
 
 // tells reports whether an event accounts for what a replica shows. The event of an old version's own push does not
 // account for that version being there again (rule 6): the replica may have been restored.
-func (ev evidence) tells(record ledger.Record, at version.Replica, digest string) bool {
+func (ev evidence) tells(key ledger.Key, record ledger.Record, at version.Replica, digest string) bool {
 	if digest == ledger.Absent {
-		return ev.deletes(record, at) || ev.erased != ""
+		return ev.deletes(key, record, at) || ev.erased != ""
 	}
 	return slices.ContainsFunc(ev.pushes, func(p push) bool {
 		return p.Digest == digest && (p.WriteID != "" || !p.late(record, at))
@@ -333,7 +337,7 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 			return 0, err
 		}
 		out := version.Outcome{Verdict: version.Suspect, Record: row.Record}
-		if ev.guarded || ev.confirmed || ev.tells(row.Record, m.Replica, digest) || !e.regresses(m, key, row.Record, digest) {
+		if ev.guarded || ev.confirmed || ev.tells(key, row.Record, m.Replica, digest) || !e.regresses(m, key, row.Record, digest) {
 			o, err := e.observation(ctx, m, key, row.Record, digest, asked, ev)
 			if err != nil {
 				return 0, err
@@ -348,7 +352,7 @@ func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evid
 			}
 		}
 		e.decided(m.Region, key, out.Verdict)
-		if ev.deletes(out.Record, m.Replica) && digest != ledger.Absent && !ev.tells(row.Record, m.Replica, digest) && e.tooEarly(ev.deleteHeard) {
+		if ev.deletes(key, out.Record, m.Replica) && digest != ledger.Absent && !ev.tells(key, row.Record, m.Replica, digest) && e.tooEarly(ev.deleteHeard) {
 			return out.Verdict, errAgain
 		}
 		if err := e.observeOverwritten(ctx, m, key, out.Record, out.Verdict, digest, ev); err != nil {
@@ -382,7 +386,7 @@ func (ev evidence) echo(record ledger.Record, at version.Replica) bool {
 // observation dates what HEAD gave and adds what events told of it.
 func (e *engine) observation(ctx context.Context, m *member, key ledger.Key, record ledger.Record, digest string, asked time.Time, ev evidence) (version.Observation, error) {
 	o := version.Observation{Digest: digest, Now: asked, Time: ev.since, Undated: true, Confirmed: ev.confirmed}
-	if ev.deletes(record, m.Replica) {
+	if ev.deletes(key, record, m.Replica) {
 		o.Confirmed = true
 		if key.Kind == ledger.Manifest {
 			o.Deleted = key.Reference
@@ -404,6 +408,7 @@ func (e *engine) observation(ctx context.Context, m *member, key ledger.Key, rec
 			o.Time, o.Undated, o.WriteID, o.ByOther = p.Time, false, p.WriteID, p.byOther
 		}
 	}
+	o.Held = key.Kind == ledger.Manifest && o.Undated && !ev.lost
 	return o, nil
 }
 
@@ -614,7 +619,8 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	if shown != ledger.Absent && e.regresses(m, key, row.Record, shown) {
 		return cost, errRegressed
 	}
-	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
+	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy,
+		version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time, Held: key.Kind == ledger.Manifest})
 	switch out.Verdict {
 	case version.Applied:
 		_, err := e.store(ctx, f, row, out)
@@ -628,13 +634,16 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 		return cost, errors.Join(errAgain, err)
 	}
 	if row.Record.Head.Tombstone() {
-		if key.Kind == ledger.Manifest && shown == ledger.Absent {
+		switch {
+		case key.Kind == ledger.Tag:
+			return cost, e.untag(ctx, m, key, shown)
+		case shown == ledger.Absent:
 			return cost, e.confirmAbsent(ctx, f, m, row)
+		case out.Verdict == version.Known && patient:
+			// By a copy of ours that nobody accounted for; or by a push whose event is still to come.
+			return cost, errPush
 		}
-		if key.Kind == ledger.Manifest {
-			return cost, e.deleteManifest(ctx, f, m, row)
-		}
-		return cost, e.untag(ctx, m, key, shown)
+		return cost, e.deleteManifest(ctx, f, m, row)
 	}
 	if key.Kind == ledger.Tag && version.Flips(row.Record, e.now()) {
 		return cost, &NotReplicableError{Reason: fmt.Sprintf("it flips between a push in %s and one in %s: something else copies it there; end that, and push it once more",

@@ -1069,8 +1069,32 @@ func TestDeletedManifestWaitsForNoScan(t *testing.T) {
 	if _, err := s.engines[0].apply(t.Context(), m, key, s.clock, true); !errors.Is(err, errPush) {
 		t.Errorf("the event of a push there may come yet: %v", err)
 	}
-	if _, err := s.engines[0].apply(t.Context(), m, key, s.clock, false); err != nil && !errors.Is(err, errAgain) || version.Due(s.ledger.rows[key].Record, m.Replica) {
-		t.Errorf("%v, %+v", err, s.ledger.rows[key].Record)
+	if _, err := s.engines[0].apply(t.Context(), m, key, s.clock, false); err != nil {
+		t.Error(err)
+	}
+	if r := s.ledger.rows[key].Record; !r.Head.Tombstone() || version.Due(r, m.Replica) || north.manifests[digest] {
+		t.Errorf("what a copy of ours had brought there was taken for a push: %+v", r)
+	}
+}
+
+// That something is there when the delete of it is heard is no push. The event of a push is.
+func TestHeldManifestIsNoPush(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	key := s.manifestKey(s.head("a"))
+	s.clock = s.clock.Add(time.Minute)
+	if err := s.engines[0].observeManifest(t.Context(), s.region(north), key, evidence{deletedAt: s.clock}); err != nil {
+		t.Fatal(err)
+	}
+	if row, there := s.ledger.rows[key]; there {
+		t.Errorf("%+v", row)
+	}
+	pushed := evidence{pushes: []push{{Event: version.Event{Digest: key.Reference, Time: s.clock}, byOther: true}}}
+	if err := s.engines[0].observeManifest(t.Context(), s.region(north), key, pushed); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.ledger.rows[key].Record; r.Head.Digest != key.Reference || r.Head.Origin != north.region {
+		t.Errorf("a push is %+v", r)
 	}
 }
 

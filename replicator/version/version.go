@@ -66,6 +66,9 @@ type Observation struct {
 	WriteID string
 	// ByOther says that an event tells of a writer that was not Portolan; Time is when.
 	ByOther bool
+	// Held says that the key is that of a manifest of which no event tells that it was pushed: it may be there by a copy of ours,
+	// with a tag or an index, and that it is there is no evidence of a push.
+	Held bool
 	// Deleted is the digest of the manifest whose delete an event told of, if the key is that of a manifest. It needs no
 	// record to be carried on.
 	Deleted string
@@ -115,7 +118,7 @@ const (
 	Late
 	// Superseded (5): a push that the same region overwrote before it was looked at.
 	Superseded
-	// Known: a replica that is not baselined has an older version that we know.
+	// Known: an older version that we know, at a replica that is not baselined; or a manifest that was deleted elsewhere.
 	Known
 	// Suspect: an absence that is not confirmed.
 	Suspect
@@ -229,6 +232,11 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 		}
 	}
 
+	if o.Deleted != "" && o.Deleted == record.Head.Digest && o.Digest == ledger.Absent && (!known || sequence == 0) && !o.Time.Before(record.Head.Time) {
+		// Only what is there is deleted: a copy of ours, with a tag perhaps, had brought it, and the record did not say so yet.
+		sequence, known = record.Head.Sequence, true
+	}
+
 	if o.Digest == record.Head.Digest { // 1
 		if record.Head.Sequence == 0 { // never seen, and not there
 			if o.Deleted != "" && !policy.IgnoreDeletes {
@@ -268,10 +276,10 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 	if o.Digest == ledger.Absent {
 		return observeAbsence(record, fleet, at, policy, o, sequence, known)
 	}
+	if record.Head.Sequence == 0 && (o.WriteID != "" || o.Held) {
+		return Outcome{Verdict: Late, Record: record} // content that came with something else
+	}
 	if o.WriteID != "" { // 3, where the intent is gone already
-		if record.Head.Sequence == 0 {
-			return Outcome{Verdict: Late, Record: record} // content that came with something else
-		}
 		if p, ok := past(record, o.Digest); ok {
 			return outcome(Ours, record, withApplied(record.Clone(), at, p.Sequence), fleet)
 		}
@@ -284,7 +292,7 @@ func observe(record ledger.Record, fleet Fleet, at Replica, policy Policy, o Obs
 		return observeUnknown(record, fleet, at, o)
 	}
 	p, old := past(record, o.Digest)
-	if old && !known {
+	if old && (!known || o.Held) {
 		return outcome(Known, record, withApplied(record.Clone(), at, p.Sequence), fleet)
 	}
 	// A head that was pushed in this very region, and is not there any more, was before what is there.
