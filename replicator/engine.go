@@ -442,9 +442,10 @@ func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out versio
 		}
 	}
 	if out.Joins != "" && row.Key.Kind == ledger.Tag {
-		// What the record's silence means depends on who was there when it was read: f, not the fleet of later.
-		err := e.join(ctx, row.Key, out.Joins, row.Record.Head.Origin, func(r version.Replica) bool {
-			return out.Joins == row.Record.Head.Digest && slices.Contains(f.replicas, r) && !version.Due(row.Record, r)
+		// What the tag had, those hold who had it. What the record's silence means depends on who was there when it was read: f, not
+		// the fleet of later.
+		err := e.join(ctx, row.Key, row.Record.Head, func(r version.Replica) bool {
+			return slices.Contains(f.replicas, r) && !version.Due(row.Record, r)
 		})
 		if err != nil {
 			return ledger.Record{}, err
@@ -494,7 +495,8 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 			out := version.ObserveOverwritten(row.Record, f.replicas, m.Replica, p.Event, by, there == p.Digest)
 			if out.Joins != "" {
 				// Only this replica is known to hold it.
-				if err := e.join(ctx, key, out.Joins, m.Region, func(r version.Replica) bool { return r.Incarnation == m.Incarnation }); err != nil {
+				pushed := ledger.Version{Digest: out.Joins, Origin: m.Region, Time: p.Time}
+				if err := e.join(ctx, key, pushed, func(r version.Replica) bool { return r.Incarnation == m.Incarnation }); err != nil {
 					return err
 				}
 				out.Joins = ""
@@ -585,14 +587,14 @@ func (e *engine) keep(ctx context.Context, key ledger.Key, lost version.Lost) er
 	return fmt.Errorf("%s has %d kept conflicts from %s already: resolve some", key, maxConflicts, lost.Region)
 }
 
-// join makes a digest a member of the repository's set of manifests, where the policy wants those replicated.
-func (e *engine) join(ctx context.Context, key ledger.Key, digest, origin string, has func(version.Replica) bool) error {
-	if !e.rules.untagged || digest == ledger.Absent {
+// join makes what was pushed a member of the repository's set of manifests, where the policy wants those replicated.
+func (e *engine) join(ctx context.Context, key ledger.Key, pushed ledger.Version, has func(version.Replica) bool) error {
+	if !e.rules.untagged || pushed.Digest == ledger.Absent {
 		return nil
 	}
-	key.Kind, key.Reference = ledger.Manifest, digest
+	key.Kind, key.Reference = ledger.Manifest, pushed.Digest
 	return e.update(ctx, key, func(f version.Fleet, r ledger.Record) (ledger.Record, bool) {
-		return version.Join(r, f, digest, origin, e.now(), has)
+		return version.Join(r, f, pushed, has)
 	})
 }
 
@@ -727,7 +729,9 @@ func (e *engine) joinReferrers(ctx context.Context, m *member, key ledger.Key, r
 			continue // that replica's trouble is not this one's; its own scan tells
 		}
 		for _, digest := range referrers {
-			err := e.join(ctx, key, digest, s.Region, func(r version.Replica) bool { return r.Incarnation == s.Incarnation })
+			// That it is listed does not tell when it came: after its subject. Where it was deleted since, it stays so.
+			listed := ledger.Version{Digest: digest, Origin: s.Region, Time: record.Head.Time}
+			err := e.join(ctx, key, listed, func(r version.Replica) bool { return r.Incarnation == s.Incarnation })
 			if err != nil {
 				return err
 			}

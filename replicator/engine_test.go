@@ -1098,6 +1098,97 @@ func TestHeldManifestIsNoPush(t *testing.T) {
 	}
 }
 
+// What a user deletes by digest goes everywhere, whatever the record says of how it came to where it was deleted.
+func TestDeleteByDigestIsBelieved(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		// brought says that west has the superseded manifest by a copy of ours, with a tag that it never got.
+		brought bool
+		where   string
+		// meanwhile happens between the delete and its event.
+		meanwhile func(s *simulation, key ledger.Key)
+	}{
+		"where a copy of ours had brought it": {brought: true, where: "westus"},
+		"before the push that replaced it is seen": {where: "eastus", meanwhile: func(s *simulation, _ ledger.Key) {
+			s.clock = s.clock.Add(time.Minute)
+			s.look(s.t, s.regions[0])
+		}},
+		"while a copy of it comes to another replica": {where: "northeurope", meanwhile: func(s *simulation, key ledger.Key) {
+			s.clock = s.clock.Add(time.Minute)
+			if _, err := s.engines[0].apply(s.t.Context(), s.region(s.regions[2]), key, s.clock, false); err != nil {
+				s.t.Error(err)
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, east, north, west := seeded(t)
+			s.t = t
+			s.push(east, "d")
+			s.look(t, east)
+			digest := s.head("d")
+			key := s.manifestKey(digest)
+			if !c.brought {
+				if _, err := s.engines[0].apply(t.Context(), s.region(north), s.key("d"), s.clock, false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.push(east, "d")
+			if c.where != east.region {
+				s.look(t, east)
+			}
+			at := s.registry(c.where)
+			at.manifests[digest] = true
+			s.clock = s.clock.Add(time.Second)
+			at.events = nil
+			at.erase(digest, "")
+			events := at.events
+			if c.meanwhile != nil {
+				c.meanwhile(s, key)
+			}
+			for _, e := range events {
+				if err := s.hear(t.Context(), s.engines[0], s.region(at), e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.converge(t)
+			for _, r := range []*simRegistry{east, north, west} {
+				if r.manifests[digest] || r.tags["d"] != east.tags["d"] {
+					t.Errorf("%s holds it still or again: %+v", r.region, s.ledger.rows[key].Record)
+				}
+			}
+		})
+	}
+}
+
+// A replica that has not deleted a referrer yet lists it still, which brings it back nowhere.
+func TestDeletedReferrerIsListedStill(t *testing.T) {
+	t.Parallel()
+	s, east, _, west := seeded(t)
+	subject, referrer := s.head("a"), s.manifestKey("sha256:sbom")
+	east.manifests[referrer.Reference], east.referrers = true, map[string][]string{subject: {referrer.Reference}}
+	list := func() {
+		t.Helper()
+		s.clock = s.clock.Add(time.Minute)
+		if err := s.engines[0].joinReferrers(t.Context(), s.region(west), s.key("a"), s.ledger.rows[s.key("a")].Record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list()
+	if s.converge(t); !west.manifests[referrer.Reference] {
+		t.Fatal("it was not copied")
+	}
+	s.clock = s.clock.Add(time.Minute)
+	delete(west.manifests, referrer.Reference)
+	if err := s.engines[0].observeManifest(t.Context(), s.region(west), referrer, evidence{deletedAt: s.clock}); err != nil {
+		t.Fatal(err)
+	}
+	list()
+	if s.converge(t); east.manifests[referrer.Reference] || west.manifests[referrer.Reference] {
+		t.Errorf("it came back: %+v", s.ledger.rows[referrer].Record)
+	}
+}
+
 // A delete by digest takes the tags with it, also if no event tells of those.
 func TestDeleteOfAManifestIsThatOfItsTags(t *testing.T) {
 	t.Parallel()

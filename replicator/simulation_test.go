@@ -275,6 +275,8 @@ type simRegistry struct {
 	// refuse, if set, may fail a request: ping, tags or head; hidden is whether the repository is not shown.
 	refuse func(request, reference string) error
 	hidden bool
+	// referrers are, by subject, what its API lists.
+	referrers map[string][]string
 }
 
 type simEvent struct {
@@ -426,8 +428,10 @@ func (r *simRegistry) erase(digest, writeID string) {
 	}
 }
 
-func (r *simRegistry) Names(context.Context, string, string) ([]string, error)     { return nil, nil }
-func (r *simRegistry) Referrers(context.Context, string, string) ([]string, error) { return nil, nil }
+func (r *simRegistry) Names(context.Context, string, string) ([]string, error) { return nil, nil }
+func (r *simRegistry) Referrers(_ context.Context, _, digest string) ([]string, error) {
+	return r.referrers[digest], nil
+}
 func (r *simRegistry) Blobs(context.Context, string, string) (map[string]int64, error) {
 	return nil, nil
 }
@@ -797,6 +801,10 @@ func (s *simulation) spawn(n int) {
 			s.start(func(ctx context.Context) { _, _ = e.apply(ctx, m, key, s.clock.Add(-5*time.Minute), patient) })
 		}
 	}
+}
+
+func (s *simulation) registry(region string) *simRegistry {
+	return s.regions[slices.IndexFunc(s.regions, func(r *simRegistry) bool { return r.region == region })]
 }
 
 func (s *simulation) hear(ctx context.Context, e *engine, m *member, event simEvent) error {

@@ -581,13 +581,15 @@ func Keep(fleet Fleet, lost Lost, tag string, now time.Time) ledger.Record {
 	return normalise(withApplied(next, at, 0), fleet)
 }
 
-// Join returns the record of a manifest that is a member of its repository's set from now on, because a push of it was
-// seen in the region origin; has tells which replicas are known to hold it. A record that says so already is unchanged.
-func Join(record ledger.Record, fleet Fleet, digest, origin string, when time.Time, has func(Replica) bool) (ledger.Record, bool) {
-	if record.Head.Digest == digest {
+// Join returns the record of a manifest that is a member of its repository's set from now on, because pushed, a version of a tag
+// with that digest, was seen; has tells which replicas are known to hold it. A record that says so already is unchanged, and one
+// that says that the manifest was deleted later than pushed.
+func Join(record ledger.Record, fleet Fleet, pushed ledger.Version, has func(Replica) bool) (ledger.Record, bool) {
+	if record.Head.Digest == pushed.Digest || record.Head.Sequence > 0 && !pushed.Latest().After(record.Head.Time) {
 		return record, false
 	}
-	next := advance(record, fleet, Replica{Region: origin}, digest, when)
+	next := advance(record, fleet, Replica{Region: pushed.Origin}, pushed.Digest, pushed.Time)
+	next.Head.Seen = pushed.Seen
 	for _, r := range fleet {
 		if has(r) {
 			next = withApplied(next, r, next.Head.Sequence)

@@ -368,6 +368,26 @@ func TestDeleteOfAManifestThatCameWithATag(t *testing.T) {
 	}
 }
 
+// What was pushed joins as of then, or of the latest that may have been: a later delete stands, and an earlier one does not.
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	fleet := Fleet{east, west}
+	pushed := ledger.Version{Digest: "D", Sequence: 7, Origin: "eastus", Time: at(10), Seen: at(15)}
+	r, joined := Join(ledger.Record{}, fleet, pushed, func(r Replica) bool { return r == east })
+	if want := (ledger.Version{Digest: "D", Sequence: 1, Origin: "eastus", Time: at(10), Seen: at(15)}); !joined || r.Head != want || Due(r, east) || !Due(r, west) {
+		t.Errorf("%+v", r)
+	}
+	if _, joined := Join(r, fleet, pushed, func(Replica) bool { return true }); joined {
+		t.Error("it joined twice")
+	}
+	for deleted, want := range map[int]bool{5: true, 12: true, 20: false} {
+		gone := ledger.Record{Head: ledger.Version{Sequence: 2, Origin: "westus", Time: at(deleted)}, History: []ledger.Past{{Digest: "D", Sequence: 1}}}
+		if r, joined := Join(gone, fleet, pushed, func(Replica) bool { return false }); joined != want || r.Head.Tombstone() == want {
+			t.Errorf("deleted at %d: %+v", deleted, r)
+		}
+	}
+}
+
 // A version that lost takes a place in the order without making anybody else lag.
 func TestLosingMakesNobodyLag(t *testing.T) {
 	t.Parallel()
