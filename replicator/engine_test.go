@@ -1189,6 +1189,46 @@ func TestDeletedReferrerIsListedStill(t *testing.T) {
 	}
 }
 
+// A replica that is compared anew, after a restore say, may have what was deleted meanwhile.
+func TestBaselineAsksForDeletedManifests(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	digest := s.head("a")
+	s.clock = s.clock.Add(time.Second)
+	s.eraseByUser(east, "a")
+	for _, e := range east.events {
+		if err := s.hear(t.Context(), s.engines[0], s.region(east), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.converge(t)
+	if north.manifests[digest] {
+		t.Fatal("it was not deleted")
+	}
+	north.manifests[digest] = true
+	if err := s.operateOn(north); err != nil {
+		t.Fatal(err)
+	}
+	if s.converge(t); north.manifests[digest] || s.head("a") != ledger.Absent {
+		t.Errorf("it is there again: %+v", s.ledger.rows[s.manifestKey(digest)].Record)
+	}
+}
+
+// operateOn gives a registry that was restored a new baseline.
+func (s *simulation) operateOn(r *simRegistry) error {
+	i := slices.Index(s.regions, r)
+	r.restored = true
+	if err := s.operate(s.t.Context(), s.engines[0], i); err != nil {
+		return err
+	}
+	if err := s.baseline(s.t.Context(), s.engines[0], i); err != nil {
+		return err
+	}
+	s.states[i].Baselined = true
+	s.muster(0, s.ledger.generation)
+	return nil
+}
+
 // A delete by digest takes the tags with it, also if no event tells of those.
 func TestDeleteOfAManifestIsThatOfItsTags(t *testing.T) {
 	t.Parallel()

@@ -527,8 +527,9 @@ func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, e
 			}
 		}
 		err = e.rows(ctx, repository, func(row ledger.Row) bool {
-			live, tag := !row.Record.Head.Tombstone(), row.Key.Kind == ledger.Tag
-			if live && !(tag && there[row.Key.Reference]) || tag && unknown[row.Key.Reference] {
+			live := !row.Record.Head.Tombstone()
+			// Manifests are not listed: also of those that were deleted it is not known whether they are there.
+			if row.Key.Kind == ledger.Manifest || live && !there[row.Key.Reference] || unknown[row.Key.Reference] {
 				lacks(row, ledger.UnknownSequence)
 			}
 			return true
