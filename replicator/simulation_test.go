@@ -89,6 +89,7 @@ type simulation struct {
 	overrun    map[string]bool   // overwritten by a write of the replicator
 	settled    map[string]string // deleted by a user, in that region, while the ledger knew that it had it
 	erased     map[string]bool   // deleted by digest, by a user
+	excused    map[string]bool   // deleted by digest, but may be there all the same
 	gone       map[string]bool   // tags whose content is nowhere
 	retagged   map[string]bool   // pushed more than once
 	cleared    map[string]bool   // tags that a user deleted once
@@ -220,12 +221,35 @@ func (l *simLedger) CompareAndSet(_ context.Context, by ledger.Generation, key l
 	if key.Kind == ledger.Tag && record.ConflictOf == "" {
 		l.s.date(*record)
 	}
+	if key.Kind == ledger.Manifest && record.Head.Tombstone() && l.tagged(key.Reference) {
+		l.s.excused[key.Reference] = true // it is spared where the tag is
+	}
 	l.s.logf("ledger %s = %+v", key, *record)
 	l.s.pause()
 	if l.s.chance(0.01) {
 		return 0, ledger.ErrUnavailable // it was written all the same
 	}
 	return l.next, nil
+}
+
+// tagged reports whether the head of a tag is that digest.
+func (l *simLedger) tagged(digest string) bool {
+	for key, row := range l.rows {
+		if key.Kind == ledger.Tag && row.Record.Head.Digest == digest {
+			return true
+		}
+	}
+	return false
+}
+
+// knows reports whether a digest is, or was, a version of any record.
+func (l *simLedger) knows(digest string) bool {
+	for _, row := range l.rows {
+		if version.Knows(row.Record, digest) {
+			return true
+		}
+	}
+	return false
 }
 
 func (l *simLedger) Page(_ context.Context, _, repository string, after ledger.Key, limit int) ([]ledger.Row, error) {
@@ -272,6 +296,7 @@ type simRegistry struct {
 	adopted   bool                // by the baseline of its incarnation
 	copied    map[string][]string // by tag, what the replicator put there
 	lied      map[string]bool     // tags that a HEAD denied once
+	unheard   map[string]bool     // manifests that a user deleted, until that was heard
 	// refuse, if set, may fail a request: ping, tags or head; hidden is whether the repository is not shown.
 	refuse func(request, reference string) error
 	hidden bool
@@ -344,6 +369,9 @@ func (r *simRegistry) Bring(_ context.Context, _, digest string, sources []Remot
 		if source.(*simRegistry).manifests[digest] {
 			r.s.pause()
 			r.manifests[digest] = true
+			if r.unheard[digest] {
+				r.s.excused[digest] = true // the copy comes after the delete
+			}
 			r.emit(simEvent{tag: digest, digest: digest, writeID: r.s.engines[0].writeID()})
 			return Transfer{}, nil
 		}
@@ -438,6 +466,9 @@ func (r *simRegistry) Blobs(context.Context, string, string) (map[string]int64, 
 
 func (r *simRegistry) emit(e simEvent) {
 	e.at = r.s.clock.Add(r.skew)
+	if e.delete && e.writeID == "" && digestLike(e.tag) {
+		r.unheard[e.digest] = true
+	}
 	switch {
 	case r.s.chance(0.2):
 		if e.writeID == "" {
@@ -452,11 +483,11 @@ func (r *simRegistry) emit(e simEvent) {
 
 func newSimulation(t *testing.T, seed uint64, trace bool) *simulation {
 	s := &simulation{t: t, seed: seed, trace: trace, rng: rand.New(rand.NewPCG(seed, 1)), clock: simBegin,
-		superseded: map[string]bool{}, eventLost: map[string]bool{}, overrun: map[string]bool{}, settled: map[string]string{}, erased: map[string]bool{}, gone: map[string]bool{}}
+		superseded: map[string]bool{}, eventLost: map[string]bool{}, overrun: map[string]bool{}, settled: map[string]string{}, erased: map[string]bool{}, excused: map[string]bool{}, gone: map[string]bool{}}
 	s.cleared, s.undated, s.retagged, s.taken, s.removed, s.replaced = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string][]string{}
 	s.ledger = &simLedger{s: s, rows: map[ledger.Key]ledger.Row{}}
 	for i, name := range []string{"eastus", "northeurope", "westus"} {
-		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, copied: map[string][]string{},
+		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, unheard: map[string]bool{}, copied: map[string][]string{},
 			skew: time.Duration(s.rng.IntN(400)-200) * time.Millisecond})
 		s.states = append(s.states, version.Replica{Region: name, Incarnation: fmt.Sprint("i", i), Baselined: true})
 	}
@@ -572,6 +603,9 @@ func (s *simulation) restore(r *simRegistry) {
 		elsewhere := slices.ContainsFunc(s.regions, func(o *simRegistry) bool { return o != r && o.manifests[digest] })
 		s.taken[digest] = s.taken[digest] || !r.backup.manifests[digest] && !elsewhere
 	}
+	for digest := range r.backup.manifests {
+		s.excused[digest] = s.excused[digest] || r.unheard[digest] // it is back before anybody looked
+	}
 	maps.DeleteFunc(s.settled, func(_, region string) bool { return region == r.region }) // nobody may have looked
 	for tag, digest := range r.backup.tags {
 		// What followed before anybody looked went with the registry: nobody can tell.
@@ -662,6 +696,19 @@ func (s *simulation) eraseByUser(r *simRegistry, tag string) {
 	r.erase(digest, "")
 }
 
+// eraseUntagged is a user's delete of a manifest that no tag points to there: by a copy that was not tagged yet, perhaps.
+func (s *simulation) eraseUntagged(r *simRegistry) {
+	tagged := slices.Collect(maps.Values(r.tags))
+	untagged := slices.DeleteFunc(slices.Sorted(maps.Keys(r.manifests)), func(digest string) bool { return slices.Contains(tagged, digest) })
+	if len(untagged) == 0 {
+		return
+	}
+	digest := untagged[s.rng.IntN(len(untagged))]
+	s.logf("%s: user deletes %s, which is untagged", r.region, digest)
+	s.erased[digest] = true
+	r.erase(digest, "")
+}
+
 // supersede notes what a user's act overwrites: by is what is pushed, or nothing for a delete, which a push that is found
 // later wins over.
 func (s *simulation) supersede(r *simRegistry, tag, by string) {
@@ -715,8 +762,10 @@ func (s *simulation) run() {
 			s.push(r, s.tag())
 		case p < 0.035:
 			s.remove(r, s.tag())
-		case p < 0.037:
+		case p < 0.0365:
 			s.eraseByUser(r, s.tag())
+		case p < 0.037:
+			s.eraseUntagged(r)
 		case p < 0.04 && len(r.late) > 0:
 			i := s.rng.IntN(len(r.late))
 			r.late[i]()
@@ -811,7 +860,13 @@ func (s *simulation) hear(ctx context.Context, e *engine, m *member, event simEv
 	key := s.key(event.tag)
 	if digestLike(event.tag) {
 		key.Kind = ledger.Manifest
-		return e.observeManifest(ctx, m, key, simEvidence(event))
+		known := s.ledger.knows(event.digest)
+		err := e.observeManifest(ctx, m, key, simEvidence(event))
+		if err == nil && event.delete && event.writeID == "" {
+			s.registry(m.Region).unheard[event.digest] = false
+			s.excused[event.digest] = s.excused[event.digest] || !known // for all that is known, it is a blob
+		}
+		return err
 	}
 	_, err := e.observe(ctx, m, key, simEvidence(event))
 	return err
@@ -979,6 +1034,20 @@ func (s *simulation) check() {
 			if !r.manifests[p.digest] {
 				s.t.Errorf("seed %d: %s lacks the manifest of the push of %s to %s:%s", s.seed, r.region, p.digest, p.region, p.tag)
 			}
+		}
+	}
+	// What was deleted by digest does not come back, unless somebody pushes it again.
+	for digest := range s.erased {
+		if s.retagged[digest] || s.excused[digest] || s.eventLost[digest] || s.taken[digest] || s.ledger.tagged(digest) {
+			continue
+		}
+		for _, r := range s.regions {
+			if r.manifests[digest] {
+				s.t.Errorf("seed %d: %s was deleted, and %s has it", s.seed, digest, r.region)
+			}
+		}
+		if head := s.ledger.rows[s.manifestKey(digest)].Record.Head.Digest; head != ledger.Absent {
+			s.t.Errorf("seed %d: %s was deleted, and is owed to all", s.seed, digest)
 		}
 	}
 	for digest := range s.settled {
