@@ -3,7 +3,10 @@ package replicator
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -21,12 +24,12 @@ type examined struct {
 
 	mu sync.Mutex
 	// damaged says why the records that are damaged cannot be read.
-	damaged map[ledger.Key]string
+	damaged map[ledger.Key]misread
 }
 
 func examine(l ledger.Ledger, log *zap.Logger, gauge prometheus.Gauge) *examined {
 	gauge.Set(0)
-	return &examined{Ledger: l, log: log, gauge: gauge, damaged: make(map[ledger.Key]string)}
+	return &examined{Ledger: l, log: log, gauge: gauge, damaged: make(map[ledger.Key]misread)}
 }
 
 // Get implements ledger.Ledger.
@@ -41,10 +44,28 @@ func (x *examined) Get(ctx context.Context, key ledger.Key) (ledger.Row, error) 
 // Page implements ledger.Ledger.
 func (x *examined) Page(ctx context.Context, registry, repository string, after ledger.Key, limit int) ([]ledger.Row, error) {
 	rows, err := x.Ledger.Page(ctx, registry, repository, after, limit)
+	if err != nil {
+		return rows, err
+	}
 	for _, row := range rows {
 		x.note(row.Key, row.Damage)
 	}
-	return rows, err
+	for key := range x.all() {
+		// What the page passes over is not there any more.
+		passed := key.Registry == registry && (repository == "" || key.Repository == repository) && ledger.Compare(key, after) > 0 &&
+			(len(rows) < limit || ledger.Compare(key, rows[len(rows)-1].Key) < 0)
+		if passed && !slices.ContainsFunc(rows, func(row ledger.Row) bool { return row.Key == key }) {
+			x.note(key, nil)
+		}
+	}
+	return rows, nil
+}
+
+// all returns why the records that are damaged cannot be read, and since when that is known.
+func (x *examined) all() map[ledger.Key]misread {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return maps.Clone(x.damaged)
 }
 
 // note remembers what a reading of a key says of its record.
@@ -57,8 +78,8 @@ func (x *examined) note(key ledger.Key, damage error) {
 		return
 	case damage == nil:
 		delete(x.damaged, key)
-	case before != damage.Error():
-		x.damaged[key] = damage.Error()
+	case !known || before.err.Error() != damage.Error():
+		x.damaged[key] = misread{time.Now(), damage}
 		x.log.Error("a record of the ledger is damaged; its key is decided anew from what the replicas hold", zap.String("image", key.String()), zap.Error(damage))
 	}
 	x.gauge.Set(float64(len(x.damaged)))

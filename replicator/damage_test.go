@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"portolan/replicator/ledger"
+	"portolan/topology"
 )
 
 // damage makes the stored record of a key unreadable.
@@ -140,8 +142,14 @@ func TestExamined(t *testing.T) {
 	}
 	delete(s.ledger.rows, s.key("a"))
 	read(1, 2)
+	delete(s.ledger.rows, s.key("b")) // by another process: nobody asks for it by its key
+	if _, err := x.Page(t.Context(), "contoso", "", ledger.Key{}, 10); err != nil || testutil.ToFloat64(gauge) != 0 {
+		t.Errorf("%v; what is not there any more is counted", err)
+	}
+	s.ledger.damage(s.key("b"))
+	read(1, 3)
 	s.ledger.damage(s.key("a"))
-	read(2, 3)
+	read(2, 4)
 }
 
 // A damaged record stops neither the feed nor the scans of its registry.
@@ -179,5 +187,50 @@ func TestDamagedRecord(t *testing.T) {
 			# TYPE portolan_replicator_damaged_records gauge
 			portolan_replicator_damaged_records{registry="contoso"} 0
 		`)) == nil
+	})
+}
+
+// A damaged record waits for every replica to be asked. Of one that stays away, people are told that it waits for that.
+func TestDamagedRecordWaitsForAReplica(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other", "away")
+	f.start()
+	f.ready("home", "other", "away")
+	key := ledger.Key{Registry: "contoso", Repository: "app", Kind: ledger.Manifest, Reference: "sha256:" + strings.Repeat("0", 64)}
+	f.before = func() {
+		err := f.db.Update(context.Background(), func(tx *bbolt.Tx) error {
+			return tx.Bucket([]byte("ledger")).Put([]byte("contoso\x00app\x00m\x00"+key.Reference), append([]byte{7: 1}, `{"v":1,"h":`...))
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	f.stop()
+	back := f.replace("away", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	f.start()
+	mend := func() error {
+		one, err := f.replicator.registry("contoso")
+		if err != nil {
+			return err
+		}
+		return one.engine.mend(t.Context(), one.telling())
+	}
+	f.until("away to be named as what it waits for", func() bool {
+		_ = mend()
+		s, pending := f.state("away"), f.replicator.Pending("contoso", "away", 10)
+		return s.Status == topology.Degraded && s.Unreadable == 1 && strings.Contains(s.LastError, key.String()) &&
+			len(pending) == 1 && pending[0].Image == key.String() && pending[0].Unreadable && !pending[0].Since.IsZero()
+	})
+	for _, region := range []string{"home", "other"} {
+		if s := f.state(region); s.Unreadable != 0 || s.Status != topology.Ready {
+			t.Errorf("%s is told of: %+v", region, s)
+		}
+	}
+	f.replace("away", back)
+	f.until("the record to be forgotten, and nothing to be told of any more", func() bool {
+		_ = mend() // an error says that not all could be asked
+		s := f.state("away")
+		_, err := f.ledger.Get(t.Context(), key)
+		return errors.Is(err, ledger.ErrNotFound) && s.Status == topology.Ready && s.Unreadable == 0 && len(f.replicator.Pending("contoso", "away", 10)) == 0
 	})
 }

@@ -133,15 +133,22 @@ func (r *replica) missed(unread []unread) {
 
 // unreadable lists what cannot be read at the replica, by image: whatever is pushed there goes nowhere. The caller holds mu.
 func (r *replica) unreadable() []PendingItem {
-	all := maps.Clone(r.unread)
-	for key, f := range r.unheard {
+	all := make(map[ledger.Key]misread)
+	maps.Copy(all, r.unread)
+	add := func(key ledger.Key, f misread) {
 		if known, ok := all[key]; !ok {
-			if all == nil {
-				all = make(map[ledger.Key]misread)
-			}
 			all[key] = f
 		} else if f.since.Before(known.since) {
 			all[key] = misread{f.since, known.err}
+		}
+	}
+	for key, f := range r.unheard {
+		add(key, f)
+	}
+	if !decided(r.state) || r.state.Held != "" || r.reading.lasting() {
+		// The others wait for it: see mend.
+		for key, f := range r.of.damage.all() {
+			add(key, misread{f.since, fmt.Errorf("the ledger's record of %s is damaged, and cannot be decided anew before %s is asked what it holds: %w", key, r.config.Region, f.err)})
 		}
 	}
 	list := make([]PendingItem, 0, len(all))

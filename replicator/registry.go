@@ -34,6 +34,7 @@ type registry struct {
 	epoch   string
 	memory  *memory
 	engine  *engine
+	damage  *examined // what engine sees of the ledger's damage
 	metrics *metrics
 	log     *zap.Logger
 
@@ -70,8 +71,9 @@ func newRegistry(config *topology.Registry, options *Options, memory *memory, me
 	r := &registry{name: config.Name, config: config, options: options, epoch: memory.epoch(), memory: memory, metrics: metrics, log: options.Log.With(zap.String("registry", config.Name)),
 		replicas: make(map[string]*running), stored: make(map[string]stored), kept: make(map[ledger.Key]bool)}
 	r.members.Store(newFleet(0, nil))
+	r.damage = examine(options.Ledger, r.log, metrics.damaged.WithLabelValues(config.Name))
 	r.engine = &engine{
-		registry: config.Name, ledger: examine(options.Ledger, r.log, metrics.damaged.WithLabelValues(config.Name)), fleet: r.fleet, learn: r.readStates, writeID: newID, log: r.log, suspects: make(map[string]map[ledger.Key]suspect),
+		registry: config.Name, ledger: r.damage, fleet: r.fleet, learn: r.readStates, writeID: newID, log: r.log, suspects: make(map[string]map[ledger.Key]suspect),
 		now: func() time.Time { return time.Now().UTC().Truncate(time.Millisecond) },
 		decided: func(region string, key ledger.Key, v version.Verdict) {
 			metrics.decisions.WithLabelValues(config.Name, region, v.String()).Inc()
