@@ -343,6 +343,34 @@ func TestRealUploadCut(t *testing.T) {
 	})
 }
 
+// An upload is given up in the middle of a request: version 3 cancels it, and 2.8 has lost it.
+func TestRealUploadGivenUp(t *testing.T) {
+	t.Parallel()
+	servers(t, func(t *testing.T, server bed.Distribution) {
+		c := connect(t, bed.NewRegistry(t, bed.RegistryConfig{Server: server}).URL())
+		up, err := c.StartUpload(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, giveUp := context.WithCancel(t.Context())
+		sent := io.MultiReader(bytes.NewReader(bytesOf(3<<20)), readerFunc(func([]byte) (int, error) { giveUp(); return 0, ctx.Err() }))
+		if err := up.Append(ctx, sent, 4<<20); err == nil {
+			t.Fatal("it was not cut off")
+		}
+		err = up.Cancel(ctx)
+		if server == bed.DistributionV3 && err != nil || server == bed.DistributionV2 && !errors.Is(err, ErrUploadLost) {
+			t.Errorf("it was cancelled with %v", err)
+		}
+		if err := up.Sync(t.Context()); !errors.Is(err, ErrUploadLost) {
+			t.Errorf("it stands still: %v", err)
+		}
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 // After a garbage collection with the descriptor cache on, a registry says that it has what it has not: only reading a byte tells.
 func TestRealHollowBlob(t *testing.T) {
 	t.Parallel()

@@ -203,14 +203,35 @@ func (u *Upload) Commit(ctx context.Context, digest string, rest []byte) error {
 	return nil
 }
 
-// cancelTimeout bounds the farewell to an upload session.
-const cancelTimeout = 5 * time.Second
+const (
+	// cancelTimeout bounds the farewell to an upload session.
+	cancelTimeout = 5 * time.Second
+	// cancelPause is the first pause between two attempts at it.
+	cancelPause = 25 * time.Millisecond
+)
 
 // Cancel gives the session up, so that the registry need not keep what it has got. It does so also when ctx has ended, and takes 5 s at
-// most. An error may be ignored: registries purge old sessions.
+// most. An error may be ignored: registries purge old sessions. CNCF distribution 2.8 has lost a session that was cut in the middle of
+// a request, and purges it too.
 func (u *Upload) Cancel(ctx context.Context) error {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
 	defer stop()
+	err := u.cancel(ctx)
+	// Version 3 cancels only at the offset at which the session stands, where a request that was cut off may still move it.
+	for pause := cancelPause; errors.Is(err, ErrOffset); pause *= 2 {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+		if err = u.Sync(ctx); err == nil {
+			err = u.cancel(ctx)
+		}
+	}
+	return err
+}
+
+func (u *Upload) cancel(ctx context.Context) error {
 	resp, err := u.client.do(ctx, u.call(http.MethodDelete), http.StatusNoContent, http.StatusOK, http.StatusAccepted)
 	if err != nil {
 		return err
