@@ -18,6 +18,7 @@ import (
 
 	"portolan/latest"
 	"portolan/replicator/ledger"
+	"portolan/replicator/transfer"
 	"portolan/replicator/version"
 	"portolan/router"
 	"portolan/store"
@@ -33,6 +34,7 @@ type registry struct {
 	// epoch is the ledger's (see memory): states of another one are not believed.
 	epoch   string
 	memory  *memory
+	uploads *transfer.Journal // nil: nothing is remembered
 	engine  *engine
 	damage  *examined // what engine sees of the ledger's damage
 	metrics *metrics
@@ -67,8 +69,8 @@ type running struct {
 	begin, end func()
 }
 
-func newRegistry(config *topology.Registry, options *Options, memory *memory, metrics *metrics) *registry {
-	r := &registry{name: config.Name, config: config, options: options, epoch: memory.epoch(), memory: memory, metrics: metrics, log: options.Log.With(zap.String("registry", config.Name)),
+func newRegistry(config *topology.Registry, options *Options, memory *memory, uploads *transfer.Journal, metrics *metrics) *registry {
+	r := &registry{name: config.Name, config: config, options: options, epoch: memory.epoch(), memory: memory, uploads: uploads, metrics: metrics, log: options.Log.With(zap.String("registry", config.Name)),
 		replicas: make(map[string]*running), stored: make(map[string]stored), kept: make(map[ledger.Key]bool)}
 	r.members.Store(newFleet(0, nil))
 	r.damage = examine(options.Ledger, r.log, metrics.damaged.WithLabelValues(config.Name))

@@ -122,6 +122,7 @@ func (r *replica) open(ctx context.Context) error {
 	for {
 		remote, err := newRemote(r.config, r.of.options.UserAgent, newID, r.log)
 		if err == nil {
+			remote.target.Remember(r.of.uploads, strings.Join([]string{r.of.name, r.config.Region, r.config.Endpoint.String(), r.config.Access.Prefix}, " "))
 			r.remote.Store(remote)
 			r.of.muster()
 			close(r.opened)

@@ -26,6 +26,7 @@ import (
 	"portolan/latest"
 	"portolan/replicator/events"
 	"portolan/replicator/ledger"
+	"portolan/replicator/transfer"
 	"portolan/replicator/version"
 	"portolan/store"
 	"portolan/topology"
@@ -47,6 +48,9 @@ type Options struct {
 	// from a backup together with the ledger, nor be another process's. Empty: a ledger that is lost or rolled back while the process does not
 	// run goes unnoticed.
 	Memory string
+	// Uploads is the file in which is remembered where the uploads of large blobs stand, so that they are gone on with after a kill; its
+	// folder must exist, and be no other process's. Empty: they begin anew.
+	Uploads string
 	// Holder names this process in leases: unique among all, new at every start.
 	Holder string
 	// ScanInterval is the time between two scans of a replica. Default 5 minutes.
@@ -70,6 +74,7 @@ type Options struct {
 type Replicator struct {
 	options Options
 	memory  *memory
+	uploads *transfer.Journal // nil: nothing is remembered
 	metrics *metrics
 
 	mu         sync.Mutex
@@ -94,11 +99,17 @@ func New(o Options) (*Replicator, error) {
 	if err != nil {
 		return nil, err
 	}
+	var uploads *transfer.Journal
+	if o.Uploads != "" {
+		if uploads, err = transfer.OpenJournal(o.Uploads); err != nil {
+			return nil, err
+		}
+	}
 	m, err := newMetrics(o.Metrics)
 	if err != nil {
 		return nil, fmt.Errorf("registering the replicator's metrics: %w", err)
 	}
-	return &Replicator{options: o, memory: memory, metrics: m, registries: make(map[string]*active)}, nil
+	return &Replicator{options: o, memory: memory, uploads: uploads, metrics: m, registries: make(map[string]*active)}, nil
 }
 
 func setDefault[T comparable](v *T, otherwise T) {
@@ -183,7 +194,7 @@ func (r *Replicator) work(ctx context.Context) error {
 func (r *Replicator) begin(ctx context.Context, config *topology.Registry, fail context.CancelCauseFunc) *active {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	one := &active{registry: newRegistry(config, &r.options, r.memory, r.metrics), updates: new(latest.Value[topology.Registry])}
+	one := &active{registry: newRegistry(config, &r.options, r.memory, r.uploads, r.metrics), updates: new(latest.Value[topology.Registry])}
 	one.end = func() { cancel(); <-done }
 	r.mu.Lock()
 	r.registries[config.Name] = one

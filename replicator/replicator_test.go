@@ -639,7 +639,7 @@ func TestFleetIsWholeFromTheStart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r := newRegistry(f.config, &Options{Store: f.store, Ledger: f.ledger, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, f.replicator.metrics)
+		r := newRegistry(f.config, &Options{Store: f.store, Ledger: f.ledger, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, nil, f.replicator.metrics)
 		if err := r.readStates(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -691,7 +691,7 @@ func TestLearnsWhatItMissed(t *testing.T) {
 			}
 		}
 		appear("home")
-		r := newRegistry(f.config, &Options{Store: f.store, Ledger: f.ledger, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, f.replicator.metrics)
+		r := newRegistry(f.config, &Options{Store: f.store, Ledger: f.ledger, Log: zap.NewNop()}, &memory{mark: mark{Epoch: "now"}}, nil, f.replicator.metrics)
 		if err := r.readStates(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -27,8 +27,8 @@ func (c *copying) provide(ctx context.Context, d distribution.Descriptor) error 
 	t := c.target
 	var session *distribution.Upload
 	defer func() {
-		if session != nil {
-			t.cancel(ctx, session)
+		if session != nil && t.cancel(ctx, session) {
+			c.forget(d)
 		}
 	}()
 	asked := false // whether the repository itself was asked
@@ -177,9 +177,27 @@ func (c *copying) mount(ctx context.Context, d distribution.Descriptor, from str
 	return there, nil, nil
 }
 
-func (t *Target) cancel(ctx context.Context, session *distribution.Upload) {
-	if err := session.Cancel(ctx); err != nil {
+// cancel reports whether nobody can go on with a session any more.
+func (t *Target) cancel(ctx context.Context, session *distribution.Upload) bool {
+	err := session.Cancel(ctx)
+	if err != nil {
 		t.log.Debug("cancelling an upload", zap.Error(err))
+	}
+	return err == nil || errors.Is(err, distribution.ErrUploadLost)
+}
+
+// place is that of a blob in the journal.
+func (c *copying) place(d distribution.Descriptor) place {
+	return place{Target: c.target.name, Repository: c.Repository, Digest: d.Digest}
+}
+
+// forget drops the upload of a blob from the journal.
+func (c *copying) forget(d distribution.Descriptor) {
+	if c.target.journal == nil {
+		return
+	}
+	if err := c.target.journal.drop(c.place(d)); err != nil {
+		c.target.log.Warn("an upload that came to its end could not be forgotten", zap.Error(err))
 	}
 }
 
@@ -201,11 +219,18 @@ func (c *copying) upload(ctx context.Context, d distribution.Descriptor, session
 		}
 	}
 	u := &uploading{copying: c, desc: d, stream: s, whole: whole, session: *session}
-	err = u.run(ctx)
+	if c.target.journal != nil {
+		s.marked = u.remember
+		err = u.resume(ctx)
+	}
+	if err == nil {
+		err = u.run(ctx)
+	}
 	*session = u.session
 	if err != nil {
 		return c.refused(d.Digest, fmt.Errorf("sending blob %s: %w", d.Digest, err))
 	}
+	c.forget(d)
 	c.count(func(s *Stats) { s.Sent += d.Size })
 	return nil
 }
@@ -222,6 +247,51 @@ type uploading struct {
 	best     int64
 	restarts int
 	resumed  bool
+}
+
+// resume goes on with the upload that the journal remembers, if the target still has it.
+func (u *uploading) resume(ctx context.Context) error {
+	t := u.target
+	s, ok := t.journal.find(u.place(u.desc))
+	if !ok {
+		return nil
+	}
+	session, err := t.client.ResumeUpload(u.Repository, s.Location)
+	if err == nil {
+		err = t.patiently(ctx, func() error { return session.Sync(ctx) })
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case distribution.StateOfReplica(err):
+		return err
+	case err != nil:
+		u.forget(u.desc)
+		return nil
+	}
+	if err := u.stream.restore(s.Hashes, session.Offset()); err != nil {
+		return err
+	}
+	if u.session != nil {
+		t.cancel(ctx, u.session)
+	}
+	u.session, u.resumed = session, true
+	u.progress()
+	t.log.Info("an upload of an earlier process is gone on with", zap.String("repository", u.Repository), zap.String("digest", u.desc.Digest),
+		zap.Int64("offset", session.Offset()), zap.Int64("size", u.desc.Size))
+	return nil
+}
+
+// remember notes in the journal where the upload stands.
+func (u *uploading) remember(hashes []hashed) {
+	if u.session == nil {
+		return
+	}
+	err := u.target.journal.put(standing{place: u.place(u.desc), Location: u.session.Location(), Hashes: hashes})
+	if err != nil {
+		u.target.log.Warn("a kill would begin this upload anew", zap.String("repository", u.Repository), zap.String("digest", u.desc.Digest), zap.Error(err))
+		u.stream.marked = nil
+	}
 }
 
 func (u *uploading) run(ctx context.Context) error {

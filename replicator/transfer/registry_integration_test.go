@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -180,4 +182,54 @@ func TestRealMemory(t *testing.T) {
 	if err := b.ProveBlob(ctx, "a", layer); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The target goes away in the middle of a blob, and hears no farewell. The next copy, of another process, goes on where version 3
+// stands; 2.8 has lost the upload, and gets it anew.
+func TestRealCopyGoesOn(t *testing.T) {
+	t.Parallel()
+	servers(t, func(t *testing.T, server bed.Distribution) {
+		const size = 64 << 20
+		ra, rb := bed.NewRegistry(t, bed.RegistryConfig{}), bed.NewRegistry(t, bed.RegistryConfig{Server: server})
+		link := bed.NewProxy(t, rb.Addr())
+		a, b := dial(t, ra.URL()), dial(t, "http://"+link.Addr())
+		img := pushImage(t, a, "a", random(1, size))
+		path := filepath.Join(t.TempDir(), "uploads.json")
+		run := func(progress func(Stats)) (Stats, error) {
+			j, err := OpenJournal(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			target := NewTarget(b, Limits{Attempts: 1}, nil)
+			target.Remember(j, "b")
+			return target.Copy(t.Context(), Request{Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}}, Progress: progress})
+		}
+		var once atomic.Bool
+		cut, err := run(func(s Stats) {
+			if s.Read > size*3/4 && once.CompareAndSwap(false, true) {
+				if err := link.Set(bed.Conditions{Refuse: true}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		if err == nil {
+			t.Fatal("it was not cut off")
+		}
+		if err := link.Set(bed.Conditions{}); err != nil {
+			t.Fatal(err)
+		}
+		next, err := run(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole(t, b, "a", img.Digest)
+		t.Logf("%d bytes were read before the cut, %d after it, of %d", cut.Read, next.Read, size)
+		// How much had been read and had not arrived depends on what the buffers on the way held.
+		if server == bed.DistributionV3 && next.Read > size*3/4 {
+			t.Errorf("%d bytes were read again of a blob of %d", next.Read, size)
+		}
+		if left, err := os.ReadFile(path); err != nil || string(left) != "[]" {
+			t.Errorf("the journal has %s, %v", left, err)
+		}
+	})
 }

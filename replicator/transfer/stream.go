@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"encoding"
 	"errors"
 	"fmt"
 	"hash"
@@ -29,6 +30,8 @@ type stream struct {
 
 	checkpoints []checkpoint
 	spacing     int64
+	// marked, if not nil, is told the last checkpoints whenever there is a new one.
+	marked func([]hashed)
 	// givers are those that bytes came from since the start of the blob, in order.
 	givers []*source
 	// failed is not nil when no source is left.
@@ -56,6 +59,9 @@ const (
 	// maxCheckpoints kept it is doubled and every second one dropped: 16 MiB for a blob of 2 GiB, in 30 KB of memory.
 	checkpointSpacing = 4 << 20
 	maxCheckpoints    = 256
+	// toldCheckpoints is how many of the last checkpoints marked is told: they reach back by more than what sockets and proxies hold
+	// of what was read and has not arrived.
+	toldCheckpoints = 8
 	// sourceFailures is how often in a row a source may fail.
 	sourceFailures = 3
 	// forgiven is how many bytes a source must deliver for its failures to be forgotten.
@@ -96,7 +102,48 @@ func (s *stream) mark() error {
 		s.checkpoints = kept
 		s.spacing *= 2
 	}
+	if s.marked != nil {
+		told, err := marshal(s.checkpoints[max(0, len(s.checkpoints)-toldCheckpoints):])
+		if err != nil {
+			return err
+		}
+		s.marked(told)
+	}
 	return nil
+}
+
+// marshal makes bytes of the hashes of checkpoints.
+func marshal(checkpoints []checkpoint) ([]hashed, error) {
+	var all []hashed
+	for _, c := range checkpoints {
+		m, ok := c.hash.(encoding.BinaryMarshaler)
+		if !ok {
+			return nil, errors.New("the hash cannot be stored")
+		}
+		state, err := m.MarshalBinary()
+		if err != nil {
+			return nil, fmt.Errorf("storing the state of a hash: %w", err)
+		}
+		all = append(all, hashed{c.offset, state})
+	}
+	return all, nil
+}
+
+// restore takes over, of a fresh stream, the checkpoints of another one of the blob as far as an offset. What cannot be understood
+// is left out: then more is read again.
+func (s *stream) restore(hashes []hashed, offset int64) error {
+	for _, told := range hashes {
+		h, err := distribution.NewHash(s.desc.Digest)
+		if err != nil {
+			return err
+		}
+		u, ok := h.(encoding.BinaryUnmarshaler)
+		if ok && told.Offset > s.checkpoints[len(s.checkpoints)-1].offset && told.Offset <= offset && u.UnmarshalBinary(told.State) == nil {
+			s.checkpoints = append(s.checkpoints, checkpoint{told.Offset, h})
+		}
+	}
+	s.givers = []*source{{}} // wherever the other stream had its bytes from: should they be wrong, it was first
+	return s.rewind()
 }
 
 // seek makes the next byte read the one at offset.
@@ -108,11 +155,9 @@ func (s *stream) seek(offset int64) error {
 			i--
 		}
 		s.checkpoints = s.checkpoints[:i+1]
-		h, err := s.checkpoints[i].hash.(hash.Cloner).Clone()
-		if err != nil {
-			return fmt.Errorf("copying the hash of %s: %w", s.desc.Digest, err)
+		if err := s.rewind(); err != nil {
+			return err
 		}
-		s.offset, s.hash = s.checkpoints[i].offset, h
 	}
 	if offset > s.offset {
 		// Read, hash, and pass over.
@@ -120,6 +165,17 @@ func (s *stream) seek(offset int64) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// rewind makes the next byte read the one at the last checkpoint.
+func (s *stream) rewind() error {
+	last := s.checkpoints[len(s.checkpoints)-1]
+	h, err := last.hash.(hash.Cloner).Clone()
+	if err != nil {
+		return fmt.Errorf("copying the hash of %s: %w", s.desc.Digest, err)
+	}
+	s.offset, s.hash = last.offset, h
 	return nil
 }
 

@@ -1,8 +1,8 @@
 // Package transfer copies content between replicas: a manifest by its digest, with everything it needs, in the order in which registries
 // take it: blobs, child manifests, the index.
 //
-// It puts no tags, decides nothing about versions, and keeps nothing on disk: what is to be copied where is the replicator's
-// business. What it promises is that a copy that succeeded is whole: every byte that it sent was verified before it was committed, and
+// It puts no tags, decides nothing about versions, and keeps nothing on disk but where its uploads stand (see Journal): what is to be
+// copied where is the replicator's business. What it promises is that a copy that succeeded is whole: every byte that it sent was verified before it was committed, and
 // what it did not send itself was proved by reading it there before the manifest was put, and the manifest after. Memory does not depend on the size of
 // blobs: one small buffer for each upload, and at most one buffer of BufferSize for each blob that fits into it.
 package transfer
@@ -150,6 +150,9 @@ type Target struct {
 	log    *zap.Logger
 	hints  *hints
 	slots  *semaphore.Weighted
+	// journal remembers uploads under this name; nil: nothing does.
+	journal *Journal
+	name    string
 
 	mu      sync.Mutex
 	flights map[string]*flight
@@ -170,6 +173,10 @@ func NewTarget(client *distribution.Client, limits Limits, log *zap.Logger) *Tar
 	}
 }
 
+// Remember has j, which may be nil, remember where the target's uploads stand. The name tells the target from all others that j serves, and
+// is the same when the process is started again. It is called before the first Copy.
+func (t *Target) Remember(j *Journal, name string) { t.journal, t.name = j, name }
+
 // Hint tells that the blob is probably in that repository of the target. It is proved before it is relied on.
 func (t *Target) Hint(repository, digest string) { t.hints.add(digest, repository) }
 
@@ -177,7 +184,8 @@ func (t *Target) Hint(repository, digest string) { t.hints.add(digest, repositor
 func (t *Target) Forget() { t.hints.clear() }
 
 // Copy copies a manifest and everything that it needs. The errors: *NotReplicableError, *SourceError, the context's, and those of package
-// distribution about the target. A copy that failed leaves nothing behind but complete blobs and manifests, which the next one finds.
+// distribution about the target. A copy that failed leaves nothing behind but complete blobs and manifests, which the next one finds, and
+// uploads that the target could not be told to cancel, which the next one goes on with if a Journal remembers them.
 func (t *Target) Copy(ctx context.Context, req Request) (Stats, error) {
 	c := &copying{target: t, Request: req, own: map[string]bool{}, proved: map[string]bool{}}
 	err := c.manifest(ctx, req.Manifest.Digest, 0)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,6 +137,72 @@ func TestKillsOfTheProcessWhileSeeding(t *testing.T) {
 	if log := last.stderr(); strings.Contains(log, "panic") || strings.Contains(log, "a fault of the program") {
 		t.Errorf("a fault:\n%s", log)
 	}
+}
+
+// A process that is killed in the middle of a large blob goes on with it when it is started again: the source is read again from the
+// last checkpoint only. One that ends in order leaves no upload behind.
+func TestKillInTheMiddleOfABlob(t *testing.T) {
+	t.Parallel()
+	const size, chunk, bandwidth = 48 << 20, 4 << 20, 16 << 20
+	s := newScene(t, westus, westeurope)
+	img := image(t, size, 1)
+	if err := s.put("westus", "team/large:1", img); err != nil {
+		t.Fatal(err)
+	}
+	source := s.thin("westus", bandwidth)
+	config := s.config("topology: " + s.write("topology.yaml", s.topology("westus", "westeurope")))
+	dir := s.path("portolan")
+	pattern := filepath.Join(s.registries["westeurope"].Storage(), "docker/registry/v2/repositories/team/large/_uploads/*/data")
+	// uploaded is how many bytes the upload under way has, all uploads together.
+	uploaded := func() (n int64) {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if info, err := os.Stat(f); err == nil {
+				n += info.Size()
+			}
+		}
+		return n
+	}
+	half := func() {
+		t.Helper()
+		s.until("half of the blob to be there", func() error {
+			if n := uploaded(); n < size/2 {
+				return fmt.Errorf("%d bytes are", n)
+			}
+			return nil
+		})
+	}
+
+	p := start(t, dir, config)
+	half()
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	p.wait()
+	p = start(t, dir, config)
+	s.arrives("team/large:1", digestOf(t, img), "westeurope")
+	read := source.Traffic().Down
+	t.Logf("%d bytes were read of a blob of %d", read, size)
+	if read > size+2*chunk { // the bytes since a checkpoint, and what the killed process had been sent and had not passed on
+		t.Errorf("%d bytes were read of a blob of %d", read, size)
+	}
+
+	next := image(t, size, 1)
+	if err := s.put("westus", "team/large:2", next); err != nil {
+		t.Fatal(err)
+	}
+	half()
+	if code := p.stop(); code != 0 {
+		t.Errorf("it ended with %d", code)
+	}
+	if n := uploaded(); n != 0 {
+		t.Errorf("an upload of %d bytes was left behind", n)
+	}
+	start(t, dir, config)
+	s.arrives("team/large:2", digestOf(t, next), "westeurope")
 }
 
 // The same with the registries killed, source and target, while they are read and written.
