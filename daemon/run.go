@@ -74,6 +74,7 @@ type Addresses struct {
 type daemon struct {
 	config  Config
 	version string
+	holder  string // its name in leases
 	log     *zap.Logger
 	started time.Time
 	metrics *prometheus.Registry
@@ -84,6 +85,7 @@ type daemon struct {
 
 	keeper       *topology.Keeper
 	editor       *topology.Editor
+	ramper       *topology.Ramper
 	states       *stateWatcher
 	monitor      *health.Monitor
 	server       *dns.Server
@@ -114,7 +116,7 @@ type daemon struct {
 // order: first nothing new is accepted, then copies are finished or parked, and DNS answers until the end. The error is one
 // that an operator can act on; nil after an orderly end.
 func Run(ctx context.Context, o Options) (err error) {
-	d := &daemon{config: o.Config, version: o.Version, log: o.Log, started: time.Now(), metrics: prometheus.NewRegistry(), notices: map[string]string{}}
+	d := &daemon{config: o.Config, version: o.Version, holder: holder(), log: o.Log, started: time.Now(), metrics: prometheus.NewRegistry(), notices: map[string]string{}}
 	defer func() {
 		for _, f := range slices.Backward(d.close) {
 			if e := f(); e != nil && err == nil {
@@ -173,6 +175,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 		LastGoodPath: d.lastGood(), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
 	})
 	d.editor = topology.NewEditor(d.store, topology.EditorOptions{Reserved: d.reserved(), Pending: func() []topology.Pending { return d.keeper.Status().Pending }})
+	d.ramper = topology.NewRamper(d.store, d.keeper, d.editor, topology.RamperOptions{Holder: d.holder, Logger: d.log.Named("topology")})
 	if err := d.useTopologyFile(ctx); err != nil {
 		return err
 	}
@@ -383,7 +386,7 @@ func (d *daemon) prepareReplicator() (err error) {
 	}
 	d.replicator, err = replicator.New(replicator.Options{
 		Store: d.store, Ledger: d.ledger, Topology: d.keeper, Spool: d.spool, Remove: d.editor.RemoveReplica,
-		Memory: filepath.Join(c.Data, "ledger-seen.json"), Uploads: filepath.Join(c.Data, "uploads.json"), Holder: holder(),
+		Memory: filepath.Join(c.Data, "ledger-seen.json"), Uploads: filepath.Join(c.Data, "uploads.json"), Holder: d.holder,
 		ScanInterval: c.Replication.ScanInterval, DeleteConfirmation: c.Replication.DeleteConfirmation, Drain: c.DNS.TTL.Max,
 		Copies: c.Replication.Copies, RequestsPerSecond: c.Replication.RequestsPerSecond, UserAgent: "portolan/" + d.version,
 		Log: d.log.Named("replicator"), Metrics: d.metrics,
@@ -616,6 +619,7 @@ func (d *daemon) run(ctx context.Context, o Options) error {
 
 	base = append(base,
 		d.start("topology", failed, d.keeper.Run),
+		d.start("ramps", failed, d.ramper.Run),
 		d.start("state", failed, d.states.run),
 		d.start("front door", failed, d.front.run))
 	if d.declared != nil {

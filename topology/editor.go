@@ -74,8 +74,9 @@ func (e *Editor) endTurn() { <-e.turn }
 type workspace struct {
 	ctx    context.Context
 	editor *Editor
-	// before is what stood in the store, after what is to stand there.
+	// before is what stood in the store, after what is to stand there; tree is before with its revisions.
 	before, after Values
+	tree          store.Tree
 	// also are writes outside of the registries, by the registry/region they go with.
 	also map[string][]store.Op
 	// path names a key in errors; nil: the key itself.
@@ -218,14 +219,19 @@ func (e *Editor) CreateReplica(ctx context.Context, registry string, r ReplicaDo
 
 // UpdateReplica lets change modify what is declared of a replica. What change leaves as it is is not written, so a value
 // that is there but cannot be used stays as well. Of a replica that is being deleted only what it is spoken to with can be
-// changed, as what is only there may have to be carried away with other credentials.
+// changed, as what is only there may have to be carried away with other credentials. Another weight, or other routing, ends a ramp.
 func (e *Editor) UpdateReplica(ctx context.Context, registry, region string, change func(*ReplicaDocument)) error {
+	return e.update(ctx, registry, region, change, nil)
+}
+
+// update is UpdateReplica; ramp, if there is one, begins a new ramp in the place of one under way.
+func (e *Editor) update(ctx context.Context, registry, region string, change func(*ReplicaDocument), ramp func(*workspace) error) error {
 	return e.edit(ctx, func(w *workspace) error {
 		if err := w.need(registry, region); err != nil {
 			return err
 		}
 		prefix := replicaPrefix(registry, region)
-		own := maps.Clone(w.before)
+		own := w.before.declared()
 		maps.DeleteFunc(own, func(name, _ string) bool { return !strings.HasPrefix(name, prefix) })
 		r := ReplicaDocument{Region: region}
 		if d := documentOf(own); len(d.Registries) == 1 && len(d.Registries[0].Replicas) == 1 {
@@ -244,6 +250,12 @@ func (e *Editor) UpdateReplica(ctx context.Context, registry, region string, cha
 			return err
 		}
 		w.path = trimPath(prefix)
+		differs := func(field string) bool {
+			return before.replica(registry, region, field) != after.replica(registry, region, field)
+		}
+		if ramp != nil || differs(fieldWeight) || differs(fieldRouting) {
+			w.endRamp(registry, region)
+		}
 		for name := range before {
 			if _, stays := after[name]; !stays {
 				delete(w.after, name)
@@ -252,6 +264,11 @@ func (e *Editor) UpdateReplica(ctx context.Context, registry, region string, cha
 		for name, value := range after {
 			if value != before[name] {
 				w.after[name] = value
+			}
+		}
+		if ramp != nil {
+			if err := ramp(w); err != nil {
+				return err
 			}
 		}
 		for _, c := range diffValues(w.before, w.after) {
@@ -352,6 +369,7 @@ func (w *workspace) leave(registry, region string) error {
 }
 
 func (w *workspace) requestDelete(registry, region string, r Request) error {
+	w.endRamp(registry, region)
 	w.after[replicaPrefix(registry, region)+fieldRouting] = "disabled"
 	name := RequestKey(registry, region, RequestDelete)
 	e, err := w.editor.store.Get(w.ctx, name)
@@ -428,7 +446,7 @@ func (e *Editor) RemoveReplica(ctx context.Context, registry, region string) err
 // Apply makes d the topology of the registries that it names; others are left alone, with prune too. What d does not say of
 // a replica gets its default. A replica that d does not name is kept, and said so in the changes (Kept), unless prune is
 // set: then its deletion begins, as with DeleteReplica. With dryRun nothing is written. The result is what
-// changed, or would.
+// changed, or would. The weight of a ramp is the one that it leads to; a change of it, or of routing, ends the ramp.
 func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]Change, error) {
 	if err := d.Validate(e.options.Reserved...); err != nil {
 		return nil, err
@@ -440,10 +458,11 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 		changes = nil
 		var extra []Change
 		before, after := Values{}, maps.Clone(o.values)
+		declared := w.before.declared()
 		for i := range d.Registries {
 			r := &d.Registries[i]
 			fresh := !w.has(registryPrefix(r.Name))
-			for name, value := range w.before {
+			for name, value := range declared {
 				k, err := parseKey(name)
 				if err != nil || k.registry != r.Name {
 					continue
@@ -475,6 +494,9 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 			}
 		}
 		for _, c := range diffValues(before, after) {
+			if k, err := parseKey(c.Key); err == nil && (k.field == fieldWeight || k.field == fieldRouting) {
+				extra = append(extra, w.endRamp(k.registry, k.region)...)
+			}
 			if c.Op == Removed {
 				delete(w.after, c.Key)
 			} else {
@@ -492,13 +514,14 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 	return changes, nil
 }
 
-// Export returns what operators declared. Values that cannot be read are left out; their replicas stand there without.
+// Export returns what operators declared: of a weight with a ramp, the one that it leads to. Values that cannot be read are left
+// out; their replicas stand there without.
 func (e *Editor) Export(ctx context.Context) (Document, error) {
 	tree, err := e.store.List(ctx, RegistriesPrefix)
 	if err != nil {
 		return Document{}, fmt.Errorf("reading the topology: %w", err)
 	}
-	return documentOf(ValuesOf(tree)), nil
+	return documentOf(ValuesOf(tree).declared()), nil
 }
 
 // Confirm lets a raw edit pass that the guard holds: what stands in the store now is all of the registry.
@@ -572,7 +595,7 @@ func (e *Editor) run(ctx context.Context, dryRun bool, change func(*workspace) e
 			return fmt.Errorf("reading the topology: %w", err)
 		}
 		values := ValuesOf(tree)
-		w := &workspace{ctx: ctx, editor: e, before: values, after: maps.Clone(values), also: map[string][]store.Op{}}
+		w := &workspace{ctx: ctx, editor: e, before: values, after: maps.Clone(values), tree: tree, also: map[string][]store.Op{}}
 		if err := change(w); err != nil {
 			return err
 		}
@@ -585,7 +608,7 @@ func (e *Editor) run(ctx context.Context, dryRun bool, change func(*workspace) e
 		if dryRun {
 			return nil
 		}
-		err = e.commit(ctx, w, tree, state)
+		err = e.commit(ctx, w, state)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -652,7 +675,7 @@ type group struct {
 
 // groups orders the writes so that every beginning of them is a sound topology: replicas come before what names them, and
 // go after it. A new registry has its home last, and is not served before.
-func (w *workspace) groups(tree store.Tree) []*group {
+func (w *workspace) groups() []*group {
 	var list []*group
 	of := func(registry, region string, order bool) *group {
 		gone := !w.has(registryPrefix(registry))
@@ -690,7 +713,7 @@ func (w *workspace) groups(tree store.Tree) []*group {
 			region, _, _ = strings.Cut(tail, "/")
 		}
 		g := of(registry, region, strings.HasPrefix(rest, "orders/"))
-		e, _ := tree.Get(name)
+		e, _ := w.tree.Get(name)
 		if is {
 			g.ops = append(g.ops, store.PutIf(name, value, e.Revision))
 		} else {
@@ -709,7 +732,7 @@ func (w *workspace) groups(tree store.Tree) []*group {
 }
 
 // commit writes the edit in as few transactions as its size allows. store.ErrConflict means that nothing was written.
-func (e *Editor) commit(ctx context.Context, w *workspace, tree, state store.Tree) error {
+func (e *Editor) commit(ctx context.Context, w *workspace, state store.Tree) error {
 	var batches [][]store.Op
 	var size, registries int
 	seen := map[string]bool{}
@@ -731,7 +754,7 @@ func (e *Editor) commit(ctx context.Context, w *workspace, tree, state store.Tre
 		batches[last] = append(batches[last], ops...)
 		size += bytes
 	}
-	for _, g := range w.groups(tree) {
+	for _, g := range w.groups() {
 		for part := range slices.Chunk(g.ops, batchSize) {
 			add(part, g.registry)
 		}
@@ -743,9 +766,10 @@ func (e *Editor) commit(ctx context.Context, w *workspace, tree, state store.Tre
 			if !strings.HasPrefix(op.Key, RegistriesPrefix) {
 				continue
 			}
-			if op.Verb == store.VerbPutIf {
+			switch op.Verb {
+			case store.VerbPutIf:
 				values[op.Key] = op.Value
-			} else {
+			case store.VerbDeleteIf:
 				delete(values, op.Key)
 			}
 		}

@@ -100,7 +100,7 @@ type KeeperStatus struct {
 }
 
 type keeperMetrics struct {
-	problems, pending, revision, up prometheus.Gauge
+	problems, pending, ramps, revision, up prometheus.Gauge
 }
 
 // NewKeeper makes a Keeper of s. Run starts it.
@@ -114,6 +114,7 @@ func NewKeeper(s store.Store, o KeeperOptions) *Keeper {
 		metrics: keeperMetrics{
 			problems: gauge("problems", "Values of the topology that were refused, kept or left out."),
 			pending:  gauge("guard_pending", "Registries with a raw deletion that waits for a confirmation."),
+			ramps:    gauge("ramps", "Replicas whose weight is on its way to another."),
 			revision: gauge("revision", "Revision of the store that the topology was read at."),
 			up:       gauge("store_up", "Whether the store can be read: 1 or 0."),
 		},
@@ -122,7 +123,7 @@ func NewKeeper(s store.Store, o KeeperOptions) *Keeper {
 		k.log = zap.NewNop()
 	}
 	if o.Registerer != nil {
-		o.Registerer.MustRegister(k.metrics.problems, k.metrics.pending, k.metrics.revision, k.metrics.up)
+		o.Registerer.MustRegister(k.metrics.problems, k.metrics.pending, k.metrics.ramps, k.metrics.revision, k.metrics.up)
 	}
 	k.status.Store(&KeeperStatus{Since: k.upSince, StoreError: "not read yet", Problems: []Problem{}, Pending: []Pending{}})
 	return k
@@ -246,6 +247,7 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 	s.Changed = changedAt(stored, now)
 	s.Challenges, _ = current(challenges(stored), now)
 	k.expect(s.Challenges, now)
+	s.Ramps, s.overtaken = values.underway()
 	if before != nil && before.Changed.After(s.Changed) {
 		s.Changed = before.Changed // it never goes backwards, whatever somebody writes
 	}
@@ -331,7 +333,8 @@ func (k *Keeper) publish(s *Snapshot, revision uint64, fromDisk bool) {
 		k.problems = s.Problems
 	}
 	old := k.Snapshot()
-	news := old == nil || old.Digest != s.Digest || !old.Changed.Equal(s.Changed) || !slices.Equal(old.Problems, s.Problems) || !slices.Equal(old.Challenges, s.Challenges)
+	news := old == nil || old.Digest != s.Digest || !old.Changed.Equal(s.Changed) || !slices.Equal(old.Problems, s.Problems) || !slices.Equal(old.Challenges, s.Challenges) ||
+		!slices.Equal(old.Ramps, s.Ramps) || !slices.Equal(old.overtaken, s.overtaken)
 	if !news {
 		s = old
 	} else {
@@ -345,6 +348,7 @@ func (k *Keeper) publish(s *Snapshot, revision uint64, fromDisk bool) {
 	}
 	k.metrics.problems.Set(float64(len(s.Problems)))
 	k.metrics.pending.Set(float64(len(k.pending)))
+	k.metrics.ramps.Set(float64(len(s.Ramps)))
 	k.metrics.revision.Set(float64(revision))
 	// The status first: whoever is woken by the snapshot finds one that knows of it.
 	k.publishStatus(s)

@@ -278,7 +278,7 @@ func TestKeeperFollowsKeepsAndGuards(t *testing.T) {
 		return err == nil && len(now.Registries) == 0 && noted.Value == now.Digest
 	})
 	families, err := registry.Gather()
-	if err != nil || len(families) != 4 {
+	if err != nil || len(families) != 5 {
 		t.Errorf("metrics: %v, %v", families, err)
 	}
 }

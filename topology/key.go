@@ -25,6 +25,7 @@ const (
 	fieldHostname    = "hostname"
 	fieldLocation    = "location"
 	fieldWeight      = "weight"
+	fieldRamp        = "ramp"
 	fieldRouting     = "routing"
 	fieldProbe       = "health/probe"
 	fieldCanary      = "health/canary"
@@ -37,8 +38,8 @@ const (
 
 var (
 	registryFields = []string{fieldHome, fieldNames, fieldAllDown, fieldReplication, fieldMaxLag, fieldMerge, fieldConflicts, fieldUntagged, fieldDeletes}
-	replicaFields  = []string{fieldEndpoint, fieldAddresses, fieldHostname, fieldLocation, fieldWeight, fieldRouting, fieldProbe, fieldCanary,
-		fieldCredentials, fieldCA, fieldClientCert, fieldPrefix, fieldRealms}
+	replicaFields  = []string{fieldEndpoint, fieldAddresses, fieldHostname, fieldLocation, fieldWeight, fieldRamp, fieldRouting, fieldProbe,
+		fieldCanary, fieldCredentials, fieldCA, fieldClientCert, fieldPrefix, fieldRealms}
 	ruleKinds = []string{"orders", "fences"}
 	// defaults are the meanings of absent keys. A probe's default follows the endpoint's scheme.
 	defaults = map[string]string{fieldAllDown: "nearest", fieldReplication: "enabled", fieldMerge: string(MergeAsk),
@@ -168,6 +169,8 @@ func (k key) check(value string) error {
 		_, err = parseLocation(value)
 	case fieldWeight:
 		_, err = parseWeight(value)
+	case fieldRamp:
+		_, err = parseRamp(value)
 	case fieldProbe:
 		_, err = parseProbe(value, "")
 	case fieldCanary:

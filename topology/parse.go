@@ -577,7 +577,7 @@ func (p *parsing) build(names []string) (*Snapshot, Values) {
 	s, good := &Snapshot{}, Values{}
 	keep := func(cells map[string]*cell) {
 		for _, c := range cells {
-			if c.in {
+			if c.in && c.key.field != fieldRamp { // which is something under way, not to be gone back to
 				good[c.key.String()] = c.use
 			}
 		}

@@ -369,7 +369,7 @@ func edits(t *rapid.T, v Values) Values {
 	for k, vs := range map[string][]string{
 		"endpoint": {"https://one", "https://two", "https://three:443", "https://three", "bad"}, "addresses": {"192.0.2.1", "192.0.2.1,2001:db8::1", "bad"},
 		"hostname": {"a.example.com", "b.example.com", "bad"}, "location": {"1,2", "3,4", "x"}, "weight": {"0", "50", "100", "101"},
-		"routing": {"enabled", "disabled", "x"}, "health/probe": {"tcp", "none", "x"}, "wieght": {"1"},
+		"ramp": {"50->100 2026-11-25T08:30:00Z/2026-11-25T09:00:00Z", "x"}, "routing": {"enabled", "disabled", "x"}, "health/probe": {"tcp", "none", "x"}, "wieght": {"1"},
 	} {
 		values["replicas/"+region+"/"+k] = vs
 	}

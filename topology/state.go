@@ -159,6 +159,9 @@ func LeaseKey(registry, region string) string {
 	return StatePrefix + "leases/" + registry + "/" + region
 }
 
+// rampsLease is the lease of the one process that carries out the ramps of weights. No replica has such a key.
+const rampsLease = StatePrefix + "leases/ramps"
+
 // ConfirmedKey holds the regions, comma-separated and sorted, that an operator confirmed as all of a registry's, or "-" if it
 // is gone: the guard against huge raw deletions lets that set pass once.
 func ConfirmedKey(registry string) string { return confirmedPrefix + registry }

@@ -22,6 +22,10 @@ type Snapshot struct {
 	Problems []Problem
 	// Challenges are those of ACME that have not expired, sorted by name and token.
 	Challenges []Challenge
+	// Ramps are the weights that change over time, sorted by registry and region: a replica's Weight is the one of the moment.
+	Ramps []Ramp
+	// overtaken are ramps that an edit of the weight or of routing has ended, and that wait to be taken away.
+	overtaken []Ramp
 	// Changed is the time of the newest committed change; the DNS serial is made of it. It is kept in the store, so that all
 	// servers have the same.
 	Changed time.Time
