@@ -53,7 +53,9 @@ type Replica struct {
 	Health  string `json:"health"`
 	Routing string `json:"routing"`
 	Weight  int    `json:"weight"`
-	Probe   string `json:"probe"`
+	// Ramp is how Weight, which is that of the moment, goes on to another; absent where it stays.
+	Ramp  *topology.Ramp `json:"ramp,omitempty"`
+	Probe string         `json:"probe"`
 	// Pending counts the versions still to be applied there.
 	Pending int `json:"pending"`
 	// Reason says in a sentence what keeps the replica from being Ready and Healthy; empty if nothing does.
@@ -93,19 +95,22 @@ type Probe struct {
 
 // ReplicaPatch changes a replica; what is nil stays as it is. An empty string or list removes the key, so that its default holds.
 type ReplicaPatch struct {
-	Endpoint    *string    `json:"endpoint,omitempty"`
-	Addresses   *[]string  `json:"addresses,omitempty"`
-	Hostname    *string    `json:"hostname,omitempty"`
-	Location    *[]float64 `json:"location,omitempty"`
-	Weight      *int       `json:"weight,omitempty"`
-	Routing     *string    `json:"routing,omitempty"`
-	Probe       *string    `json:"probe,omitempty"`
-	Canary      *string    `json:"canary,omitempty"`
-	Credentials *string    `json:"credentials,omitempty"`
-	CA          *string    `json:"ca,omitempty"`
-	ClientCert  *string    `json:"client_cert,omitempty"`
-	Prefix      *string    `json:"prefix,omitempty"`
-	Realms      *string    `json:"realms,omitempty"`
+	Endpoint  *string    `json:"endpoint,omitempty"`
+	Addresses *[]string  `json:"addresses,omitempty"`
+	Hostname  *string    `json:"hostname,omitempty"`
+	Location  *[]float64 `json:"location,omitempty"`
+	Weight    *int       `json:"weight,omitempty"`
+	// Over is the time, such as 30m, over which Weight comes about little by little, or, where Routing is enabled, the weight there is.
+	// Without it a weight holds at once; with either a ramp under way ends.
+	Over        string  `json:"over,omitempty"`
+	Routing     *string `json:"routing,omitempty"`
+	Probe       *string `json:"probe,omitempty"`
+	Canary      *string `json:"canary,omitempty"`
+	Credentials *string `json:"credentials,omitempty"`
+	CA          *string `json:"ca,omitempty"`
+	ClientCert  *string `json:"client_cert,omitempty"`
+	Prefix      *string `json:"prefix,omitempty"`
+	Realms      *string `json:"realms,omitempty"`
 }
 
 // Apply makes a document the topology of the registries that it names.
@@ -124,7 +129,9 @@ type Applied struct {
 	Changes []topology.Change `json:"changes"`
 	// Shares tells, for the registries that changed, where the clients nearest to each region go.
 	Shares []RegistryShares `json:"shares,omitempty"`
-	// Drains are the replicas to which no clients are sent any more by what was changed.
+	// Ramps are the weights that change over time by what was changed. The shares are those at their end.
+	Ramps []topology.Ramp `json:"ramps,omitempty"`
+	// Drains are the replicas to which no clients are sent any more by what was changed, at once or at the end of a ramp.
 	Drains []Drain `json:"drains,omitempty"`
 }
 
@@ -184,10 +191,12 @@ type TopologyState struct {
 	// Digest is equal on servers that answer alike.
 	Digest string `json:"digest"`
 	// Changed is the time of the newest committed change.
-	Changed    time.Time          `json:"changed,omitzero"`
-	Registries int                `json:"registries"`
-	Problems   []topology.Problem `json:"problems,omitempty"`
-	Held       []topology.Pending `json:"held,omitempty"`
+	Changed    time.Time `json:"changed,omitzero"`
+	Registries int       `json:"registries"`
+	// Ramps are the weights that change over time.
+	Ramps    []topology.Ramp    `json:"ramps,omitempty"`
+	Problems []topology.Problem `json:"problems,omitempty"`
+	Held     []topology.Pending `json:"held,omitempty"`
 	// File is the topology file of the configuration; Drift what the store has otherwise.
 	File  string            `json:"file,omitempty"`
 	Drift []topology.Change `json:"drift,omitempty"`

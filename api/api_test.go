@@ -126,7 +126,11 @@ func (r *rig) view(t *testing.T) *View {
 	}
 	s, _ := topology.Parse(topology.ValuesOf(tree), nil, nil)
 	state := topology.ParseState(tree)
-	v := &View{Snapshot: s, Held: r.held, Conditions: router.Conditions{}, Requests: state.Requests, Replication: state.Replications}
+	ramps, err := r.editor.Ramps(context.Background())
+	if err != nil {
+		t.Error(err)
+	}
+	v := &View{Snapshot: s, Ramps: ramps, Held: r.held, Conditions: router.Conditions{}, Requests: state.Requests, Replication: state.Replications}
 	for _, registry := range s.Registries {
 		for _, p := range registry.Replicas {
 			k := router.ReplicaKey{Registry: registry.Name, Region: p.Region}

@@ -44,6 +44,9 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	if d.Weight != nil {
 		r.Weight = *d.Weight
 	}
+	if r.Ramp = rampOf(v.Ramps, declared.Name, d.Region); r.Ramp != nil {
+		r.Weight = r.Ramp.From
+	}
 	region, catalogued := regions.Lookup(d.Region)
 	if len(d.Location) == 2 {
 		r.Coordinates = &topology.Coordinates{Latitude: d.Location[0], Longitude: d.Location[1]}
@@ -70,7 +73,7 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 		p := served.Replica(d.Region)
 		r.Probe = p.Probe.String()
 		// A bad value in the store is not in the document, and keeps the last good one in force. A good one is in force in a moment.
-		if d.Weight == nil {
+		if d.Weight == nil && r.Ramp == nil {
 			r.Weight = p.Weight
 		}
 		if d.Routing == "" && !p.Routing {

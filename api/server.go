@@ -40,6 +40,8 @@ type Editor interface {
 	DeleteRegistry(ctx context.Context, name string) error
 	CreateReplica(ctx context.Context, registry string, r topology.ReplicaDocument) error
 	UpdateReplica(ctx context.Context, registry, region string, change func(*topology.ReplicaDocument)) error
+	RampReplica(ctx context.Context, registry, region string, over time.Duration, change func(*topology.ReplicaDocument)) error
+	Ramps(ctx context.Context) ([]topology.Ramp, error)
 	DeleteReplica(ctx context.Context, registry, region string, r topology.Request) error
 	RemoveReplica(ctx context.Context, registry, region string) error
 	Apply(ctx context.Context, d topology.Document, prune, dryRun bool) ([]topology.Change, error)
@@ -62,6 +64,8 @@ type Replicator interface {
 // View is what the server answers clients from, at one moment.
 type View struct {
 	Snapshot *topology.Snapshot
+	// Ramps are the weights that change over time, by registry and region.
+	Ramps []topology.Ramp
 	// StoreDown is whether the store cannot be read, so that Snapshot is all there is.
 	StoreDown bool
 	// Held are the raw edits that the guard holds.
@@ -320,7 +324,7 @@ func (s *server) declared(r *http.Request) (topology.Document, error) {
 	return v.Snapshot.Document(), nil
 }
 
-// now is the newest view, with what was reported and asked of replicas read from the store itself: who asked for something finds
+// now is the newest view, with ramps and what was reported and asked of replicas read from the store itself: who asked for something finds
 // it when he looks next, at whichever server.
 func (s *server) now(ctx context.Context) (*View, error) {
 	v := *s.View()
@@ -333,6 +337,9 @@ func (s *server) now(ctx context.Context) (*View, error) {
 	}
 	state := topology.ParseState(tree)
 	v.Replication, v.Requests = state.Replications, state.Requests
+	if v.Ramps, err = s.Editor.Ramps(ctx); err != nil {
+		return nil, err
+	}
 	return &v, nil
 }
 
@@ -635,7 +642,7 @@ func (s *server) apply(r *http.Request) (any, error) {
 	}
 	result := s.applied(intended(before, a.Document, changes), changes)
 	if !a.DryRun {
-		result.Drains = s.drains(changes)
+		result.Drains = s.drains(changes, nil)
 	}
 	return result, nil
 }
@@ -687,16 +694,20 @@ func intended(before, document topology.Document, changes []topology.Change) top
 // spreading is how long a change is on its way into the answers at most, and into the second that a TTL is told in.
 const spreading = 2 * time.Second
 
-// drains tells which replicas clients leave by changes that were made just now.
-func (s *server) drains(changes []topology.Change) []Drain {
+// drains tells which replicas clients leave by changes that were made just now, at once or by the end of one of the ramps.
+func (s *server) drains(changes []topology.Change, ramps []topology.Ramp) []Drain {
 	var drains []Drain
-	until := time.Now().Add(time.Duration(s.TTLMax)*time.Second + spreading).UTC().Truncate(time.Second)
 	for _, c := range changes {
 		registry, region, key, of := partsOf(c.Key)
+		last := time.Now()
+		if ramp := rampOf(ramps, registry, region); ramp != nil {
+			last = ramp.End
+		}
 		leaves := key == "routing" && c.New == RoutingDisabled || key == "weight" && c.New == "0" || key == "" && c.Op == topology.Removed
-		drain := Drain{registry + "/" + region, until}
-		if of && leaves && !slices.Contains(drains, drain) {
-			drains = append(drains, drain)
+		name := registry + "/" + region
+		if of && leaves && !slices.ContainsFunc(drains, func(d Drain) bool { return d.Replica == name }) {
+			until := last.Add(time.Duration(s.TTLMax)*time.Second + spreading).UTC().Truncate(time.Second)
+			drains = append(drains, Drain{name, until})
 		}
 	}
 	return drains
@@ -856,18 +867,27 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 			return nil, err
 		}
 	}
-	if err := s.Editor.UpdateReplica(r.Context(), registry.Name, replica.Region, p.patch); err != nil {
+	if err := s.update(r.Context(), registry.Name, replica.Region, &p); err != nil {
 		return nil, err
 	}
 	after, err := s.declared(r)
 	if err != nil {
 		return nil, err
 	}
+	ramps, err := s.Editor.Ramps(r.Context())
+	if err != nil {
+		return nil, err
+	}
 	// What others change at the same moment is not what was asked for here.
 	prefix := topology.RegistriesPrefix + registry.Name + "/replicas/" + replica.Region + "/"
 	changes := slices.DeleteFunc(topology.Diff(before, after), func(c topology.Change) bool { return !strings.HasPrefix(c.Key, prefix) })
+	ramp := rampOf(ramps, registry.Name, replica.Region)
+	changes, ramped := edited(replica, changes, after.Values(), ramp)
 	result := s.applied(after.Values(), changes)
-	result.Drains = s.drains(changes)
+	if ramped && ramp != nil {
+		result.Ramps = []topology.Ramp{*ramp}
+	}
+	result.Drains = s.drains(changes, result.Ramps)
 	return result, nil
 }
 

@@ -116,6 +116,11 @@ func (s *server) simulate(r *http.Request) (any, error) {
 	}
 	conditions, notes := assumed(v, after, named)
 	decides := router.New(after, charts).With(conditions)
+	for _, ramp := range v.Ramps {
+		if r := after.Registry(ramp.Registry); r != nil && named[ramp.Registry] && r.Replica(ramp.Region) != nil && r.Replica(ramp.Region).Weight == ramp.To {
+			notes = append(notes, fmt.Sprintf("the weight of replica %s/%s, which is on its way, is taken to be %d already", ramp.Registry, ramp.Region, ramp.To))
+		}
+	}
 
 	result := Simulation{Unit: UnitCells, Registries: []RegistrySimulation{}, Topology: v.Snapshot.Digest}
 	if len(clients) > 0 {

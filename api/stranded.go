@@ -9,10 +9,17 @@ import (
 	"portolan/topology"
 )
 
-// strand refuses an edit after which clients get no address that got one before; instead says what to do. Registries that
-// are new are left alone, and so are values that cannot be used, which are told of when they are written.
+// strand refuses an edit after which clients get no address that got one before, now or at the end of ramps; instead says what to do.
+// Registries that are new are left alone, and so are values that cannot be used, which are told of when they are written.
 func (s *server) strand(before, after topology.Values, instead string) error {
 	view := s.View()
+	if err := s.strandIn(view, before, after, instead); err != nil || len(view.Ramps) == 0 {
+		return err
+	}
+	return s.strandIn(view, ofTheMoment(before, view.Ramps), ofTheMoment(after, view.Ramps), instead)
+}
+
+func (s *server) strandIn(view *View, before, after topology.Values, instead string) error {
 	stranded := func(values topology.Values) (map[string][]string, int) {
 		snapshot, _ := topology.Parse(values, nil, s.Reserved)
 		conditions, _ := assumed(view, snapshot, nil)

@@ -28,7 +28,7 @@ func (d *daemon) status() api.Status {
 		Geo:      d.front.databases().all(),
 	}
 	if snapshot := d.keeper.Snapshot(); snapshot != nil {
-		s.Topology.Registries = len(snapshot.Registries)
+		s.Topology.Registries, s.Topology.Ramps = len(snapshot.Registries), snapshot.Ramps
 	}
 	view := d.front.current()
 	d.mu.Lock()

@@ -328,7 +328,7 @@ func (f *frontdoor) update() {
 	if !charted {
 		now.charted = router.New(now.snapshot, now.geography.charts)
 	}
-	view := &api.View{Snapshot: now.snapshot, Verdicts: verdicts, Replication: state.Replications, Requests: state.Requests}
+	view := &api.View{Snapshot: now.snapshot, Ramps: now.snapshot.Ramps, Verdicts: verdicts, Replication: state.Replications, Requests: state.Requests}
 	if charted && reflect.DeepEqual(now.conditions, f.from.conditions) {
 		// The replicator's figures changed: that is no reason to pack every answer again.
 		view.Router, view.Conditions = f.view.Router, f.view.Conditions

@@ -195,6 +195,19 @@ func TestCommands(t *testing.T) {
 	// Weights.
 	out, _ = w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "90")
 	contains(t, "replica update", out, "+ registries/contoso/replicas/westus/weight: 90", "westus 90%, westeurope 10%")
+	out, _ = w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "0", "--over", "1h")
+	contains(t, "replica update --over", out, "~ registries/contoso/replicas/westus/weight: 90 -> 0", "+ registries/contoso/replicas/westus/ramp: 90->0 20",
+		"The weight of contoso/westus goes from 90 to 0 by ", "the shares are those at its end", "Then no more clients are sent to contoso/westus. The last answer")
+	for _, args := range [][]string{{"replica", "list"}, {"replica", "show", "contoso/westus"}} {
+		_, out, _ := w.portolan(args...)
+		contains(t, strings.Join(args, " "), out, " 90 (to 0 by ")
+	}
+	out, _ = w.must(t, 0, "status")
+	contains(t, "status", out, "contoso/westus has the weight 90, to 0 by ")
+	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--weight", "0", "--over", "1s")
+	contains(t, "--over 1s", errout, "want a duration of 10s to 168h")
+	out, _ = w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "90")
+	contains(t, "the end of a ramp", out, "- registries/contoso/replicas/westus/ramp: 90->0 20", "westus 90%, westeurope 10%")
 	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--weight", "101")
 	contains(t, "weight 101", errout, "--weight 101: want a whole number from 0 to 100")
 	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--routing", "on")
@@ -347,6 +360,9 @@ func TestWrongUse(t *testing.T) {
 		{"replica create contoso/westus --addresses 127.0.0.1", "--endpoint is needed"},
 		{"replica create contoso/x --addresses 127.0.0.1 --endpoint http://x --location 1", "want latitude,longitude"},
 		{"replica update contoso/westus", "give at least one flag"},
+		{"replica update contoso/westus --over 30m", "--over 30m0s: says how long the weight takes to change: give --weight N with it, or --routing enabled"},
+		{"replica update contoso/westus --routing disabled --over 30m", "give --weight N with it, or --routing enabled"},
+		{"replica update contoso/westus --weight 5 --over soon", `"soon" for "--over" flag`},
 		{"replica update contoso/westus --weight many", `"many" for "--weight" flag: want a whole number`},
 		{"apply -f x --prune=maybe", "want true or false"},
 		{"replica wait contoso/westus --timeout 0s", "want more than nothing"},

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -92,9 +91,14 @@ func printApplied(w io.Writer, r api.Applied, note string) {
 	}
 	printChanges(w, r.Changes)
 	printShares(w, r.Shares)
+	sent := "No more"
+	for _, ramp := range r.Ramps {
+		fmt.Fprintf(w, "\nThe weight of %s/%s goes from %d to %d by %s; the shares are those at its end.\n", ramp.Registry, ramp.Region, ramp.From, ramp.To, clock(ramp.End))
+		sent = "Then no more"
+	}
 	for _, d := range r.Drains {
-		fmt.Fprintf(w, "\nNo more clients are sent to %s. The last answer that names it expires at %s; resolvers that\nkeep answers longer (a minimum TTL, serve-stale) may send clients there even then.\n",
-			d.Replica, d.Until.Local().Format(time.TimeOnly))
+		fmt.Fprintf(w, "\n%s clients are sent to %s. The last answer that names it expires at %s; resolvers that\nkeep answers longer (a minimum TTL, serve-stale) may send clients there even then.\n",
+			sent, d.Replica, clock(d.Until))
 	}
 	if note != "" {
 		fmt.Fprintln(w, "\n"+note)

@@ -143,8 +143,26 @@ func dash(s string) string {
 func replicaTable(w io.Writer, replicas []api.Replica) {
 	row(w, "NAME", "LOCATION", "STATUS", "HEALTH", "ROUTING", "WEIGHT", "PENDING", "REASON")
 	for _, r := range replicas {
-		row(w, r.Registry+"/"+r.Region, dash(r.Location), r.Status, r.Health, r.Routing, r.Weight, r.Pending, dash(r.Reason))
+		row(w, r.Registry+"/"+r.Region, dash(r.Location), r.Status, r.Health, r.Routing, weightOf(r), r.Pending, dash(r.Reason))
 	}
+}
+
+// weightOf is a replica's weight, and where it goes.
+func weightOf(r api.Replica) string {
+	weight := strconv.Itoa(r.Weight)
+	if r.Ramp != nil {
+		weight += fmt.Sprintf(" (to %d by %s)", r.Ramp.To, clock(r.Ramp.End))
+	}
+	return weight
+}
+
+// clock is a time for people, with its date unless that is today's.
+func clock(t time.Time) string {
+	t = t.Local()
+	if t.Format(time.DateOnly) == time.Now().Format(time.DateOnly) {
+		return t.Format(time.TimeOnly)
+	}
+	return t.Format(time.DateTime)
 }
 
 func registryTable(w io.Writer, registries []api.Registry) {

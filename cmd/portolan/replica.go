@@ -314,7 +314,7 @@ func showReplica(w io.Writer, r api.Replica) {
 	row(w, "Status:", r.Status)
 	row(w, "Health:", r.Health)
 	row(w, "Routing:", r.Routing)
-	row(w, "Weight:", r.Weight)
+	row(w, "Weight:", weightOf(r))
 	row(w, "Probe:", dash(r.Probe))
 	row(w, "Pending:", r.Pending)
 	row(w, "Reason:", dash(r.Reason))
@@ -374,18 +374,25 @@ func nonEmpty(s string) []string {
 func (a *app) replicaUpdate() *cobra.Command {
 	var flags replicaFlags
 	var force bool
+	var over time.Duration
 	cmd := &cobra.Command{
-		Use:   "update REGISTRY/REGION [--weight N] [--routing enabled|disabled] ...",
+		Use:   "update REGISTRY/REGION [--weight N] [--routing enabled|disabled] [--over DURATION] ...",
 		Short: "Change a replica",
 		Long: `Change a replica. Only the flags that are given change anything; an empty value removes
 a setting, so that its default holds (a weight is a number always: 100). The change and
 the shares of clients that result are printed. A weight, routing or address is in the
 answers within a second; resolvers keep what they have until its TTL ends.
 
+With --over the weight goes to the one given, or, with --routing enabled, from 0 to the one
+that there is, little by little over that time. One server at a time makes the steps, and
+another goes on if it fails. Any other edit of weight or routing ends that: --weight alone
+sets a weight at once.
+
 A change after which clients would get no address any more (the last replica with routing
 enabled and a weight above 0) is refused without --force.`,
 		Example: `  portolan replica update contoso/westus --weight 90
-  portolan replica update contoso/westus --routing disabled`,
+  portolan replica update contoso/westus --routing disabled
+  portolan replica update contoso/westus --routing enabled --over 30m`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			registry, region, err := replicaName(args[0])
@@ -425,6 +432,12 @@ enabled and a weight above 0) is refused without --force.`,
 				}
 				p.Location, changed = &place, true
 			}
+			if cmd.Flags().Changed("over") {
+				if p.Weight == nil && (p.Routing == nil || *p.Routing != api.RoutingEnabled) {
+					return usagef("--over %v: says how long the weight takes to change: give --weight N with it, or --routing enabled", over)
+				}
+				p.Over = over.String()
+			}
 			if !changed {
 				return usagef("nothing is to be changed: give at least one flag, such as --weight 90")
 			}
@@ -440,6 +453,7 @@ enabled and a weight above 0) is refused without --force.`,
 		},
 	}
 	flags.add(cmd)
+	cmd.Flags().DurationVar(&over, "over", 0, "let the weight change little by little over that time, 10s to 168h (default: at once)")
 	cmd.Flags().BoolVar(&force, "force", false, "change it also if clients that get an address now get none then")
 	return cmd
 }

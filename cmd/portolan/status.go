@@ -50,6 +50,9 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 	for _, h := range s.Topology.Held {
 		row(w, "Held:", fmt.Sprintf("an edit of %s took away %s: portolan topology confirm %s", h.Registry, strings.Join(h.Missing, ", "), h.Registry))
 	}
+	for _, r := range s.Topology.Ramps {
+		row(w, "Ramp:", fmt.Sprintf("%s/%s has the weight %d, to %d by %s", r.Registry, r.Region, r.From, r.To, clock(r.End)))
+	}
 	if d := s.DNS; d != nil {
 		row(w, "Zone:", fmt.Sprintf("%s, TTL %d to %d s", d.Zone, d.TTLMin, d.TTLMax))
 		row(w, "DNS:", strings.Join(d.Listen, ", "))
