@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"portolan/router/ranges"
 	"portolan/topology"
@@ -191,8 +192,11 @@ func (w *trial) router() *Registry {
 }
 
 func (w *trial) routerOf(registry *topology.Registry) *Registry {
-	return routerFrom(snapshot(registry), Sources{Places: w.places, Networks: w.networks, Prefixes: NewPrefixes(w.prefixes),
-		Latencies: NewLatencies(w.countryMS, w.continentMS)}).With(w.conditions).At(0)
+	return routerFrom(snapshot(registry), w.sources()).With(w.conditions).At(0)
+}
+
+func (w *trial) sources() Sources {
+	return Sources{Places: w.places, Networks: w.networks, Prefixes: NewPrefixes(w.prefixes), Latencies: NewLatencies(w.countryMS, w.continentMS)}
 }
 
 func (w *trial) String() string {
@@ -294,35 +298,37 @@ func TestRules(t *testing.T) {
 	})
 }
 
+// ruled are the regions that the most precise of the rules, and of the prefixes of a file, names for the client of e; nil for none.
+func (w *trial) ruled(e Explanation, rules []topology.Rule, file map[netip.Prefix][]string) []string {
+	best, score := []string(nil), -1
+	for prefix, names := range file {
+		known := slices.ContainsFunc(w.registry.Replicas, func(p *topology.Replica) bool { return slices.Contains(names, p.Region) })
+		if known && prefix.Contains(e.Address) && 1000+prefix.Bits() > score {
+			best, score = names, 1000+prefix.Bits()
+		}
+	}
+	for _, rl := range rules {
+		s := -1
+		switch m := rl.Match; {
+		case m.Prefix.IsValid() && m.Prefix.Contains(e.Address):
+			s = 1000 + m.Prefix.Bits()
+		case m.ASN != 0 && m.ASN == e.ASN:
+			s = 3
+		case m.Country != "" && m.Country == e.Country:
+			s = 2
+		case m.Continent != "" && m.Continent == e.Continent:
+			s = 1
+		}
+		if s > score || s == score && s >= 1000 {
+			best, score = rl.Regions, s
+		}
+	}
+	return best
+}
+
 // plain decides anew, by sorting names, from the place and the cell that e tells.
 func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool) {
-	operators := func(rules []topology.Rule, file map[netip.Prefix][]string) []string {
-		best, score := []string(nil), -1
-		for prefix, names := range file {
-			known := slices.ContainsFunc(w.registry.Replicas, func(p *topology.Replica) bool { return slices.Contains(names, p.Region) })
-			if known && prefix.Contains(e.Address) && 1000+prefix.Bits() > score {
-				best, score = names, 1000+prefix.Bits()
-			}
-		}
-		for _, rl := range rules {
-			s := -1
-			switch m := rl.Match; {
-			case m.Prefix.IsValid() && m.Prefix.Contains(e.Address):
-				s = 1000 + m.Prefix.Bits()
-			case m.ASN != 0 && m.ASN == e.ASN:
-				s = 3
-			case m.Country != "" && m.Country == e.Country:
-				s = 2
-			case m.Continent != "" && m.Continent == e.Continent:
-				s = 1
-			}
-			if s > score || s == score && s >= 1000 {
-				best, score = rl.Regions, s
-			}
-		}
-		return best
-	}
-	order, fence := operators(w.registry.Orders, w.prefixes), operators(w.registry.Fences, nil)
+	order, fence := w.ruled(e, w.registry.Orders, w.prefixes), w.ruled(e, w.registry.Fences, nil)
 	var from *topology.Coordinates
 	if e.Located {
 		from = &topology.Coordinates{Latitude: *e.Latitude, Longitude: *e.Longitude}
@@ -430,6 +436,97 @@ func TestWeightMovesOnlyItsOwn(t *testing.T) {
 	})
 	if moved == 0 {
 		t.Error("nothing ever moved")
+	}
+}
+
+// TestRampMovesOnlyItsOwn: while a weight is raised little by little cells only come to its replica, and while it is lowered they only
+// leave it.
+func TestRampMovesOnlyItsOwn(t *testing.T) {
+	t.Parallel()
+	came, left := 0, 0
+	trials(t, 150, func(t *testing.T, w *trial, random *rand.Rand) {
+		if len(w.registry.Replicas) == 0 {
+			return
+		}
+		charts, err := Chart(t.Context(), snapshot(w.registry), w.sources(), nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		changed := w.registry.Replicas[random.IntN(len(w.registry.Replicas))]
+		start := time.Date(2026, 11, 25, 8, 30, 0, 0, time.UTC)
+		ramp := topology.Ramp{From: random.IntN(101), To: random.IntN(101), Start: start, End: start.Add(30 * time.Minute)}
+		var clients []Client
+		for range 50 {
+			clients = append(clients, Client{w.resolver, w.subnets[random.IntN(len(w.subnets))]})
+		}
+		where := func() (list []string) {
+			changed.Weight = ramp.From
+			r := New(snapshot(w.registry), charts).With(w.conditions).At(0)
+			for _, c := range clients {
+				list = append(list, region(r, r.Decide(c)))
+			}
+			return list
+		}
+		raised, before := ramp.To > ramp.From, where()
+		for now := start; ramp.From != ramp.To; now = now.Add(time.Duration(1+random.IntN(300)) * time.Second) {
+			ramp = ramp.Step(now)
+			after := where()
+			for i, c := range clients {
+				switch {
+				case before[i] == after[i]:
+				case raised && after[i] == changed.Region:
+					came++
+				case !raised && before[i] == changed.Region:
+					left++
+				default:
+					t.Errorf("on the way of %s to %d, at %d, %v moves from %q to %q\n%v", changed.Region, ramp.To, ramp.From, c, before[i], after[i], w)
+					return
+				}
+			}
+			before = after
+		}
+	})
+	if came == 0 || left == 0 {
+		t.Errorf("%d came, %d left", came, left)
+	}
+}
+
+// TestAllDownHolds: where no replica is healthy the policy of the registry holds, and within it the weight 0, disabled routing, fences
+// and what is not seeded.
+func TestAllDownHolds(t *testing.T) {
+	t.Parallel()
+	outcomes := map[Outcome]int{}
+	trials(t, 300, func(t *testing.T, w *trial, random *rand.Rand) {
+		for key, c := range w.conditions {
+			c.Health = Unhealthy
+			w.conditions[key] = c
+		}
+		r := w.router()
+		for range 30 {
+			c := Client{w.resolver, w.subnets[random.IntN(len(w.subnets))]}
+			d := r.Decide(c)
+			outcomes[d.Outcome]++
+			fence := w.ruled(r.Explain(c), w.registry.Fences, nil)
+			candidates := map[string]bool{}
+			for _, p := range w.registry.Replicas {
+				seeded := !w.registry.Policy.Replication || p.Region == w.registry.Home || w.conditions[ReplicaKey{Registry: "r", Region: p.Region}].Seeded
+				candidates[p.Region] = p.Weight > 0 && p.Routing && seeded && (fence == nil || slices.Contains(fence, p.Region))
+			}
+			want := map[topology.AllDownMode]Outcome{topology.AllDownNearest: AllDownNearest, topology.AllDownNone: AllDownNone, topology.AllDownCNAME: AllDownCNAME}[w.registry.Policy.AllDown.Mode]
+			if !slices.Contains(slices.Collect(maps.Values(candidates)), true) {
+				want = NoCandidate
+			}
+			if d.Outcome != want || (d.Replica >= 0) != (want == AllDownNearest) || d.Replica >= 0 && !candidates[region(r, d)] {
+				t.Errorf("%v gets %q %+v, want %v of %v\n%v", c, region(r, d), d, want, candidates, w)
+				return
+			}
+		}
+	})
+	for _, o := range []Outcome{NoCandidate, AllDownNearest, AllDownNone, AllDownCNAME} {
+		if outcomes[o] == 0 {
+			t.Errorf("nobody got %v", o)
+		}
 	}
 }
 
