@@ -260,15 +260,18 @@ func until(t testing.TB, what string, condition func() error) {
 
 // replica is what scripts read of `portolan replica list -o json`: the names of the fields are a promise to them.
 type replica struct {
-	Registry    string   `json:"registry"`
-	Region      string   `json:"region"`
-	Home        bool     `json:"home"`
-	Endpoint    string   `json:"endpoint"`
-	Addresses   []string `json:"addresses"`
-	Status      string   `json:"status"`
-	Health      string   `json:"health"`
-	Routing     string   `json:"routing"`
-	Weight      *int     `json:"weight"`
+	Registry  string   `json:"registry"`
+	Region    string   `json:"region"`
+	Home      bool     `json:"home"`
+	Endpoint  string   `json:"endpoint"`
+	Addresses []string `json:"addresses"`
+	Status    string   `json:"status"`
+	Health    string   `json:"health"`
+	Routing   string   `json:"routing"`
+	Weight    *int     `json:"weight"`
+	Ramp      *struct {
+		To int `json:"to"`
+	} `json:"ramp"`
 	Pending     *int     `json:"pending"`
 	Reason      string   `json:"reason"`
 	Requests    []string `json:"requests"`

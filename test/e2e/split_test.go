@@ -28,8 +28,16 @@ type split struct {
 func newSplit(t *testing.T, sites ...site) *split {
 	t.Helper()
 	s := &split{consul: bed.NewConsul(t, bed.ConsulConfig{}), scene: newScene(t, sites...)}
-	s.api, s.dns = bed.NewAddress(t, "127.0.0.1"), bed.NewAddress(t, "127.0.0.1")
-	s.front = bed.NewPortolan(t, bed.PortolanConfig{Dir: s.path("front"), API: s.api, Args: []string{"--role", "dns"}, Config: fmt.Sprintf(`store: consul://%s/portolan
+	s.front, s.dns = s.door("front")
+	s.api = s.front.API()
+	return s
+}
+
+// door starts a front door, which votes by its name, and returns the address of its DNS as well.
+func (s *split) door(name string) (*bed.Portolan, string) {
+	s.t.Helper()
+	api, dns := bed.NewAddress(s.t, "127.0.0.1"), bed.NewAddress(s.t, "127.0.0.1")
+	return bed.NewPortolan(s.t, bed.PortolanConfig{Dir: s.path(name), API: api, Args: []string{"--role", "dns"}, Config: fmt.Sprintf(`store: consul://%s/portolan
 data: data
 dns:
   listen: ["%s"]
@@ -37,9 +45,8 @@ dns:
   nameservers: {ns1: [127.0.0.1]}
   ttl: {min: 1s, max: 2s}
 api: {listen: "%s"}
-health: {interval: 300ms}
-`, s.consul.Addr(), s.dns, s.api)})
-	return s
+health: {interval: 300ms, voter: %s}
+`, s.consul.Addr(), dns, api, name)}), dns
 }
 
 // replicator starts a replicator whose events listener is there.
@@ -349,18 +356,8 @@ func TestFrontDoorsVote(t *testing.T) {
 	t.Parallel()
 	s := newSplit(t, westus, westeurope)
 	s.declare()
-	for _, name := range []string{"second", "third"} {
-		api := bed.NewAddress(t, "127.0.0.1")
-		bed.NewPortolan(t, bed.PortolanConfig{Dir: s.path(name), API: api, Args: []string{"--role", "dns"}, Config: fmt.Sprintf(`store: consul://%s/portolan
-data: data
-dns:
-  listen: ["%s"]
-  zone: geo.example.net
-  nameservers: {ns1: [127.0.0.1]}
-api: {listen: "%s"}
-health: {interval: 300ms, voter: %s}
-`, s.consul.Addr(), bed.NewAddress(t, "127.0.0.1"), api, name)})
-	}
+	s.door("second")
+	s.door("third")
 	s.until("three servers to vote that both replicas are up", func() error {
 		var st struct {
 			Voters []struct {
