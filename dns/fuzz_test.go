@@ -180,7 +180,8 @@ func FuzzParse(f *testing.F) {
 	})
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		m, q := new(mdns.Msg), new(query)
-		rcode, answer := q.parse(raw)
+		q.parse(raw)
+		rcode, answer := q.rcode, q.answered
 		if m.Unpack(raw) != nil || !canonical(m, raw) {
 			return
 		}

@@ -27,7 +27,11 @@ type worker struct {
 	*responder
 	via   transport
 	shard int
-	query query
+	// query is the one that is being answered: single, if it came alone.
+	query  *query
+	single query
+	// ready makes the decisions of a batch faster.
+	ready router.Prefetch
 	// cookie is what answers the query's, if it has one.
 	cookie [cookieSize]byte
 }
@@ -53,23 +57,38 @@ type response struct {
 // respond appends the answer to message, which came from from, to dst. It appends nothing when the message is not to be
 // answered. It does not allocate while dst has room, except for whoami.
 func (w *worker) respond(dst, message []byte, from netip.AddrPort) []byte {
-	q := &w.query
-	rcode, answer := q.parse(message)
-	if !answer {
-		reason := dropResponse
-		if len(message) < headerSize {
-			reason = dropShort
+	w.single.parse(message)
+	return w.reply(dst, &w.single, from)
+}
+
+// prepare makes a query's decision ready, if there is one to come, with those of others: w.ready is to be run before they are answered.
+func (w *worker) prepare(q *query, from netip.AddrPort) {
+	if z := w.zone.Load(); z != nil && q.answered && len(q.question) > 0 {
+		if n, _, inside := z.find(q); inside && n != nil && n.dynamic != nil {
+			w.ready.Add(n.dynamic.registry, clientOf(q, from))
 		}
-		w.metrics.dropped[w.via][reason][w.shard].n.Add(1)
+	}
+}
+
+// clientOf is the client of a query that came from from.
+func clientOf(q *query, from netip.AddrPort) router.Client {
+	return router.Client{Resolver: from.Addr().Unmap().WithZone(""), Subnet: q.subnet}
+}
+
+// reply appends the answer to a query that was parsed, as respond does.
+func (w *worker) reply(dst []byte, q *query, from netip.AddrPort) []byte {
+	w.query = q
+	if !q.answered {
+		w.metrics.dropped[w.via][q.drop][w.shard].n.Add(1)
 		return dst
 	}
-	r := response{rcode: rcode, ede: edeNone}
+	r := response{rcode: q.rcode, ede: edeNone}
 	state := cookieNone
 	if len(q.cookie) > 0 {
 		state = w.bake(from)
 	}
 	switch {
-	case rcode != mdns.RcodeSuccess:
+	case q.rcode != mdns.RcodeSuccess:
 	case len(q.question) > 0:
 		w.resolve(&r, from)
 	case state == cookieUnknown:
@@ -107,7 +126,7 @@ func (w *worker) bake(from netip.AddrPort) cookieState {
 
 // resolve finds the answer to a well-formed query.
 func (w *worker) resolve(r *response, from netip.AddrPort) {
-	q, z := &w.query, w.zone.Load()
+	q, z := w.query, w.zone.Load()
 	switch q.qtype {
 	case mdns.TypeOPT, mdns.TypeTSIG, mdns.TypeTKEY:
 		r.rcode = mdns.RcodeNotImplemented
@@ -163,7 +182,7 @@ func (w *worker) resolve(r *response, from netip.AddrPort) {
 
 // decide answers at a registry's name.
 func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
-	q, d := &w.query, n.dynamic
+	q, d := w.query, n.dynamic
 	kind := variesOther
 	switch q.qtype {
 	case mdns.TypeA:
@@ -172,7 +191,7 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 		kind = variesAAAA
 	}
 	if d.varies[kind] {
-		client := router.Client{Resolver: from.Addr().Unmap().WithZone(""), Subnet: q.subnet}
+		client := clientOf(q, from)
 		decision := d.registry.Decide(client)
 		r.scope = decision.Scope
 		count := d.none
@@ -215,7 +234,7 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 
 // write puts the response into wire form behind dst.
 func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
-	q := &w.query
+	q := w.query
 	limit := maxMessage
 	if w.via == udp {
 		limit = plainSize

@@ -788,6 +788,15 @@ func TestRespondDoesNotAllocate(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
 			t.Errorf("%s %s: %v allocations", c.name, mdns.Type(c.qtype), n)
 		}
+		batched := func() {
+			w.single.parse(raw)
+			w.prepare(&w.single, from)
+			w.ready.Run()
+			w.reply(out, &w.single, from)
+		}
+		if n := testing.AllocsPerRun(1000, batched); n != 0 {
+			t.Errorf("%s %s, in a batch: %v allocations", c.name, mdns.Type(c.qtype), n)
+		}
 		for name, l := range map[string]*Server{"slipped": slipped, "dropped": dropped} {
 			w := l.responder.worker(udp, 0)
 			if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {

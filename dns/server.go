@@ -41,10 +41,8 @@ type Server struct {
 
 // socket is one address of Options.Listen, bound.
 type socket struct {
-	udp []*net.UDPConn // one for each reader
+	udp []*udpSocket // one for each reader
 	tcp *net.TCPListener
-	// wildcard is whether answers must be told which address to leave from.
-	wildcard bool
 }
 
 // New checks the options and reads the static records and the keys of cookies. The errors name the setting, or the file and line.
@@ -191,7 +189,7 @@ func (s *Server) Addresses() []netip.AddrPort {
 	defer s.mu.Unlock()
 	list := make([]netip.AddrPort, 0, len(s.sockets))
 	for _, k := range s.sockets {
-		list = append(list, k.udp[0].LocalAddr().(*net.UDPAddr).AddrPort())
+		list = append(list, k.udp[0].address())
 	}
 	return list
 }
@@ -203,9 +201,9 @@ func closeAll(sockets []socket) {
 	}
 }
 
-func closeUDP(readers []*net.UDPConn) {
-	for _, conn := range readers {
-		conn.Close()
+func closeUDP(sockets []*udpSocket) {
+	for _, u := range sockets {
+		u.close()
 	}
 }
 
@@ -238,19 +236,7 @@ func bind(at netip.AddrPort) (socket, error) {
 			}
 			return socket{}, bindError(real, "UDP", err)
 		}
-		k := socket{udp: readers, tcp: l, wildcard: at.Addr().IsUnspecified()}
-		for _, conn := range readers {
-			// More only means that the kernel gives less (net.core.rmem_max on Linux): what it gives is enough to run.
-			_ = conn.SetReadBuffer(receiveBuffer)
-			if !k.wildcard {
-				continue
-			}
-			if err := askDestination(conn, family == "6"); err != nil {
-				closeAll([]socket{k})
-				return socket{}, bindError(real, "UDP", err)
-			}
-		}
-		return k, nil
+		return socket{udp: readers, tcp: l}, nil
 	}
 }
 
@@ -291,21 +277,18 @@ func (s *Server) Serve(ctx context.Context) error {
 	var loops sync.WaitGroup
 	t := newTCPServer(s)
 	for _, k := range sockets {
-		for _, conn := range k.udp {
+		for _, u := range k.udp {
 			w := s.responder.worker(udp, t.number())
-			loops.Go(func() { s.answerUDP(ctx, conn, k.wildcard, w) })
+			loops.Go(func() { s.answerUDP(ctx, u, w) })
 		}
 		loops.Go(func() { t.accept(ctx, k.tcp) })
 	}
 	<-ctx.Done()
 	for _, k := range sockets {
 		k.tcp.Close()
-		for _, conn := range k.udp {
-			// A deadline wakes the readers and, other than closing, lets answers under way out.
-			err := errors.Join(conn.SetReadDeadline(time.Unix(1, 0)), conn.SetWriteDeadline(time.Now().Add(lastWrites)))
-			if err != nil {
-				s.log.Warn("stopping a UDP socket", zap.Error(err))
-				conn.Close()
+		for _, u := range k.udp {
+			if err := u.wake(); err != nil {
+				s.log.Error("a UDP socket cannot be stopped", zap.Error(err))
 			}
 		}
 	}
@@ -320,31 +303,55 @@ func (s *Server) Serve(ctx context.Context) error {
 // maxQuery is the longest query that is read. Queries with every option in use stay under 600 bytes.
 const maxQuery = 4096
 
-// readFailed says what to do after a read that failed: end, or go on after a pause, so that whatever it is does not spin.
-func (s *Server) readFailed(ctx context.Context, err error) (end bool) {
-	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-		return true
-	}
+// readFailed pauses after a read that failed, so that whatever it is does not spin.
+func (s *Server) readFailed(ctx context.Context, err error) {
 	s.troubles.Do(func() { s.log.Warn("reading UDP queries", zap.Error(err)) })
 	select {
 	case <-time.After(10 * time.Millisecond):
-		return false
 	case <-ctx.Done():
-		return true
 	}
 }
 
 // respond has w answer, and keeps a fault of the program that one query found from taking the service down: it costs that
 // query its answer, which then is dst as it was.
-func (s *Server) respond(w *worker, dst, message []byte, from netip.AddrPort) (answer []byte) {
+func (s *Server) respond(w *worker, dst, message []byte, from netip.AddrPort) []byte {
+	s.read(&w.single, message)
+	return s.reply(w, dst, &w.single, from)
+}
+
+// read parses a message into q. One that finds a fault is not answered.
+func (s *Server) read(q *query, message []byte) {
 	defer func() {
-		if fault := recover(); fault != nil {
-			answer = dst
-			w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
-			s.troubles.Do(func() {
-				s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
-			})
+		if s.survives(recover()) {
+			q.answered, q.drop = false, dropInternal
 		}
 	}()
-	return w.respond(dst, message, from)
+	q.parse(message)
+}
+
+// prepare has w get ready for the query, as far as it finds no fault.
+func (s *Server) prepare(w *worker, q *query, from netip.AddrPort) {
+	defer func() { s.survives(recover()) }()
+	w.prepare(q, from)
+}
+
+// reply answers what was read.
+func (s *Server) reply(w *worker, dst []byte, q *query, from netip.AddrPort) (answer []byte) {
+	answer = dst
+	defer func() {
+		if s.survives(recover()) {
+			w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
+		}
+	}()
+	return w.reply(dst, q, from)
+}
+
+// survives says whether there was a fault, and notes it.
+func (s *Server) survives(fault any) bool {
+	if fault != nil {
+		s.troubles.Do(func() {
+			s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
+		})
+	}
+	return fault != nil
 }

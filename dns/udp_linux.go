@@ -3,23 +3,41 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
+// udpSocket is a socket that the runtime's poller does not know. Of a socket that it waits for, the kernel tells it whenever an answer
+// has left, as there is room for another: that alone is a tenth of the cost of an answer.
+type udpSocket struct {
+	fd int
+	at netip.AddrPort
+}
+
 // listenUDP binds n sockets to one address, among which the kernel divides clients by a hash of their address
 // (SO_REUSEPORT, socket(7)): readers that share one socket would contend for its lock. The option also lets another server
 // take a part of the queries without a word, so the address is bound without it first, which fails if somebody has it.
-func listenUDP(network string, at netip.AddrPort, n int) ([]*net.UDPConn, error) {
+func listenUDP(network string, at netip.AddrPort, n int) (sockets []*udpSocket, err error) {
+	defer func() {
+		if err != nil {
+			closeUDP(sockets)
+		}
+	}()
 	alone, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err
+	}
+	if n == 1 {
+		s, err := newUDPSocket(alone)
+		return []*udpSocket{s}, err
 	}
 	if err := alone.Close(); err != nil {
 		return nil, err
@@ -32,16 +50,64 @@ func listenUDP(network string, at netip.AddrPort, n int) ([]*net.UDPConn, error)
 		}
 		return err
 	}}
-	var readers []*net.UDPConn
 	for range n {
 		conn, err := share.ListenPacket(context.Background(), network, at.String())
 		if err != nil {
-			closeUDP(readers)
-			return nil, err
+			return sockets, err
 		}
-		readers = append(readers, conn.(*net.UDPConn))
+		s, err := newUDPSocket(conn.(*net.UDPConn))
+		if err != nil {
+			return sockets, err
+		}
+		sockets = append(sockets, s)
 	}
-	return readers, nil
+	return sockets, nil
+}
+
+// newUDPSocket makes conn, which it closes, a socket of its own.
+func newUDPSocket(conn *net.UDPConn) (*udpSocket, error) {
+	// More only means that the kernel gives less (net.core.rmem_max): what it gives is enough to run.
+	_ = conn.SetReadBuffer(receiveBuffer)
+	s := &udpSocket{fd: -1, at: conn.LocalAddr().(*net.UDPAddr).AddrPort()}
+	if s.at.Addr().IsUnspecified() {
+		if err := askDestination(conn, s.at.Addr().Is6()); err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+	}
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		var failed error
+		err = raw.Control(func(fd uintptr) { s.fd, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+		err = errors.Join(err, os.NewSyscallError("fcntl", failed))
+	}
+	// The flag is the socket's: now it waits where that is asked for.
+	if err = errors.Join(err, conn.Close()); err == nil {
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(s.fd, false))
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// address is where the socket is bound.
+func (s *udpSocket) address() netip.AddrPort { return s.at }
+
+// close is for when nobody reads.
+func (s *udpSocket) close() {
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+	}
+}
+
+// wake ends the wait of the reader, and all later ones. Answers can still be written. Linux also shuts down sockets that are not
+// connected, and then says that they are not.
+func (s *udpSocket) wake() error {
+	if err := unix.Shutdown(s.fd, unix.SHUT_RD); err != nil && err != unix.ENOTCONN {
+		return os.NewSyscallError("shutdown", err)
+	}
+	return nil
 }
 
 // batchSize is how many packets one system call reads or writes. The fixed price of a call, some 200 ns, is below 1 % of
@@ -62,13 +128,18 @@ type batch struct {
 	names         [batchSize]unix.RawSockaddrInet6 // large enough for IPv4's
 	controls      [batchSize][]byte
 	queries       [batchSize][]byte
+	parsed        [batchSize]query
 	answers       [batchSize][]byte
 }
 
 func newBatch(wildcard bool) *batch {
 	b := new(batch)
+	// At distances of a page the beginnings of all queries, which is all that most have, would contend for the same lines of the
+	// processor's cache.
+	const distance = maxQuery + 2*64
+	queries := make([]byte, batchSize*distance)
 	for i := range batchSize {
-		b.queries[i], b.answers[i] = make([]byte, maxQuery), make([]byte, 0, ednsSize)
+		b.queries[i], b.answers[i] = queries[i*distance:][:maxQuery], make([]byte, 0, ednsSize)
 		b.inVec[i].Base = unsafe.SliceData(b.queries[i])
 		b.inVec[i].SetLen(maxQuery)
 		m := &b.in[i]
@@ -84,74 +155,97 @@ func newBatch(wildcard bool) *batch {
 	return b
 }
 
-// answerUDP answers until ctx is done, a batch at a time.
+// answerUDP answers until ctx is done and the socket was woken, a batch at a time.
 //
-// The thread is the reader's own, and the calls are raw: they do not block, so that the scheduler need not be told of them.
-// It would take the processor away during the longer ones, and hand it back later, at an eighth of the cost of an answer.
-// Only when there is nothing to read the goroutine waits, as all do. What this costs others is that a garbage collection may
-// have to wait for the end of a call, which is some tens of microseconds.
-func (s *Server) answerUDP(ctx context.Context, conn *net.UDPConn, wildcard bool, w *worker) {
+// The thread is the reader's own, and its calls are raw where they do not block: the scheduler need not be told of them. It would take
+// the processor away during the longer ones, and hand it back later, at an eighth of the cost of an answer. What this costs others is
+// that a garbage collection may have to wait for the end of a call, which is some tens of microseconds. Only when there is nothing to
+// read for longer the scheduler is told, and the thread itself waits in the kernel.
+func (s *Server) answerUDP(ctx context.Context, socket *udpSocket, w *worker) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		s.log.Error("a UDP socket cannot be read: " + err.Error())
-		return
-	}
-	b := newBatch(wildcard)
-	var count, first int // of the call under way
-	var errno unix.Errno
-	receive := func(fd uintptr) bool {
-		count, errno = b.receive(fd)
-		return errno != unix.EAGAIN
-	}
-	send := func(fd uintptr) bool {
-		first, errno = b.send(fd, first, count)
-		return errno != unix.EAGAIN
-	}
+	b := newBatch(socket.at.Addr().IsUnspecified())
 	for {
-		err := raw.Read(receive)
-		if err == nil && errno != 0 {
-			err = os.NewSyscallError("recvmmsg", errno)
+		received, errno := b.receive(socket.fd, unix.MSG_DONTWAIT)
+		if errno == unix.EAGAIN && readable(socket.fd) {
+			received, errno = b.receive(socket.fd, unix.MSG_DONTWAIT)
 		}
-		if err != nil {
-			if s.readFailed(ctx, err) {
-				return
-			}
+		if errno == unix.EAGAIN && ctx.Err() == nil {
+			received, errno = b.receive(socket.fd, unix.MSG_WAITFORONE)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if errno != 0 {
+			s.readFailed(ctx, os.NewSyscallError("recvmmsg", errno))
 			continue
 		}
-		received := count
-		count, first = 0, 0
+		// All queries are read before the first is answered, so that what their decisions look at comes from memory at the same time.
 		for i := range received {
-			m := &b.in[i]
-			answer := s.respond(w, b.answers[i][:0], b.queries[i][:m.length], b.from(i))
+			s.read(&b.parsed[i], b.queries[i][:b.in[i].length])
+			s.prepare(w, &b.parsed[i], b.from(i))
+		}
+		w.ready.Run()
+		count := 0
+		for i := range received {
+			answer := s.reply(w, b.answers[i][:0], &b.parsed[i], b.from(i))
 			if len(answer) > 0 {
 				b.answer(count, i, answer)
 				count++
 			}
 		}
-		for first < count {
-			if err := raw.Write(send); err != nil { // the end has come, and the socket takes no more
+		for first := 0; first < count; {
+			first, errno = b.send(socket.fd, first, count)
+			switch {
+			case errno == unix.EAGAIN && !writable(socket.fd):
 				w.metrics.sendErrors.Add(uint64(count - first))
-				break
-			}
-			if errno != 0 && first < count {
-				w.metrics.sendErrors.Add(1) // the one that the call began with
+				first = count
+			case errno != 0 && errno != unix.EAGAIN: // of the one that the call began with
+				w.metrics.sendErrors.Add(1)
 				first++
 			}
 		}
 	}
 }
 
-// receive reads what is there, at most a batch. An error is for the whole call.
-func (b *batch) receive(fd uintptr) (count int, errno unix.Errno) {
+// shortWait is how long a reader keeps its processor while it waits: under load the next packet comes within it. The runtime's monitor,
+// which takes processors from those who wait in the kernel, would otherwise be awake every 20 µs, and now and then give this one
+// to somebody else at the wrong moment. Others have to wait for no longer than that, a garbage collection among them.
+const shortWait = 100 * time.Microsecond
+
+// readable waits for shortWait at most until there is something to read.
+func readable(fd int) bool {
+	socket := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	limit := unix.NsecToTimespec(int64(shortWait))
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&socket)), 1, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	return n == 1
+}
+
+// writable waits until the socket takes another packet, or has not taken one for too long.
+func writable(fd int) bool {
+	socket := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	for {
+		n, err := unix.Poll(socket[:], int(lastWrites.Milliseconds()))
+		if err != unix.EINTR {
+			return err == nil && n > 0
+		}
+	}
+}
+
+// receive reads what is there, at most a batch. With MSG_DONTWAIT it does not wait for anything, with MSG_WAITFORONE for the first packet.
+// An error is for the whole call.
+func (b *batch) receive(fd int, flags uintptr) (count int, errno unix.Errno) {
 	for i := range b.in {
 		m := &b.in[i]
 		m.Namelen = unix.SizeofSockaddrInet6
 		m.SetControllen(len(b.controls[i]))
 	}
+	call := unix.RawSyscall6
+	if flags&unix.MSG_DONTWAIT == 0 {
+		call = unix.Syscall6
+	}
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in)), batchSize, unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.in)), batchSize, flags, 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}
@@ -163,9 +257,9 @@ func (b *batch) receive(fd uintptr) (count int, errno unix.Errno) {
 }
 
 // send writes the answers from first up to count, and returns the first that was not written. An error is that one's.
-func (b *batch) send(fd uintptr, first, count int) (next int, errno unix.Errno) {
+func (b *batch) send(fd, first, count int) (next int, errno unix.Errno) {
 	for first < count {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[first])), uintptr(count-first), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.out[first])), uintptr(count-first), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}

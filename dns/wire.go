@@ -56,6 +56,11 @@ const (
 
 // query is a parsed query. Its slices point into the message.
 type query struct {
+	// answered is whether there is to be an answer, with rcode unless more is found; drop is why not.
+	answered bool
+	drop     int
+	rcode    int
+
 	id, flags uint16
 	// question is the question section as it came, name first; empty if it could not be read, or if the query asks for nothing
 	// but a cookie.
@@ -81,28 +86,29 @@ type query struct {
 	depth  int
 }
 
-// parse reads message into q. It returns false for what is not to be answered at all (too short for a header, or a response:
-// answering those makes loops), otherwise the rcode that the message alone demands: NOERROR, FORMERR, NOTIMP or BADVERS.
-// Also with an error, q holds what could be read: an answer without an OPT record to a query with one would say that this
-// server has no EDNS (RFC 6891, section 7).
-func (q *query) parse(message []byte) (rcode int, answer bool) {
+// parse reads message into q. What is not to be answered at all is too short for a header, or a response: answering those makes loops.
+// The rcode is what the message alone demands: NOERROR, FORMERR, NOTIMP or BADVERS. Also with an error, q holds what could be read: an
+// answer without an OPT record to a query with one would say that this server has no EDNS (RFC 6891, section 7).
+func (q *query) parse(message []byte) {
+	q.answered, q.drop, q.rcode = false, dropShort, 0
 	q.question, q.cookie, q.ecs, q.subnet = nil, nil, nil, netip.Prefix{}
 	q.nameLen, q.depth, q.qtype, q.qclass = 0, 0, 0, 0
 	q.edns, q.version, q.size, q.do, q.nsid = false, 0, 0, false, false
 	if len(message) < headerSize {
-		return 0, false
+		return
 	}
 	q.id = binary.BigEndian.Uint16(message)
 	q.flags = binary.BigEndian.Uint16(message[2:])
 	if q.flags&flagQR != 0 {
-		return 0, false
+		q.drop = dropResponse
+		return
 	}
-	rcode = q.parseSections(message)
+	q.rcode = q.parseSections(message)
 	if q.flags&opcode != 0 {
 		// All opcodes share the form of messages (RFC 1035, section 4.1; RFC 2136, section 2), if not its meaning.
-		rcode = mdns.RcodeNotImplemented
+		q.rcode = mdns.RcodeNotImplemented
 	}
-	return rcode, true
+	q.answered = true
 }
 
 // parseSections reads what follows the header.

@@ -238,6 +238,31 @@ func TestCompiledEmpty(t *testing.T) {
 	}
 }
 
+// Prefetch takes whatever Lookup takes, and changes nothing.
+func TestPrefetch(t *testing.T) { // not parallel: it counts allocations
+	random := rand.New(rand.NewPCG(7, 8))
+	var entries []Entry[int]
+	for i := range 200 {
+		p4, _ := addr4(random.Uint32()).Prefix(8 + random.IntN(25))
+		p6, _ := key{random.Uint64(), random.Uint64()}.addr().Prefix(8 + random.IntN(121))
+		entries = append(entries, Entry[int]{p4, i}, Entry[int]{p6, i})
+	}
+	table := New(entries)
+	for _, c := range []*Compiled[int]{new(Compiled[int]), table.Compile(), table.compile(0)} {
+		var places []Place[int]
+		for _, e := range entries {
+			places = append(places, Place[int]{Table: c, Addr: e.Prefix.Addr()})
+		}
+		for _, a := range []string{"0.0.0.0", "255.255.255.255", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
+			places = append(places, Place[int]{Table: c, Addr: netip.MustParseAddr(a)})
+		}
+		places = append(places, Place[int]{Table: c})
+		if n := testing.AllocsPerRun(10, func() { Prefetch(places) }); n != 0 {
+			t.Errorf("it allocates %v times", n)
+		}
+	}
+}
+
 // TestCombine: at every address the value is that of the two tables together.
 func TestCombine(t *testing.T) {
 	t.Parallel()
