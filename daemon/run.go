@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -690,6 +691,8 @@ func (d *daemon) answer(ctx context.Context, o Options) error {
 	if err := d.server.Listen(); err != nil {
 		return err
 	}
+	// Those that read UDP hold processors of the runtime's: without more of them all else would come late on a small machine.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + d.server.Readers())
 	d.answering.Store(true)
 	if o.Bound != nil {
 		o.Bound(d.addresses())

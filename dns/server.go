@@ -194,6 +194,22 @@ func (s *Server) Addresses() []netip.AddrPort {
 	return list
 }
 
+// Readers is how many threads read UDP, after Listen. While they answer, and for a while when they wait, each has one of the runtime's
+// processors (GOMAXPROCS) to itself: so that others need not wait for the runtime's monitor to take it, every 10 ms, there should be as
+// many more. It is zero where the readers wait as all goroutines do.
+func (s *Server) Readers() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, k := range s.sockets {
+		n += len(k.udp)
+	}
+	if !ownThreads {
+		return 0
+	}
+	return n
+}
+
 func closeAll(sockets []socket) {
 	for _, k := range sockets {
 		closeUDP(k.udp)
@@ -333,6 +349,12 @@ func (s *Server) read(q *query, message []byte) {
 func (s *Server) prepare(w *worker, q *query, from netip.AddrPort) {
 	defer func() { s.survives(recover()) }()
 	w.prepare(q, from)
+}
+
+// run ends the preparations.
+func (s *Server) run(w *worker) {
+	defer func() { s.survives(recover()) }()
+	w.ready.Run()
 }
 
 // reply answers what was read.

@@ -15,6 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ownThreads is whether readers wait on threads of their own.
+const ownThreads = true
+
 // udpSocket is a socket that the runtime's poller does not know. Of a socket that it waits for, the kernel tells it whenever an answer
 // has left, as there is room for another: that alone is a tenth of the cost of an answer.
 type udpSocket struct {
@@ -37,7 +40,10 @@ func listenUDP(network string, at netip.AddrPort, n int) (sockets []*udpSocket, 
 	}
 	if n == 1 {
 		s, err := newUDPSocket(alone)
-		return []*udpSocket{s}, err
+		if err != nil {
+			return nil, err
+		}
+		return []*udpSocket{s}, nil
 	}
 	if err := alone.Close(); err != nil {
 		return nil, err
@@ -80,9 +86,11 @@ func newUDPSocket(conn *net.UDPConn) (*udpSocket, error) {
 		err = raw.Control(func(fd uintptr) { s.fd, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
 		err = errors.Join(err, os.NewSyscallError("fcntl", failed))
 	}
-	// The flag is the socket's: now it waits where that is asked for.
-	if err = errors.Join(err, conn.Close()); err == nil {
-		err = os.NewSyscallError("fcntl", unix.SetNonblock(s.fd, false))
+	err = errors.Join(err, conn.Close())
+	if err == nil { // it waits where that is asked for, and looks around now and then should it not be woken
+		often := unix.NsecToTimeval(int64(time.Second))
+		err = errors.Join(os.NewSyscallError("fcntl", unix.SetNonblock(s.fd, false)),
+			os.NewSyscallError("setsockopt", unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &often)))
 	}
 	if err != nil {
 		s.close()
@@ -160,21 +168,18 @@ func newBatch(wildcard bool) *batch {
 // The thread is the reader's own, and its calls are raw where they do not block: the scheduler need not be told of them. It would take
 // the processor away during the longer ones, and hand it back later, at an eighth of the cost of an answer. What this costs others is
 // that a garbage collection may have to wait for the end of a call, which is some tens of microseconds. Only when there is nothing to
-// read for longer the scheduler is told, and the thread itself waits in the kernel.
+// read the scheduler is told, and the thread itself waits in the kernel: see Readers.
 func (s *Server) answerUDP(ctx context.Context, socket *udpSocket, w *worker) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	b := newBatch(socket.at.Addr().IsUnspecified())
-	for {
+	for ctx.Err() == nil {
 		received, errno := b.receive(socket.fd, unix.MSG_DONTWAIT)
-		if errno == unix.EAGAIN && readable(socket.fd) {
-			received, errno = b.receive(socket.fd, unix.MSG_DONTWAIT)
-		}
-		if errno == unix.EAGAIN && ctx.Err() == nil {
+		if errno == unix.EAGAIN {
 			received, errno = b.receive(socket.fd, unix.MSG_WAITFORONE)
 		}
-		if ctx.Err() != nil {
-			return
+		if errno == unix.EAGAIN {
+			continue
 		}
 		if errno != 0 {
 			s.readFailed(ctx, os.NewSyscallError("recvmmsg", errno))
@@ -185,7 +190,7 @@ func (s *Server) answerUDP(ctx context.Context, socket *udpSocket, w *worker) {
 			s.read(&b.parsed[i], b.queries[i][:b.in[i].length])
 			s.prepare(w, &b.parsed[i], b.from(i))
 		}
-		w.ready.Run()
+		s.run(w)
 		count := 0
 		for i := range received {
 			answer := s.reply(w, b.answers[i][:0], &b.parsed[i], b.from(i))
@@ -208,19 +213,6 @@ func (s *Server) answerUDP(ctx context.Context, socket *udpSocket, w *worker) {
 	}
 }
 
-// shortWait is how long a reader keeps its processor while it waits: under load the next packet comes within it. The runtime's monitor,
-// which takes processors from those who wait in the kernel, would otherwise be awake every 20 µs, and now and then give this one
-// to somebody else at the wrong moment. Others have to wait for no longer than that, a garbage collection among them.
-const shortWait = 100 * time.Microsecond
-
-// readable waits for shortWait at most until there is something to read.
-func readable(fd int) bool {
-	socket := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	limit := unix.NsecToTimespec(int64(shortWait))
-	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&socket)), 1, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
-	return n == 1
-}
-
 // writable waits until the socket takes another packet, or has not taken one for too long.
 func writable(fd int) bool {
 	socket := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
@@ -232,7 +224,8 @@ func writable(fd int) bool {
 	}
 }
 
-// receive reads what is there, at most a batch. With MSG_DONTWAIT it does not wait for anything, with MSG_WAITFORONE for the first packet.
+// receive reads what is there, at most a batch. With MSG_DONTWAIT it does not wait for anything, with MSG_WAITFORONE for the first packet, a second
+// at most.
 // An error is for the whole call.
 func (b *batch) receive(fd int, flags uintptr) (count int, errno unix.Errno) {
 	for i := range b.in {

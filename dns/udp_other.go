@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// ownThreads is whether readers wait on threads of their own.
+const ownThreads = false
+
 // udpSocket is a socket of the runtime's. On other systems than Linux answers from a wildcard address leave from the address that the
 // kernel prefers: list the addresses in dns.listen there.
 type udpSocket struct{ conn *net.UDPConn }

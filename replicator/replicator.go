@@ -102,7 +102,7 @@ func New(o Options) (*Replicator, error) {
 	var uploads *transfer.Journal
 	if o.Uploads != "" {
 		if uploads, err = transfer.OpenJournal(o.Uploads); err != nil {
-			return nil, err
+			o.Log.Warn("uploads that were under way begin anew", zap.Error(err))
 		}
 	}
 	m, err := newMetrics(o.Metrics)

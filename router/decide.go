@@ -354,8 +354,11 @@ func (p *Prefetch) Add(r *Registry, c Client) {
 
 // Run brings what the decisions need into the processor's caches, and empties the list. The decisions are the same without it.
 func (p *Prefetch) Run() {
+	defer func() {
+		clear(p.places) // a table that is replaced must not be kept by them
+		p.places = p.places[:0]
+	}()
 	ranges.Prefetch(p.places)
-	p.places = p.places[:0]
 }
 
 // view is what a decision knows of its client.

@@ -2,9 +2,12 @@ package router
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
+	"weak"
 
 	"portolan/router/ranges"
 	"portolan/topology"
@@ -369,4 +372,25 @@ func TestManyRules(t *testing.T) {
 	if d := r.Decide(Client{Subnet: subnet("30.1.2.0/24")}); region(r, d) != "southeastasia" {
 		t.Errorf("got %q %+v, want southeastasia, which the last rule names", region(r, d), d)
 	}
+}
+
+// TestPrefetchKeepsNothing: the table that was made ready is not kept when it is replaced.
+func TestPrefetchKeepsNothing(t *testing.T) {
+	t.Parallel()
+	var p Prefetch
+	client := Client{Resolver: netip.MustParseAddr("8.8.8.8")}
+	r := newTrial(rand.New(rand.NewPCG(1, 2))).router()
+	for range 32 {
+		p.Add(r, client)
+	}
+	p.Run()
+	former := weak.Make(r.chart.table)
+	r = newTrial(rand.New(rand.NewPCG(3, 4))).router()
+	p.Add(r, client)
+	p.Run()
+	runtime.GC()
+	if former.Value() != nil {
+		t.Error("the former table is still there")
+	}
+	runtime.KeepAlive(&p)
 }

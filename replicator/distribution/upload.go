@@ -72,7 +72,7 @@ func (c *Client) startUpload(ctx context.Context, repo string, query url.Values,
 	return false, up, nil
 }
 
-// ResumeUpload takes up a session by the Location of an earlier Upload, if it is at this endpoint. Sync says whether it still stands.
+// ResumeUpload takes up a session by the Location of an earlier Upload of this endpoint. Sync says whether it still stands.
 func (c *Client) ResumeUpload(repo, location string) (*Upload, error) {
 	full, err := c.full(repo)
 	if err != nil {

@@ -28,7 +28,7 @@ func (c *copying) provide(ctx context.Context, d distribution.Descriptor) error 
 	var session *distribution.Upload
 	defer func() {
 		if session != nil && t.cancel(ctx, session) {
-			c.forget(d)
+			c.forget(d, session)
 		}
 	}()
 	asked := false // whether the repository itself was asked
@@ -191,9 +191,12 @@ func (c *copying) place(d distribution.Descriptor) place {
 	return place{Target: c.target.name, Repository: c.Repository, Digest: d.Digest}
 }
 
-// forget drops the upload of a blob from the journal.
-func (c *copying) forget(d distribution.Descriptor) {
+// forget drops the upload of a blob from the journal; if a session is given, only if it is that one's.
+func (c *copying) forget(d distribution.Descriptor, session *distribution.Upload) {
 	if c.target.journal == nil {
+		return
+	}
+	if s, ok := c.target.journal.find(c.place(d)); !ok || session != nil && !s.of(session) {
 		return
 	}
 	if err := c.target.journal.drop(c.place(d)); err != nil {
@@ -230,7 +233,7 @@ func (c *copying) upload(ctx context.Context, d distribution.Descriptor, session
 	if err != nil {
 		return c.refused(d.Digest, fmt.Errorf("sending blob %s: %w", d.Digest, err))
 	}
-	c.forget(d)
+	c.forget(d, nil)
 	c.count(func(s *Stats) { s.Sent += d.Size })
 	return nil
 }
@@ -266,7 +269,7 @@ func (u *uploading) resume(ctx context.Context) error {
 	case distribution.StateOfReplica(err):
 		return err
 	case err != nil:
-		u.forget(u.desc)
+		u.forget(u.desc, nil)
 		return nil
 	}
 	if err := u.stream.restore(s.Hashes, session.Offset()); err != nil {

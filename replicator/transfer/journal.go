@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
+
+	"portolan/replicator/distribution"
 )
 
 const (
@@ -18,6 +21,8 @@ const (
 	journalLife = 24 * time.Hour
 	// maxJournal bounds the uploads that are remembered, by more than what many targets have under way.
 	maxJournal = 256
+	// maxJournalSize is more than that takes.
+	maxJournalSize = 4 << 20
 )
 
 // Journal remembers in a file where the uploads of large blobs stand, so that a process that was killed goes on with them when it is
@@ -48,32 +53,48 @@ type standing struct {
 	Since  time.Time `json:"since"`
 }
 
+// of is whether it is the session's: its path stays as it is, whatever the registry adds with each answer. Should it not, a session that
+// is no more is asked for once.
+func (s standing) of(session *distribution.Upload) bool {
+	then, err1 := url.Parse(s.Location)
+	now, err2 := url.Parse(session.Location())
+	return err1 == nil && err2 == nil && then.Host == now.Host && then.Path == now.Path
+}
+
 // hashed is the state of a hash of the bytes before an offset.
 type hashed struct {
 	Offset int64  `json:"offset"`
 	State  []byte `json:"state"`
 }
 
-// OpenJournal reads the journal in the file path, if there is one. Its folder must exist. The error is that of reading it.
+// OpenJournal reads the journal in the file path, if there is one. Its folder must exist, and be no other process's. A file that cannot be
+// read begins anew: the error says why, and the Journal is good all the same.
 func OpenJournal(path string) (*Journal, error) {
 	j := &Journal{path: path, uploads: make(map[place]standing)}
-	text, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return j, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading which uploads were under way: %w", err)
+		return j, fmt.Errorf("reading which uploads were under way: %w", err)
 	}
+	defer f.Close()
 	var all []standing
-	if json.Unmarshal(text, &all) != nil {
-		return j, nil // the machine lost its power
+	if err := json.NewDecoder(io.LimitReader(f, maxJournalSize)).Decode(&all); err != nil { // the machine lost its power, perhaps
+		return j, fmt.Errorf("reading which uploads were under way: %s: %w", path, err)
 	}
 	for _, s := range all {
-		if time.Since(s.Since) < journalLife {
+		if s.remembered() {
 			j.uploads[s.place] = s
 		}
 	}
 	return j, nil
+}
+
+// remembered is whether it is not too long ago; nor to come, as it is when a clock stood ahead.
+func (s standing) remembered() bool {
+	age := time.Since(s.Since)
+	return age >= 0 && age < journalLife
 }
 
 // find returns where an upload stands, as far as is known.
@@ -108,7 +129,7 @@ func (j *Journal) drop(p place) error {
 func (j *Journal) store() (err error) {
 	all := make([]standing, 0, len(j.uploads))
 	for p, s := range j.uploads {
-		if time.Since(s.Since) >= journalLife {
+		if !s.remembered() {
 			delete(j.uploads, p)
 			continue
 		}
@@ -128,14 +149,9 @@ func (j *Journal) store() (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(j.path), filepath.Base(j.path)+".*")
-	if err != nil {
+	next := j.path + ".new"
+	if err := os.WriteFile(next, text, 0o600); err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // fails if all went well
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), j.path)
+	return os.Rename(next, j.path)
 }

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"portolan/replicator/distribution"
 )
@@ -65,11 +68,19 @@ func TestJournal(t *testing.T) {
 	if err := os.WriteFile(path, []byte(`[{"target":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	for _, unreadable := range []string{path, t.TempDir()} {
+		j, err := OpenJournal(unreadable)
+		if err == nil || j == nil || len(j.uploads) != 0 {
+			t.Errorf("%s: %+v, %v", unreadable, j, err)
+		}
+	}
+	// A clock that stood ahead keeps nobody out.
+	ahead, err := json.Marshal(standing{place: one, Since: time.Now().Add(time.Hour)})
+	if err := errors.Join(err, os.WriteFile(path, fmt.Appendf(nil, "[%s]", ahead), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	if j := open(t, path); len(j.uploads) != 0 {
 		t.Errorf("%+v", j.uploads)
-	}
-	if _, err := OpenJournal(t.TempDir()); err == nil {
-		t.Error("a folder is a journal")
 	}
 }
 
