@@ -176,6 +176,27 @@ type Status struct {
 	Events   *EventsStatus `json:"events,omitempty"`
 	// Voters are the servers that vote on the health of replicas, the one that was asked first; absent where there are no votes.
 	Voters []health.Voter `json:"voters,omitempty"`
+	// Replicas is how those of each registry are.
+	Replicas []ReplicaSummary `json:"replicas,omitempty"`
+}
+
+// ReplicaSummary is how the replicas of one registry are, of those that are served.
+type ReplicaSummary struct {
+	Registry string `json:"registry"`
+	Total    int    `json:"total"`
+	// Healthy and Unhealthy are by the probes; of the others nothing is known here.
+	Healthy   int `json:"healthy"`
+	Unhealthy int `json:"unhealthy"`
+	// Troubled are the replicas that need somebody's attention.
+	Troubled []TroubledReplica `json:"troubled,omitempty"`
+}
+
+// TroubledReplica is what is wrong with a replica.
+type TroubledReplica struct {
+	Region string `json:"region"`
+	// State is Unhealthy, Degraded, both, or what the replica waits for.
+	State  string `json:"state"`
+	Reason string `json:"reason,omitempty"`
 }
 
 // StoreStatus is the state of the store.

@@ -161,3 +161,36 @@ func (r *Replica) health(v *View, key router.ReplicaKey) []string {
 	}
 	return nil
 }
+
+// Summarize says of each registry how its replicas are.
+func Summarize(v *View) []ReplicaSummary {
+	if v.Snapshot == nil {
+		return nil
+	}
+	var summaries []ReplicaSummary
+	for _, served := range v.Snapshot.Registries {
+		sum := ReplicaSummary{Registry: served.Name, Total: len(served.Replicas)}
+		for _, p := range served.Replicas {
+			r := describeReplica(v, topology.RegistryDocument{Name: served.Name, Home: served.Home}, served, topology.ReplicaDocument{Region: p.Region})
+			var states []string
+			switch r.Health {
+			case router.Healthy.String():
+				sum.Healthy++
+			case router.Unhealthy.String():
+				sum.Unhealthy++
+				states = append(states, r.Health)
+			}
+			switch {
+			case r.Status == topology.Degraded:
+				states = append(states, string(r.Status))
+			case r.Status != topology.Deleting && r.Replication != nil && r.Replication.Phase == topology.PhasePlanned:
+				states = append(states, "waiting for an operator")
+			}
+			if len(states) > 0 {
+				sum.Troubled = append(sum.Troubled, TroubledReplica{Region: p.Region, State: strings.Join(states, " and "), Reason: r.Reason})
+			}
+		}
+		summaries = append(summaries, sum)
+	}
+	return summaries
+}

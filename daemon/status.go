@@ -83,6 +83,7 @@ func (d *daemon) status() api.Status {
 	if d.server != nil {
 		s.Warnings = append(s.Warnings, strandedWarnings(view)...)
 	}
+	s.Replicas = api.Summarize(view)
 	s.Warnings = append(s.Warnings, unreadableWarnings(view)...)
 	if d.config.API.Listen.Addr().IsLoopback() || d.apiPair != nil {
 		// Nobody on the way reads the token.

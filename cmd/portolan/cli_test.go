@@ -295,7 +295,7 @@ func TestCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	contains(t, "status", out, "Version:", "1.2.3", "dns, replicator", "geo.example.net.", "1 registry,", "warning:  the store differs from ",
+	contains(t, "status", out, "Version:", "1.2.3", "dns, replicator", "geo.example.net.", "1 registry,", "Replicas of contoso:", "warning:  the store differs from ",
 		"portolan apply -f ", "would change this", "- registries/contoso/replicas/westus/weight: 80\n")
 	out, _ = w.must(t, 0, "check", "contoso", "--resolver", "127.0.0.1:1", "-o", "json")
 	contains(t, "check", out, "authoritative over UDP and TCP", "goes to westeurope")

@@ -49,6 +49,20 @@ func TestAgo(t *testing.T) {
 	}
 }
 
+func TestSummaryOf(t *testing.T) {
+	t.Parallel()
+	for want, r := range map[string]api.ReplicaSummary{
+		"3 of 3 healthy":                    {Total: 3, Healthy: 3},
+		"1 of 3 healthy, 2 not probed here": {Total: 3, Healthy: 1},
+		"1 of 3 healthy; westeurope is Unhealthy: refused; southeastasia is Degraded": {Total: 3, Healthy: 1, Unhealthy: 2, Troubled: []api.TroubledReplica{
+			{Region: "westeurope", State: "Unhealthy", Reason: "refused"}, {Region: "southeastasia", State: "Degraded"}}},
+	} {
+		if got := summaryOf(r); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // A replica that only the file has may have been deleted; pruning is for those that only the store has.
 func TestShowDrift(t *testing.T) {
 	t.Parallel()

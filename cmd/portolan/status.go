@@ -17,7 +17,7 @@ import (
 func (a *app) status() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Show the state of the server: roles, store, topology, problems, databases",
+		Short: "Show the state of the server: roles, store, topology, replicas, problems, databases",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
@@ -47,6 +47,9 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 		row(w, "", "cannot be read: "+s.Store.Error)
 	}
 	row(w, "Topology:", fmt.Sprintf("%s, digest %s, changed %s", counted(s.Topology.Registries, "registry", "registries"), clipDigest(s.Topology.Digest), ago(s.Topology.Changed, now)))
+	for _, r := range s.Replicas {
+		row(w, "Replicas of "+r.Registry+":", summaryOf(r))
+	}
 	for _, h := range s.Topology.Held {
 		row(w, "Held:", fmt.Sprintf("an edit of %s took away %s: portolan topology confirm %s", h.Registry, strings.Join(h.Missing, ", "), h.Registry))
 	}
@@ -105,6 +108,22 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 		fmt.Fprintln(w)
 		showDrift(w, s.Topology.File, s.Topology.Drift)
 	}
+}
+
+// summaryOf is how the replicas of a registry are, in a line.
+func summaryOf(r api.ReplicaSummary) string {
+	says := []string{fmt.Sprintf("%d of %d healthy", r.Healthy, r.Total)}
+	if unknown := r.Total - r.Healthy - r.Unhealthy; unknown > 0 {
+		says[0] += fmt.Sprintf(", %d not probed here", unknown)
+	}
+	for _, t := range r.Troubled {
+		trouble := t.Region + " is " + t.State
+		if t.Reason != "" {
+			trouble += ": " + t.Reason
+		}
+		says = append(says, trouble)
+	}
+	return strings.Join(says, "; ")
 }
 
 // showDrift tells what portolan apply would make of the store by the topology file, and of a replica that it would create what else
