@@ -58,6 +58,8 @@ type harbour struct {
 	region  string
 	weight  int
 	routing bool
+	// ramping is whether the weight changes over time.
+	ramping bool
 	// tail is what follows the cell in the text that is hashed into the bucket.
 	tail string
 }
@@ -75,20 +77,21 @@ func New(s *topology.Snapshot, charts *Charts) *Router {
 		if c == nil {
 			c = charts.latest[t.Name]
 		}
-		r.registries[i].berth = newBerth(t, c, charts)
+		r.registries[i].berth = newBerth(t, s.Ramps, c, charts)
 		r.byName[t.Name] = i
 	}
 	return r.With(nil)
 }
 
-func newBerth(t *topology.Registry, c *chart, charts *Charts) *berth {
+func newBerth(t *topology.Registry, ramps []topology.Ramp, c *chart, charts *Charts) *berth {
 	if c == nil {
 		d := newDraft(t, Sources{})
 		c = &chart{regions: d.regions, rules: d.rules, table: new(ranges.Compiled[uint32]), routes: []route{{}}}
 	}
 	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.sources.Places, digest: charts.sources.Digest, home: -1}
 	for _, p := range t.Replicas {
-		b.replicas = append(b.replicas, harbour{region: p.Region, weight: p.Weight, routing: p.Routing, tail: bucketTail(t.Name, p.Region)})
+		ramping := slices.ContainsFunc(ramps, func(r topology.Ramp) bool { return r.Registry == t.Name && r.Region == p.Region })
+		b.replicas = append(b.replicas, harbour{region: p.Region, weight: p.Weight, routing: p.Routing, ramping: ramping, tail: bucketTail(t.Name, p.Region)})
 	}
 	for i, r := range c.regions {
 		b.harbours = append(b.harbours, slices.IndexFunc(b.replicas, func(h harbour) bool { return h.region == r.name }))
@@ -133,6 +136,7 @@ func (b *berth) with(c Conditions) Registry {
 		if known, ok := c[ReplicaKey{Registry: b.topology.Name, Region: b.replicas[i].region}]; ok {
 			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded, leaving: known.Leaving, lagging: known.Lagging}
 		}
+		r.conditions[i].settled = r.conditions[i].settled && !b.replicas[i].ramping
 	}
 	for i, order := range b.orders {
 		r.verdicts[i] = r.verdict(order)
@@ -204,8 +208,8 @@ type Decision struct {
 	// subnet is private or bogus, for the same resolver. It exceeds the source length where that was too short to tell.
 	// 0 without a subnet, and for one of length 0.
 	Scope int
-	// Settled is whether no probe speaks against the state of any replica up to the chosen one, of all candidates where
-	// none kept the cell.
+	// Settled is whether nothing is about to change: no probe speaks against the state of any replica up to the chosen one, of
+	// all candidates where none kept the cell, none of these has a weight that changes over time, and one of them is healthy.
 	Settled bool
 }
 
@@ -278,7 +282,19 @@ func (r *Registry) verdict(order []uint16) verdict {
 	v := verdict{end: Decision{Replica: -1, Settled: true}}
 	nearest, highest := -1, -1
 	drains := r.drains(order)
-	for i := range r.candidates(order) {
+	for _, region := range order {
+		i := r.harbours[region]
+		if i < 0 {
+			continue
+		}
+		switch r.excluded(i) {
+		case included:
+		case weightZero: // where a ramp begins, which will take clients from those behind
+			v.end.Settled = v.end.Settled && !r.replicas[i].ramping
+			continue
+		default:
+			continue
+		}
 		if nearest < 0 {
 			nearest = i
 		}
@@ -301,12 +317,17 @@ func (r *Registry) verdict(order []uint16) verdict {
 		v.end.Replica, v.end.Outcome = highest, Fallback
 	case nearest < 0:
 		v.end.Outcome = NoCandidate
-	case r.topology.Policy.AllDown.Mode == topology.AllDownNone:
-		v.end.Outcome = AllDownNone
-	case r.topology.Policy.AllDown.Mode == topology.AllDownCNAME:
-		v.end.Outcome = AllDownCNAME
 	default:
-		v.end.Replica, v.end.Outcome = nearest, AllDownNearest
+		// The first that comes back is a better answer.
+		v.end.Settled = false
+		switch r.topology.Policy.AllDown.Mode {
+		case topology.AllDownNone:
+			v.end.Outcome = AllDownNone
+		case topology.AllDownCNAME:
+			v.end.Outcome = AllDownCNAME
+		default:
+			v.end.Replica, v.end.Outcome = nearest, AllDownNearest
+		}
 	}
 	return v
 }

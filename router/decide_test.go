@@ -213,19 +213,19 @@ func TestDecide(t *testing.T) {
 		{name: "a source shorter than the entry", resolver: "40.0.0.1", subnet: "20.16.0.0/10", region: "westus", outcome: Kept, scope: 8},
 
 		{name: "next nearest", conditions: unhealthy("westeurope"), subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
-		{name: "all down: nearest", conditions: unhealthy("westeurope", "westus", "southeastasia"), subnet: "30.1.2.0/24", region: "westeurope", outcome: AllDownNearest, scope: 8},
+		{name: "all down: nearest", conditions: unhealthy("westeurope", "westus", "southeastasia"), subnet: "30.1.2.0/24", region: "westeurope", outcome: AllDownNearest, scope: 8, unsettled: true},
 		{name: "all down: none", conditions: unhealthy("westeurope", "westus", "southeastasia"), edit: func(r *topology.Registry) {
 			r.Policy.AllDown.Mode = topology.AllDownNone
-		}, subnet: "30.1.2.0/24", outcome: AllDownNone, scope: 8},
+		}, subnet: "30.1.2.0/24", outcome: AllDownNone, scope: 8, unsettled: true},
 		{name: "all down: a name", conditions: unhealthy("westeurope", "westus", "southeastasia"), edit: func(r *topology.Registry) {
 			r.Policy.AllDown = topology.AllDown{Mode: topology.AllDownCNAME, Target: "other.example."}
-		}, subnet: "30.1.2.0/24", outcome: AllDownCNAME, scope: 8},
+		}, subnet: "30.1.2.0/24", outcome: AllDownCNAME, scope: 8, unsettled: true},
 		{name: "routing disabled", edit: func(r *topology.Registry) { r.Replica("westeurope").Routing = false }, subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
 		{name: "leaving, whatever its routing says", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Health: Healthy, Settled: true, Seeded: true, Leaving: true}},
 			subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
 		{name: "leaving, and all others are down", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Leaving: true, Settled: true},
 			{Registry: "contoso", Region: "westus"}: {Health: Unhealthy, Settled: true}, {Registry: "contoso", Region: "southeastasia"}: {Health: Unhealthy, Settled: true}},
-			subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8},
+			subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8, unsettled: true},
 		{name: "lagging", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Health: Healthy, Settled: true, Lagging: true}},
 			subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
 		{name: "lagging, and all others are down", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Health: Healthy, Settled: true, Lagging: true},
@@ -236,7 +236,7 @@ func TestDecide(t *testing.T) {
 			subnet: "30.1.2.0/24", region: "westeurope", outcome: Kept, scope: 8},
 		{name: "weight zero", edit: func(r *topology.Registry) { r.Replica("westeurope").Weight = 0 }, subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 8},
 		{name: "weight zero when all others are down", edit: func(r *topology.Registry) { r.Replica("westeurope").Weight = 0 },
-			conditions: unhealthy("westus", "southeastasia"), subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8},
+			conditions: unhealthy("westus", "southeastasia"), subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8, unsettled: true},
 		{name: "no candidate", edit: func(r *topology.Registry) {
 			for _, p := range r.Replicas {
 				p.Routing = false
@@ -320,7 +320,7 @@ func TestDecide(t *testing.T) {
 			r.Orders = rules(topology.Match{Prefix: subnet("30.1.0.0/16")}, "southeastasia")
 		}, subnet: "30.1.2.0/24", region: "westus", outcome: Kept, scope: 16},
 		{name: "fence binds when all in it are down", edit: func(r *topology.Registry) { r.Fences = rules(topology.Match{Continent: "EU"}, "westus") },
-			conditions: unhealthy("westus"), subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8},
+			conditions: unhealthy("westus"), subnet: "30.1.2.0/24", region: "westus", outcome: AllDownNearest, scope: 8, unsettled: true},
 		{name: "fence around nothing", edit: func(r *topology.Registry) { r.Fences = rules(topology.Match{Continent: "EU"}, "eastus") },
 			subnet: "30.1.2.0/24", outcome: NoCandidate, scope: 8},
 		{name: "the inner fence", edit: func(r *topology.Registry) {
@@ -357,6 +357,28 @@ func TestDecide(t *testing.T) {
 				t.Errorf("the explanation differs: %+v", e)
 			}
 		})
+	}
+}
+
+// TestRampUnsettles: as long as the weight of a replica changes, those answers are short-lived that a step may change: those that
+// name it or pass it over, from the start at 0.
+func TestRampUnsettles(t *testing.T) {
+	t.Parallel()
+	for region, settled := range map[string]bool{"westeurope": false, "southeastasia": true} {
+		for _, weight := range []int{0, 99} {
+			registry, places, networks := world()
+			registry.Replica(region).Weight = weight
+			s := snapshot(registry)
+			s.Ramps = []topology.Ramp{{Registry: "contoso", Region: region, From: weight, To: 100}, {Registry: "adatum", Region: "southeastasia"}}
+			r := routerOf(s, places, networks).At(0)
+			c := Client{Subnet: subnet("30.1.2.0/24")} // near to westeurope
+			if d := r.Decide(c); d.Settled != settled {
+				t.Errorf("%s at %d: %+v, want settled %v", region, weight, d, settled)
+			}
+			if e := r.Explain(c); e.Settled != settled {
+				t.Errorf("%s at %d: explained as %+v", region, weight, e)
+			}
+		}
 	}
 }
 

@@ -61,6 +61,7 @@ type trial struct {
 	prefixes               map[netip.Prefix][]string
 	countryMS, continentMS map[string]map[string]int
 	conditions             Conditions
+	ramps                  []topology.Ramp
 	resolver               netip.Addr
 	subnets                []netip.Prefix
 }
@@ -118,6 +119,9 @@ func newTrial(random *rand.Rand) *trial {
 		})
 		w.conditions[ReplicaKey{Registry: "r", Region: p.name}] = ReplicaCondition{
 			Health: Health(random.IntN(3)), Settled: random.IntN(2) == 0, Seeded: random.IntN(3) > 0,
+		}
+		if random.IntN(6) == 0 {
+			w.ramps = append(w.ramps, topology.Ramp{Registry: "r", Region: p.name})
 		}
 	}
 	names := func() []string {
@@ -192,7 +196,9 @@ func (w *trial) router() *Registry {
 }
 
 func (w *trial) routerOf(registry *topology.Registry) *Registry {
-	return routerFrom(snapshot(registry), w.sources()).With(w.conditions).At(0)
+	s := snapshot(registry)
+	s.Ramps = w.ramps
+	return routerFrom(s, w.sources()).With(w.conditions).At(0)
 }
 
 func (w *trial) sources() Sources {
@@ -343,8 +349,8 @@ func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool
 	var all []candidate
 	for _, p := range w.registry.Replicas {
 		c := candidate{Replica: p, ReplicaCondition: w.conditions[ReplicaKey{Registry: "r", Region: p.Region}], place: slices.Index(order, p.Region)}
-		if !p.Routing || p.Weight == 0 || fence != nil && !slices.Contains(fence, p.Region) ||
-			w.registry.Policy.Replication && !c.Seeded && p.Region != w.registry.Home {
+		if !p.Routing || p.Weight == 0 && !w.ramping(p) || fence != nil && !slices.Contains(fence, p.Region) ||
+			w.registry.Policy.Replication && p.Weight > 0 && !c.Seeded && p.Region != w.registry.Home {
 			continue
 		}
 		if c.place < 0 {
@@ -379,9 +385,15 @@ func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool
 	}
 	copy(cell.Country[:], country)
 	settled = true
-	var highest *candidate
+	var nearest, highest *candidate
 	for i, c := range all {
-		settled = settled && c.Settled
+		settled = settled && (c.Settled || c.Weight == 0) && !w.ramping(c.Replica)
+		if c.Weight == 0 { // only on its way to another weight
+			continue
+		}
+		if nearest == nil {
+			nearest = &all[i]
+		}
 		if c.Health == Unhealthy {
 			continue
 		}
@@ -393,16 +405,21 @@ func (w *trial) plain(e Explanation) (want string, outcome Outcome, settled bool
 		}
 	}
 	switch {
-	case len(all) == 0:
-		return "", NoCandidate, true
+	case nearest == nil:
+		return "", NoCandidate, settled
 	case highest != nil:
 		return highest.Region, Fallback, settled
 	case w.registry.Policy.AllDown.Mode == topology.AllDownNone:
-		return "", AllDownNone, settled
+		return "", AllDownNone, false
 	case w.registry.Policy.AllDown.Mode == topology.AllDownCNAME:
-		return "", AllDownCNAME, settled
+		return "", AllDownCNAME, false
 	}
-	return all[0].Region, AllDownNearest, settled
+	return nearest.Region, AllDownNearest, false
+}
+
+// ramping is whether the weight of p changes over time.
+func (w *trial) ramping(p *topology.Replica) bool {
+	return slices.ContainsFunc(w.ramps, func(r topology.Ramp) bool { return r.Region == p.Region })
 }
 
 // TestWeightMovesOnlyItsOwn: a changed weight moves cells only to or from its replica.

@@ -210,7 +210,7 @@ func printExplanation(w io.Writer, e api.Explanation) {
 	row(w, "Scope:", fmt.Sprintf("/%d", e.Scope))
 	why := "all settled"
 	if !e.Settled {
-		why = "a probe speaks against the state of a replica"
+		why = "a replica is about to change, or all are down"
 	}
 	row(w, "TTL:", fmt.Sprintf("%d s: %s", e.TTL, why))
 	fmt.Fprintln(w)
