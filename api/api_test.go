@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"portolan/router"
 	"portolan/router/geo"
@@ -35,6 +36,7 @@ const document = `registries:
 
 // rig is a server over a real store, with a view that is made anew for each request.
 type rig struct {
+	logs *observer.ObservedLogs // of the editor
 	*httptest.Server
 	client     *Client
 	store      store.Store
@@ -76,7 +78,9 @@ func newRig(t *testing.T, change func(*Options)) *rig {
 	}
 	t.Cleanup(func() { s.Close() })
 	r := &rig{store: s, replicator: &fakeReplicator{}}
-	r.editor = topology.NewEditor(s, topology.EditorOptions{Reserved: []string{"whoami", "ns1"}, Pending: func() []topology.Pending { return r.held }})
+	core, logs := observer.New(zap.InfoLevel)
+	r.logs = logs
+	r.editor = topology.NewEditor(s, topology.EditorOptions{Logger: zap.New(core), Reserved: []string{"whoami", "ns1"}, Pending: func() []topology.Pending { return r.held }})
 	d, err := topology.ParseYAML("t.yaml", []byte(document))
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 
 	"portolan/health"
@@ -48,5 +50,19 @@ func TestSummarize(t *testing.T) {
 	}
 	if got := Summarize(&View{}); got != nil {
 		t.Errorf("before the first topology: %+v", got)
+	}
+}
+
+// Every edit is logged with the address of who asked for it.
+func TestEditsHaveAnActor(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	weight := 42
+	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", ReplicaPatch{Weight: &weight}, false); err != nil {
+		t.Fatal(err)
+	}
+	edits := r.logs.FilterMessage("the topology was edited").All()
+	if len(edits) != 1 || !strings.HasPrefix(fmt.Sprint(edits[0].ContextMap()["by"]), "127.0.0.1:") || !strings.Contains(fmt.Sprint(edits[0].ContextMap()["changes"]), "contoso/replicas/westus/weight: ") {
+		t.Errorf("%v", edits)
 	}
 }

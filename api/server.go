@@ -188,7 +188,7 @@ func (s *server) guarded(limit int64, serve func(http.ResponseWriter, *http.Requ
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
-		r = r.WithContext(ctx)
+		r = r.WithContext(topology.WithActor(ctx, r.RemoteAddr))
 		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		defer func() {
 			if p := recover(); p != nil {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"portolan/store"
 	"portolan/strict/nearmiss"
 )
@@ -33,6 +35,8 @@ type EditorOptions struct {
 	Pending func() []Pending
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
+	// Logger is told of every edit that has an actor (WithActor). It may be nil.
+	Logger *zap.Logger
 }
 
 // Editor changes the topology in a store. Every edit is validated as a whole before anything is written, is committed on
@@ -54,6 +58,9 @@ type Editor struct {
 func NewEditor(s store.Store, o EditorOptions) *Editor {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
 	}
 	return &Editor{store: s, options: o, turn: make(chan struct{}, 1)}
 }
@@ -568,6 +575,9 @@ func (e *Editor) confirm(ctx context.Context, registry string) error {
 	if _, err := e.store.Commit(ctx, store.PutIf(ConfirmedKey(registry), confirmation(regions), before.Revision)); err != nil {
 		return fmt.Errorf("confirming registry %s: %w", registry, err)
 	}
+	if actor := actorOf(ctx); actor != "" {
+		e.options.Logger.Info("what of a registry was held is confirmed", zap.String("by", actor), zap.String("registry", registry), zap.Strings("remaining", regions))
+	}
 	return nil
 }
 
@@ -609,6 +619,9 @@ func (e *Editor) run(ctx context.Context, dryRun bool, change func(*workspace) e
 			return nil
 		}
 		err = e.commit(ctx, w, state)
+		if changes := diffValues(w.before, w.after); err == nil && len(changes) > 0 && actorOf(ctx) != "" {
+			e.options.Logger.Info("the topology was edited", zap.String("by", actorOf(ctx)), zap.Strings("changes", logged(changes)))
+		}
 		if !errors.Is(err, store.ErrConflict) {
 			return err
 		}

@@ -215,7 +215,7 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 		s, _ := Parse(k.fromDisk.Values, k.good, k.options.Reserved)
 		s.Changed = k.fromDisk.Changed
 		k.log.Warn("the store cannot be read: serving the last good topology from disk", zap.Int("registries", len(s.Registries)), zap.Time("changed", s.Changed))
-		k.publish(s, 0, true)
+		k.publish(s, 0, true, nil)
 		return
 	default:
 		k.publishStatus(k.Snapshot())
@@ -251,8 +251,12 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 	if before != nil && before.Changed.After(s.Changed) {
 		s.Changed = before.Changed // it never goes backwards, whatever somebody writes
 	}
+	var changes []Change
+	if before != nil && before.Digest != s.Digest {
+		changes = diffValues(k.good, good)
+	}
 	k.good, k.pending = good, held
-	k.publish(s, registries.update.Tree.Revision, false)
+	k.publish(s, registries.update.Tree.Revision, false, changes)
 	k.save()
 	// A store that is empty at the start has no change to note; one that was emptied has.
 	news := first && len(registries.update.Tree.Entries) > 0 || !first && before.Digest != s.Digest
@@ -322,8 +326,9 @@ func storedDigest(stored store.Tree) string {
 	return e.Value
 }
 
-// publish makes s the newest snapshot unless it says nothing new.
-func (k *Keeper) publish(s *Snapshot, revision uint64, fromDisk bool) {
+// publish makes s the newest snapshot unless it says nothing new. changes are those since the one before, for the log: also of edits that
+// no Editor made.
+func (k *Keeper) publish(s *Snapshot, revision uint64, fromDisk bool, changes []Change) {
 	if !slices.Equal(s.Problems, k.problems) {
 		for _, p := range s.Problems {
 			if !slices.Contains(k.problems, p) {
@@ -339,7 +344,7 @@ func (k *Keeper) publish(s *Snapshot, revision uint64, fromDisk bool) {
 		s = old
 	} else {
 		if old == nil || old.Digest != s.Digest {
-			k.log.Info("topology", zap.Int("registries", len(s.Registries)), zap.Uint64("revision", revision), zap.String("digest", s.Digest[:12]), zap.Bool("from_disk", fromDisk))
+			k.log.Info("topology", zap.Int("registries", len(s.Registries)), zap.Uint64("revision", revision), zap.String("digest", s.Digest[:12]), zap.Bool("from_disk", fromDisk), zap.Strings("changes", logged(changes)))
 		}
 	}
 	k.started = true
