@@ -365,7 +365,7 @@ func (w *workspace) leave(registry, region string) error {
 		return err
 	}
 	if w.after[registryPrefix(registry)+fieldHome] == region {
-		return failf(ErrRefused, "%s is the home region of registry %s: its replica stays as long as the registry does: portolan registry delete %s ends both", region, registry, registry)
+		return failf(ErrRefused, "%s is the home region of registry %s: its replica stays: make another the home first (portolan export, change home in the file, portolan apply -f), or end the whole registry with portolan registry delete %s", region, registry, registry)
 	}
 	for name, value := range w.after {
 		if k, err := parseKey(name); err == nil && k.registry == registry && k.field == "fences" && slices.Equal(splitList(value), []string{region}) {
@@ -635,10 +635,15 @@ func errBusy() error {
 
 // validate refuses an edit that brings a problem that was not there.
 func (e *Editor) validate(w *workspace) error {
-	old, _ := Parse(w.before, nil, e.options.Reserved)
+	old, good := Parse(w.before, nil, e.options.Reserved)
 	result, _ := Parse(w.after, nil, e.options.Reserved)
+	problems := result.Problems
+	// Of two values that cannot stand together the new one is to blame.
+	if blamed, _ := Parse(w.after, good, e.options.Reserved); len(blamed.Problems) == len(problems) {
+		problems = blamed.Problems
+	}
 	var faults []Fault
-	for _, p := range result.Problems {
+	for _, p := range problems {
 		if slices.ContainsFunc(old.Problems, func(q Problem) bool { return q.Key == p.Key && q.Reason == p.Reason }) {
 			continue
 		}

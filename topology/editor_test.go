@@ -58,7 +58,7 @@ func TestEditor(t *testing.T) {
 	fails(e.CreateRegistry(ctx, contoso()), ErrExists, "exists already")
 	other := contoso()
 	other.Name = "aaa"
-	fails(e.CreateRegistry(ctx, other), ErrInvalid, "is a client name of registry aaa already")
+	fails(e.CreateRegistry(ctx, other), ErrInvalid, "is a client name of registry contoso already")
 	until(t, k, "two replicas", func(s *Snapshot) bool { return s.Registry("contoso") != nil && !s.Changed.IsZero() })
 
 	fails(e.CreateReplica(ctx, "contso", replica("uksouth", 3)), ErrNotFound, "did you mean contoso?")

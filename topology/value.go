@@ -26,16 +26,30 @@ func checkLabel(s string) error {
 	case len(s) > 63:
 		return fmt.Errorf("%q is %d letters long: at most 63", clip(s), len(s))
 	case s != strings.ToLower(s):
-		return fmt.Errorf("%q has upper-case letters: write %q", clip(s), clip(strings.ToLower(s)))
+		return fmt.Errorf("%q has upper-case letters%s", clip(s), suggestLabel(s))
 	case s[0] == '-' || s[len(s)-1] == '-':
 		return fmt.Errorf("%q begins or ends with a hyphen", s)
 	}
 	for i := range len(s) {
 		if c := s[i]; !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-') {
-			return fmt.Errorf("%q has a character that a name cannot have: only a-z, 0-9 and hyphens", s)
+			return fmt.Errorf("%q has a character that a name cannot have: only a-z, 0-9 and hyphens%s", s, suggestLabel(s))
 		}
 	}
 	return nil
+}
+
+// suggestLabel says what to write in the place of s, if there is a label near to it.
+func suggestLabel(s string) string {
+	label := strings.Trim(strings.Map(func(c rune) rune {
+		if 'a' <= c && c <= 'z' || '0' <= c && c <= '9' {
+			return c
+		}
+		return '-'
+	}, strings.ToLower(s)), "-")
+	if label == "" {
+		return ""
+	}
+	return fmt.Sprintf(": write %q", label)
 }
 
 // parseName reads a fully qualified host name and returns it without its final dot.
