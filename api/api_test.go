@@ -138,7 +138,7 @@ func (r *rig) view(t *testing.T) *View {
 	for _, registry := range s.Registries {
 		for _, p := range registry.Replicas {
 			k := router.ReplicaKey{Registry: registry.Name, Region: p.Region}
-			v.Conditions[k] = router.ReplicaCondition{Health: router.Healthy, Settled: true, Seeded: true}
+			v.Conditions[k] = router.ReplicaCondition{Health: router.Healthy, Settled: true, Seeded: true, Held: state.Replications[k].Held != ""}
 		}
 	}
 	r.charting.Lock()
@@ -430,6 +430,16 @@ func TestUnreadableIsSaid(t *testing.T) {
 	r := newRig(t, nil)
 	r.report(t, "westeurope", topology.Replication{Status: topology.Ready, Endpoint: "http://127.0.2.1:5000", NotReplicable: 1, Unreadable: 2})
 	if p, err := r.client.Replica(t.Context(), "contoso", "westeurope"); err != nil || p.Reason != "1 not replicable; 2 unreadable there, whose pushes go nowhere" {
+		t.Errorf("%q, %v", p.Reason, err)
+	}
+}
+
+// Of a replica that the guard holds it is said what to do, and what becomes of its clients meanwhile.
+func TestHeldIsSaid(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.report(t, "westeurope", topology.Replication{Status: topology.Degraded, Held: "all is gone: resync", Reason: "all is gone: resync", Endpoint: "http://127.0.2.1:5000"})
+	if p, err := r.client.Replica(t.Context(), "contoso", "westeurope"); err != nil || p.Reason != "all is gone: resync; clients are sent elsewhere until then" {
 		t.Errorf("%q, %v", p.Reason, err)
 	}
 }

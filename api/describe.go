@@ -94,6 +94,9 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 		// Whoever asks for a new baseline and waits for Ready means the one after it.
 		r.Status, reasons = topology.Creating, append(reasons, "a new baseline was asked for")
 	}
+	if v.Conditions[key].Held {
+		reasons = append(reasons, "clients are sent elsewhere until then")
+	}
 	if v.Conditions[key].Lagging {
 		reasons = append(reasons, "its clients are sent elsewhere while a healthy replica lags less (policy.max_lag)")
 	}

@@ -221,6 +221,8 @@ func assume(c router.ReplicaCondition, was, p *topology.Replica, r *topology.Reg
 		return c, "is being deleted and gets no clients, as now"
 	case waits && !c.Seeded:
 		return c, "is not seeded yet and gets no clients, as now"
+	case waits && c.Held:
+		return c, "is held by the guard and gets no clients, as now"
 	case c.Lagging:
 		return c, "is too far behind, as now"
 	case c.Health == router.Unhealthy:

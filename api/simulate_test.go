@@ -141,6 +141,7 @@ func TestAssume(t *testing.T) {
 		"same":           {router.ReplicaCondition{Settled: true, Seeded: true}, was, was, router.ReplicaCondition{Settled: true, Seeded: true}, ""},
 		"not seeded":     {router.ReplicaCondition{Settled: true}, was, was, router.ReplicaCondition{Settled: true}, "is not seeded yet and gets no clients, as now"},
 		"unhealthy":      {router.ReplicaCondition{Health: router.Unhealthy, Seeded: true}, was, was, router.ReplicaCondition{Health: router.Unhealthy, Seeded: true}, "is unhealthy, as now"},
+		"held":           {router.ReplicaCondition{Seeded: true, Held: true}, was, was, router.ReplicaCondition{Seeded: true, Held: true}, "is held by the guard and gets no clients, as now"},
 		"lagging":        {router.ReplicaCondition{Seeded: true, Lagging: true}, was, was, router.ReplicaCondition{Seeded: true, Lagging: true}, "is too far behind, as now"},
 		"leaving":        {sick, was, was, sick, "is being deleted and gets no clients, as now"},
 		"other address":  {sick, was, at("a", "192.0.2.2"), router.ReplicaCondition{Settled: true, Seeded: true, Leaving: true, Lagging: true}, "gets other addresses: they are taken for healthy"},

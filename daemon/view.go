@@ -390,6 +390,35 @@ func conditionsOf(s *topology.Snapshot, state *states, verdicts *health.Verdicts
 			c.Leaving = slices.Contains(state.Requests[k], topology.RequestDelete)
 			conditions[k] = c
 		}
+		hold(r, state, conditions)
 	}
 	return conditions
+}
+
+// hold marks the replicas of a registry whose content the guard holds: where it is gone, pulls fail. As long as there is nobody else
+// for clients, they go there all the same. The home counts as whole always.
+func hold(r *topology.Registry, state *states, conditions router.Conditions) {
+	if !r.Policy.Replication {
+		return
+	}
+	var held []router.ReplicaKey
+	others := false
+	for _, p := range r.Replicas {
+		k := router.ReplicaKey{Registry: r.Name, Region: p.Region}
+		report, c := state.Replications[k], conditions[k]
+		switch {
+		case p.Region != r.Home && report.Held != "" && report.Endpoint == p.Endpoint.String():
+			held = append(held, k)
+		case p.Routing && p.Weight > 0 && !c.Leaving && (c.Seeded || p.Region == r.Home):
+			others = true
+		}
+	}
+	if !others {
+		return
+	}
+	for _, k := range held {
+		c := conditions[k]
+		c.Held = true
+		conditions[k] = c
+	}
 }

@@ -137,6 +137,38 @@ func TestLagging(t *testing.T) {
 	}
 }
 
+// What the guard holds gets no clients, unless nobody else could have them; the home has its own always.
+func TestHeld(t *testing.T) {
+	t.Parallel()
+	replica := func(region string) *topology.Replica {
+		return &topology.Replica{Region: region, Endpoint: &url.URL{Scheme: "https", Host: region}, Routing: true, Weight: 100}
+	}
+	home, other := replica("home"), replica("other")
+	registry := &topology.Registry{Name: "contoso", Home: "home", Policy: topology.Policy{Replication: true}, Replicas: []*topology.Replica{home, other}}
+	s := &topology.Snapshot{Registries: []*topology.Registry{registry}}
+	at := func(region string) router.ReplicaKey { return router.ReplicaKey{Registry: "contoso", Region: region} }
+	wiped := func(region string) topology.Replication {
+		return topology.Replication{Seeded: true, Held: "much is gone", Endpoint: "https://" + region}
+	}
+	state := &states{State: &topology.State{Replications: map[topology.ReplicaName]topology.Replication{at("home"): wiped("home"), at("other"): wiped("other")}},
+		seeded: map[router.ReplicaKey]string{at("home"): "https://home", at("other"): "https://other"}}
+	for _, c := range []struct {
+		name string
+		edit func()
+		want bool
+	}{
+		{"beside the home", func() {}, true},
+		{"with nobody else", func() { home.Routing = false }, false},
+		{"of another endpoint", func() { home.Routing, other.Endpoint.Host = true, "new" }, false},
+		{"not replicated", func() { other.Endpoint.Host, registry.Policy.Replication = "other", false }, false},
+	} {
+		c.edit()
+		if got := conditionsOf(s, state, nil, nil, time.Now()); got[at("other")].Held != c.want || got[at("home")].Held {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+}
+
 // told is a store that tells a watcher what comes through the channel.
 type told struct {
 	store.Store

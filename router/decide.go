@@ -28,8 +28,8 @@ type Registry struct {
 
 // condition is what a decision needs of a ReplicaCondition.
 type condition struct {
-	health                            Health
-	settled, seeded, leaving, lagging bool
+	health                                  Health
+	settled, seeded, held, leaving, lagging bool
 }
 
 // berth is a registry on its chart: what does not change with conditions.
@@ -134,7 +134,7 @@ func (b *berth) with(c Conditions) Registry {
 	for i := range r.conditions {
 		r.conditions[i] = condition{settled: true}
 		if known, ok := c[ReplicaKey{Registry: b.topology.Name, Region: b.replicas[i].region}]; ok {
-			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded, leaving: known.Leaving, lagging: known.Lagging}
+			r.conditions[i] = condition{health: known.Health, settled: known.Settled, seeded: known.Seeded, held: known.Held, leaving: known.Leaving, lagging: known.Lagging}
 		}
 		r.conditions[i].settled = r.conditions[i].settled && !b.replicas[i].ramping
 	}
@@ -222,6 +222,7 @@ const (
 	routingDisabled
 	weightZero
 	notSeeded
+	held
 	fencedOff
 	notCharted
 )
@@ -236,8 +237,12 @@ func (r *Registry) excluded(i int) exclusion {
 		return routingDisabled
 	case h.weight <= 0:
 		return weightZero
-	case r.topology.Policy.Replication && !r.conditions[i].seeded && h.region != r.topology.Home:
+	case !r.topology.Policy.Replication || h.region == r.topology.Home:
+		return included
+	case !r.conditions[i].seeded:
 		return notSeeded
+	case r.conditions[i].held:
+		return held
 	}
 	return included
 }

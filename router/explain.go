@@ -264,6 +264,8 @@ func (x exclusion) String() string {
 		return "excluded: its weight is 0"
 	case notSeeded:
 		return "excluded: not seeded yet"
+	case held:
+		return "excluded: the guard holds its content, which may be gone or old"
 	case fencedOff:
 		return "excluded: outside of the fence"
 	case notCharted:

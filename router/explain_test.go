@@ -40,6 +40,9 @@ func TestExplain(t *testing.T) {
 		}, client: Client{Subnet: subnet("30.1.2.0/24")}, want: []string{
 			`"asn":64500`, `"order":"asn 64500: westus"`, `"fence":"continent EU: southeastasia,westus"`, `"excluded: outside of the fence"`, `"position":0,"region":"westeurope"`}},
 		{name: "lagging", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Lagging: true}}, client: Client{Subnet: subnet("30.1.2.0/24")}, want: []string{`"passed over: it lags behind"`}},
+		{name: "held", edit: func(r *topology.Registry) { r.Home, r.Policy.Replication = "westus", true },
+			conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Seeded: true, Held: true}}, client: Client{Subnet: subnet("30.1.2.0/24")},
+			want: []string{`"excluded: the guard holds its content, which may be gone or old"`, `"region":"westus","outcome":"kept"`}},
 		{name: "leaving", conditions: Conditions{{Registry: "contoso", Region: "westeurope"}: {Leaving: true}}, client: Client{Subnet: subnet("30.1.2.0/24")}, want: []string{`"excluded: its deletion has begun"`}},
 		{name: "nobody", edit: func(r *topology.Registry) {
 			r.Replicas[0].Routing, r.Replicas[1].Weight = false, 0

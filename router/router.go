@@ -43,6 +43,9 @@ type ReplicaCondition struct {
 	Settled bool
 	// Seeded is whether the replica has been Ready once.
 	Seeded bool
+	// Held is whether the guard holds its content, which may be gone or old: such a replica is no candidate either. The home is one
+	// all the same.
+	Held bool
 	// Leaving is whether its deletion has begun: no client is sent there any more, whatever its routing says.
 	Leaving bool
 	// Lagging is whether it is too far behind to be given clients while another healthy candidate is not.
