@@ -138,6 +138,33 @@ func TestOnlyScansConfirmAnAbsence(t *testing.T) {
 	}
 }
 
+// Deletes that are remembered are no tags: neither the guard's share nor its words count them.
+func TestGuardCountsLiveTags(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	for range 4 {
+		delete(north.tags, "a")
+		s.look(t, north)
+		s.clock = s.clock.Add(10 * time.Minute)
+	}
+	if s.head("a") != ledger.Absent {
+		t.Fatal("it was not deleted")
+	}
+	for range 2 {
+		s.look(t, north)
+	}
+	asked := 0
+	s.engines[0].rules.guard = func(tags, _ int) bool { asked = tags; return true }
+	delete(north.tags, "b")
+	if found := s.look(t, north); asked != 2 || !strings.HasPrefix(found.accident(), "1 of 2 tags vanished") {
+		t.Errorf("%d, %s", asked, found.accident())
+	}
+	clear(north.tags)
+	if found := s.look(t, north); !strings.HasPrefix(found.accident(), "all 2 tags vanished") {
+		t.Error(found.accident())
+	}
+}
+
 func TestHiddenRepositoryDeletesNothing(t *testing.T) {
 	t.Parallel()
 	s, _, north, _ := seeded(t)

@@ -82,8 +82,7 @@ func (r *replica) scan(ctx context.Context) bool {
 	}
 	held := ""
 	if s.guarded {
-		held = fmt.Sprintf("%d of %s vanished or went back to older versions since the last scan, with no event telling of it: "+
-			"'portolan replica resync' if it was restored or wiped, 'portolan replica accept' if this is right", s.regressions, counted(s.tags, "tag", "tags"))
+		held = s.accident()
 		r.log.Error("the guard holds the replica: too much of it is gone or old at once", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
 	}
 	err = r.saveOf(ctx, m.Incarnation, func(state *topology.Replication) {
@@ -103,6 +102,16 @@ func (r *replica) scan(ctx context.Context) bool {
 		r.retract(ctx, topology.RequestAccept)
 	}
 	return true
+}
+
+// accident is what the guard holds a replica for, and what to do.
+func (s survey) accident() string {
+	share := fmt.Sprintf("%d of %s", s.regressions, counted(s.tags, "tag", "tags"))
+	if s.regressions == s.tags {
+		share = "all " + counted(s.tags, "tag", "tags")
+	}
+	return share + " vanished or went back to older versions since the last scan, with no event telling of it: " +
+		"'portolan replica resync' if it was restored or wiped, 'portolan replica accept' if this is right"
 }
 
 const (

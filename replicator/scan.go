@@ -20,8 +20,8 @@ type pace func(ctx context.Context, rest time.Duration) error
 
 // survey is what one scan of a member found.
 type survey struct {
-	tags        int
-	regressions int
+	// tags counts those that the member shows or had, regressions those of them that are gone or old.
+	tags, regressions int
 	// guarded says that the regressions are too many to be believed; nothing was made of them.
 	guarded bool
 	// unread is what could not be read while the rest could: nothing was made of it.
@@ -190,7 +190,6 @@ func (l *look) head(ctx context.Context, key ledger.Key) (digest string, ok bool
 		return "", false, l.pass(ctx, key, fmt.Errorf("looking at %s in %s: %w", key, l.member.Region, err))
 	}
 	l.inARow = 0
-	l.survey.tags++
 	if digest != ledger.Absent {
 		l.readable, l.good, l.shown[key.Repository] = true, key, true
 	}
@@ -285,6 +284,9 @@ func (l *look) tag(ctx context.Context, key ledger.Key, record ledger.Record, si
 	digest, ok, err := l.head(ctx, key)
 	if err != nil || !ok {
 		return err
+	}
+	if digest != ledger.Absent || version.Has(record, l.member.Replica) != ledger.Absent {
+		l.survey.tags++ // a delete that is still remembered is no tag
 	}
 	switch {
 	case version.Regress(record, l.member.Replica, digest, l.now()):
