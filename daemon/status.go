@@ -85,6 +85,7 @@ func (d *daemon) status() api.Status {
 	}
 	s.Replicas = api.Summarize(view)
 	s.Warnings = append(s.Warnings, unreadableWarnings(view)...)
+	s.Warnings = append(s.Warnings, unreplicatedWarnings(view)...)
 	if d.config.API.Listen.Addr().IsLoopback() || d.apiPair != nil {
 		// Nobody on the way reads the token.
 	} else {
@@ -124,6 +125,19 @@ func strandedWarnings(v *api.View) []string {
 			warnings = append(warnings, fmt.Sprintf("clients of registry %s get no address (those near %s): no replica that they may be sent to has routing enabled, a weight above 0 and the content: portolan replica list %s", r.Name, strings.Join(near, ", "), r.Name))
 		}
 	}
+	return warnings
+}
+
+// unreplicatedWarnings names the replicas that do not take all that the others have, or had.
+func unreplicatedWarnings(v *api.View) []string {
+	var warnings []string
+	for key, r := range v.Replication {
+		if r.NotReplicable > 0 {
+			warnings = append(warnings, fmt.Sprintf("what cannot be replicated to replica %s/%s: %d; portolan replica show %s/%s lists it; if deletes are refused there, set storage.delete.enabled: true in the registry's configuration",
+				key.Registry, key.Region, r.NotReplicable, key.Registry, key.Region))
+		}
+	}
+	slices.Sort(warnings)
 	return warnings
 }
 

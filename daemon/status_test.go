@@ -43,6 +43,17 @@ func TestCertificateWarnings(t *testing.T) {
 	}
 }
 
+func TestUnreplicatedWarnings(t *testing.T) {
+	t.Parallel()
+	v := &api.View{Replication: map[router.ReplicaKey]topology.Replication{
+		{Registry: "contoso", Region: "westus"}: {NotReplicable: 2}, {Registry: "contoso", Region: "eastus"}: {},
+	}}
+	got := unreplicatedWarnings(v)
+	if len(got) != 1 || !strings.Contains(got[0], "replica contoso/westus: 2; ") || !strings.Contains(got[0], "storage.delete.enabled: true") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestUnreadableWarnings(t *testing.T) {
 	t.Parallel()
 	v := &api.View{Replication: map[router.ReplicaKey]topology.Replication{

@@ -47,7 +47,8 @@ func (r *replica) scans(ctx context.Context) error {
 	}
 }
 
-// parkTime is how long what cannot be applied rests before it is tried once more.
+// parkTime is how long what cannot be applied rests before a scan has it tried once more. What the registry does not support for the
+// time being, deletes that are switched off above all, does not rest: one small request with each scan finds that it does now.
 const parkTime = time.Hour
 
 // scan scans the replica once, and reports whether that went well.
@@ -94,7 +95,7 @@ func (r *replica) scan(ctx context.Context) bool {
 		r.log.Warn("the scan's outcome could not be stored", zap.Error(err))
 		return false
 	}
-	r.queue.unpark(time.Now().Add(-parkTime))
+	r.queue.unpark()
 	if sure {
 		r.mu.Lock()
 		r.accepted = false

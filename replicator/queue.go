@@ -53,7 +53,7 @@ type item struct {
 type parked struct {
 	reason   string
 	sequence uint64
-	since    time.Time
+	until    time.Time // when unpark may give it another chance
 }
 
 type itemState uint8
@@ -273,8 +273,8 @@ func (q *queue) retry(i *item, after time.Duration, err error) {
 	q.wake()
 }
 
-// park gives an item back that cannot be applied here, unless a new version came meanwhile.
-func (q *queue) park(i *item, reason string) {
+// park gives an item back that cannot be applied here, to rest at least that long, unless a new version came meanwhile.
+func (q *queue) park(i *item, reason string, rest time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if i.sequence > i.begun {
@@ -282,16 +282,17 @@ func (q *queue) park(i *item, reason string) {
 		return
 	}
 	delete(q.items, i.key)
-	q.parked[i.key] = parked{reason, i.sequence, q.now()}
+	q.parked[i.key] = parked{reason, i.sequence, q.now().Add(rest)}
 	q.wake()
 }
 
-// unpark gives what was parked before that time another chance: deletion may have been switched on since, a quota raised.
-func (q *queue) unpark(before time.Time) {
+// unpark gives what has rested another chance: deletion may have been switched on since, a quota raised.
+func (q *queue) unpark() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	now := q.now()
 	for key, p := range q.parked {
-		if p.since.Before(before) {
+		if !p.until.After(now) {
 			delete(q.parked, key)
 			i := &item{key: key, sequence: p.sequence, since: q.now()}
 			q.items[key] = i

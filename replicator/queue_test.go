@@ -84,7 +84,7 @@ func TestQueueKeepsWhatChangedMeanwhile(t *testing.T) {
 			t.Errorf("the new version begins with %d failures", i.attempts)
 		}
 		q.add(key, 3, false, time.Now())
-		q.park(i, "the old version was too large")
+		q.park(i, "the old version was too large", time.Hour)
 		q.done(expect(t, q, "app:1"))
 		if q.backlog().parked != 0 {
 			t.Error("the new version is parked for what the old one was")
@@ -129,7 +129,7 @@ func TestQueueParks(t *testing.T) {
 		q := newQueue(time.Now)
 		key := queueKey("app", "1")
 		q.add(key, 7, false, time.Now())
-		q.park(expect(t, q, "app:1"), "schema 1")
+		q.park(expect(t, q, "app:1"), "schema 1", time.Hour)
 		if b := q.backlog(); b.parked != 1 || b.pending != 0 {
 			t.Errorf("%+v", b)
 		}
@@ -139,12 +139,15 @@ func TestQueueParks(t *testing.T) {
 		if list := q.list(10); len(list) != 1 || list[0].NotReplicable != "schema 1" || list[0].Image != "contoso/app:1" {
 			t.Errorf("%+v", list)
 		}
-		parkedAt := time.Now()
-		time.Sleep(time.Hour)
-		q.unpark(parkedAt)
+		time.Sleep(time.Hour - time.Second)
+		q.unpark()
 		expect(t, q, "")
-		q.unpark(time.Now())
-		q.park(expect(t, q, "app:1"), "schema 1")
+		time.Sleep(time.Second)
+		q.unpark()
+		q.park(expect(t, q, "app:1"), "deletes are off", 0)
+		expect(t, q, "")
+		q.unpark()
+		q.park(expect(t, q, "app:1"), "schema 1", time.Hour)
 		q.add(key, 8, false, time.Now())
 		q.done(expect(t, q, "app:1"))
 		if q.backlog().parked != 0 {
@@ -193,7 +196,7 @@ func TestQueueDrained(t *testing.T) {
 			}
 			i := next(t, q)
 			if i.key.Reference == "1" {
-				q.park(i, "never") // listed, not waited for
+				q.park(i, "never", time.Hour) // listed, not waited for
 			} else {
 				q.done(i)
 			}

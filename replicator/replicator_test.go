@@ -384,6 +384,32 @@ func TestAcceptanceIsOfThePlan(t *testing.T) {
 	f.ready("other")
 }
 
+// A delete is made up for by the scan after deletion was switched on at the registry.
+func TestDeletionSwitchedOn(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	for _, image := range []string{"app:1", "app:2"} {
+		f.arrives(image, f.push("home", image), "other")
+	}
+	f.ready("other")
+	on := f.handler("other")
+	f.replace("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodDelete {
+			http.Error(w, `{"errors":[{"code":"UNSUPPORTED"}]}`, http.StatusMethodNotAllowed)
+			return
+		}
+		on.ServeHTTP(w, r)
+	}))
+	if err := client.Delete(f.ref("home", "app:1")); err != nil {
+		t.Fatal(err)
+	}
+	f.until("the delete to be listed", func() bool { return f.state("other").NotReplicable == 1 })
+	f.replace("other", on)
+	f.until("the delete", func() bool { return f.digest("other", "app:1") == "" && f.state("other").NotReplicable == 0 })
+}
+
 // An operator who says that it is right is believed, also after a restart.
 func TestGuardAccepted(t *testing.T) {
 	t.Parallel()

@@ -68,7 +68,7 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 		r.mu.Unlock()
 	case errors.As(err, &never):
 		r.log.Warn("not replicable", zap.String("image", i.key.String()), zap.String("reason", never.Reason))
-		r.park(ctx, m, i, never.Reason)
+		r.park(ctx, m, i, never.Reason, parkTime)
 	case errors.As(err, &unavailable) && !r.stuck(i):
 		r.fault(&r.writing, err)
 		wait := max(unavailable.RetryAfter, backoff(i.attempts, time.Second, 30*time.Second))
@@ -84,9 +84,12 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	case errors.Is(err, errAgain):
 		// Somebody else was quicker. Where that does not end, something is wrong.
 		r.queue.retry(i, backoff(i.races, 20*time.Millisecond, 10*time.Second), nil)
-	case errors.Is(err, ErrUnsupported), errors.Is(err, ErrRefused) && i.attempts >= maxRefused:
+	case errors.Is(err, ErrUnsupported):
+		r.log.Warn("not replicable before the registry supports it", zap.String("image", i.key.String()), zap.Error(err))
+		r.park(ctx, m, i, err.Error(), 0)
+	case errors.Is(err, ErrRefused) && i.attempts >= maxRefused:
 		r.log.Warn("not replicable at present", zap.String("image", i.key.String()), zap.Error(err))
-		r.park(ctx, m, i, err.Error())
+		r.park(ctx, m, i, err.Error(), parkTime)
 	case errors.Is(err, ErrGone) && i.key.Kind == ledger.Manifest && i.attempts >= maxGoneManifest:
 		r.log.Warn("a manifest is in no replica any more; it is no longer looked for", zap.String("image", i.key.String()))
 		if err := r.of.engine.forgetGone(ctx, i.key); err != nil {
@@ -96,21 +99,21 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 		r.queue.done(i)
 	case errors.Is(err, errUnreadable) && i.attempts >= maxGone, errors.Is(err, ErrGone) && i.key.Kind == ledger.Tag && i.attempts >= maxGone:
 		r.log.Warn("no replica gives the content any more", zap.String("image", i.key.String()), zap.Error(err))
-		r.park(ctx, m, i, err.Error())
+		r.park(ctx, m, i, err.Error(), parkTime)
 	case unavailable != nil && i.attempts >= maxFailed:
 		r.log.Warn("not replicable at present", zap.String("image", i.key.String()), zap.Error(err))
-		r.park(ctx, m, i, fmt.Sprintf("failed %d times: %v", i.attempts+1, err))
+		r.park(ctx, m, i, fmt.Sprintf("failed %d times: %v", i.attempts+1, err), parkTime)
 	default:
 		r.log.Debug("a copy failed", zap.String("image", i.key.String()), zap.Int("attempt", i.attempts+1), zap.Error(err))
 		r.queue.retry(i, backoff(i.attempts, 500*time.Millisecond, 5*time.Minute), err)
 	}
 }
 
-// park gives up on an item for the time being, once the record says why.
-func (r *replica) park(ctx context.Context, m *member, i *item, reason string) {
+// park gives up on an item until a scan after rest, once the record says why.
+func (r *replica) park(ctx context.Context, m *member, i *item, reason string, rest time.Duration) {
 	if err := r.of.engine.refuse(ctx, m, i.key, i.begun, reason); err != nil {
 		r.queue.retry(i, time.Second, err)
 		return
 	}
-	r.queue.park(i, reason)
+	r.queue.park(i, reason, rest)
 }

@@ -201,7 +201,8 @@ replica. Pulls are ignored at the registry, so that they do not hold up pushes.`
 
 func printNotifications(w io.Writer, replica string, t api.EventsToken) {
 	fmt.Fprintf(w, `# In the configuration of the registry %s (CNCF distribution 2.8 and 3).
-# Fix http.secret too: without it an upload cannot go on after a restart.
+# Fix http.secret too: without it an upload cannot go on after a restart. And set storage.delete.enabled: true,
+# which is off by default: without it what is deleted elsewhere stays here.
 notifications:
   endpoints:
     - name: portolan
