@@ -202,7 +202,14 @@ func (w *waiting) nowhere(i api.Inspection) string {
 	var there []string
 	for _, r := range i.Replicas {
 		if r.Digest != "" {
-			there = append(there, fmt.Sprintf("%s (%s)", r.Region, cmp.Or(r.Awaits, r.Excused, r.Error, "it is not noticed yet")))
+			why := "it is not noticed yet"
+			switch {
+			case r.NotReplicable != "":
+				why = "its deletion cannot be carried out there: " + r.NotReplicable
+			case r.Behind:
+				why = "its deletion is on its way there"
+			}
+			there = append(there, fmt.Sprintf("%s (%s)", r.Region, cmp.Or(r.Awaits, r.Excused, r.Error, why)))
 		}
 	}
 	name := w.repository + ":" + w.reference
