@@ -85,7 +85,8 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 		// Somebody else was quicker. Where that does not end, something is wrong.
 		r.queue.retry(i, backoff(i.races, 20*time.Millisecond, 10*time.Second), nil)
 	case errors.Is(err, ErrUnsupported):
-		r.log.Warn("not replicable before the registry supports it", zap.String("image", i.key.String()), zap.Error(err))
+		// Said with every scan, and in the status.
+		r.log.Debug("not replicable before the registry supports it", zap.String("image", i.key.String()), zap.Error(err))
 		r.park(ctx, m, i, err.Error(), 0)
 	case errors.Is(err, ErrRefused) && i.attempts >= maxRefused:
 		r.log.Warn("not replicable at present", zap.String("image", i.key.String()), zap.Error(err))
