@@ -44,7 +44,7 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	if d.Weight != nil {
 		r.Weight = *d.Weight
 	}
-	if r.Ramp = rampOf(v.Ramps, declared.Name, d.Region); r.Ramp != nil {
+	if r.Ramp = topology.RampOf(v.Ramps, declared.Name, d.Region); r.Ramp != nil {
 		r.Weight = r.Ramp.From
 	}
 	region, catalogued := regions.Lookup(d.Region)
@@ -61,7 +61,7 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	}
 	var reasons []string
 	if served == nil || served.Replica(d.Region) == nil {
-		why := problemOf(v, topology.RegistriesPrefix+declared.Name+"/replicas/"+d.Region+"/")
+		why := problemOf(v, topology.ReplicaPrefix(declared.Name, d.Region))
 		if why == "" && served == nil {
 			why = problemOf(v, topology.RegistriesPrefix+declared.Name+"/")
 		}

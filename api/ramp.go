@@ -27,15 +27,6 @@ func (p *ReplicaPatch) over() (time.Duration, error) {
 	return over, nil
 }
 
-// rampOf is the ramp of a replica's weight; nil for none.
-func rampOf(ramps []topology.Ramp, registry, region string) *topology.Ramp {
-	i := slices.IndexFunc(ramps, func(r topology.Ramp) bool { return r.Registry == registry && r.Region == region })
-	if i < 0 {
-		return nil
-	}
-	return &ramps[i]
-}
-
 // edited is what an edit of the replica before made of it: after is the topology as it is declared since, and is the replica's ramp. The
 // weight of a ramp is declared to be the one that it leads to, so that a ramp which ends or begins is a change of the weight there is.
 func edited(before Replica, changes []topology.Change, after topology.Values, is *topology.Ramp) (all []topology.Change, ramped bool) {
@@ -43,7 +34,7 @@ func edited(before Replica, changes []topology.Change, after topology.Values, is
 	if was == is || was != nil && is != nil && was.To == is.To && was.End.Equal(is.End) {
 		return changes, false
 	}
-	prefix := topology.RegistriesPrefix + before.Registry + "/replicas/" + before.Region + "/"
+	prefix := topology.ReplicaPrefix(before.Registry, before.Region)
 	ramp := topology.Change{Op: topology.Changed, Key: prefix + "ramp"}
 	if was == nil {
 		ramp.Op = topology.Added
@@ -71,7 +62,7 @@ func edited(before Replica, changes []topology.Change, after topology.Values, is
 func ofTheMoment(values topology.Values, ramps []topology.Ramp) topology.Values {
 	values = maps.Clone(values)
 	for _, r := range ramps {
-		key := topology.RegistriesPrefix + r.Registry + "/replicas/" + r.Region + "/weight"
+		key := topology.ReplicaPrefix(r.Registry, r.Region) + "weight"
 		if weight, set := values[key]; weight == strconv.Itoa(r.To) || !set && r.To == 100 {
 			values[key] = strconv.Itoa(r.From)
 		}

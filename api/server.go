@@ -700,7 +700,7 @@ func (s *server) drains(changes []topology.Change, ramps []topology.Ramp) []Drai
 	for _, c := range changes {
 		registry, region, key, of := partsOf(c.Key)
 		last := time.Now()
-		if ramp := rampOf(ramps, registry, region); ramp != nil {
+		if ramp := topology.RampOf(ramps, registry, region); ramp != nil {
 			last = ramp.End
 		}
 		leaves := key == "routing" && c.New == RoutingDisabled || key == "weight" && c.New == "0" || key == "" && c.Op == topology.Removed
@@ -879,9 +879,9 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 		return nil, err
 	}
 	// What others change at the same moment is not what was asked for here.
-	prefix := topology.RegistriesPrefix + registry.Name + "/replicas/" + replica.Region + "/"
+	prefix := topology.ReplicaPrefix(registry.Name, replica.Region)
 	changes := slices.DeleteFunc(topology.Diff(before, after), func(c topology.Change) bool { return !strings.HasPrefix(c.Key, prefix) })
-	ramp := rampOf(ramps, registry.Name, replica.Region)
+	ramp := topology.RampOf(ramps, registry.Name, replica.Region)
 	changes, ramped := edited(replica, changes, after.Values(), ramp)
 	result := s.applied(after.Values(), changes)
 	if ramped && ramp != nil {
@@ -949,7 +949,7 @@ func (s *server) deleteReplica(r *http.Request) (any, error) {
 		return nil, err
 	}
 	drained := before.Values()
-	drained[topology.RegistriesPrefix+registry.Name+"/replicas/"+replica.Region+"/routing"] = RoutingDisabled
+	drained[topology.ReplicaPrefix(registry.Name, replica.Region)+"routing"] = RoutingDisabled
 	if !replica.Home {
 		if err := s.strand(before.Values(), drained, "enable routing of another replica first, or give it a weight"); err != nil {
 			return nil, err

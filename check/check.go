@@ -286,6 +286,16 @@ const (
 	pause    = 300 * time.Millisecond
 )
 
+// rest makes the pause before another attempt, and reports whether there is one.
+func rest(ctx context.Context) bool {
+	select {
+	case <-time.After(pause):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // sourced looks whether a name server decides by the topology and the databases that the server that was asked has, as far as whoami
 // tells.
 func (c *Checker) sourced(ctx context.Context, subject, at string) {
@@ -293,9 +303,7 @@ func (c *Checker) sourced(ctx context.Context, subject, at string) {
 	var fault, advice string
 	for attempt := range patience {
 		if attempt > 0 {
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
+			if !rest(ctx) {
 				return
 			}
 			if e, err := c.API.Explain(ctx, c.registry.Name, samples[0].subnet, ""); err == nil {
@@ -338,9 +346,7 @@ func (c *Checker) alike(ctx context.Context, subject, at string) {
 		var region, fault string
 		for attempt := range patience {
 			if attempt > 0 {
-				select {
-				case <-time.After(pause):
-				case <-ctx.Done():
+				if !rest(ctx) {
 					return
 				}
 				if e, err := c.API.Explain(ctx, c.registry.Name, d.subnet, ""); err == nil {

@@ -104,7 +104,7 @@ func (d *daemon) status() api.Status {
 func staying(changes []topology.Change, requests map[router.ReplicaKey][]string) []topology.Change {
 	return slices.DeleteFunc(slices.Clone(changes), func(c topology.Change) bool {
 		for replica, asked := range requests {
-			prefix := topology.RegistriesPrefix + replica.Registry + "/replicas/" + replica.Region + "/"
+			prefix := topology.ReplicaPrefix(replica.Registry, replica.Region)
 			if slices.Contains(asked, topology.RequestDelete) && strings.HasPrefix(c.Key, prefix) {
 				return true
 			}
@@ -130,24 +130,30 @@ func strandedWarnings(v *api.View) []string {
 
 // unreplicatedWarnings names the replicas that do not take all that the others have, or had.
 func unreplicatedWarnings(v *api.View) []string {
-	var warnings []string
-	for key, r := range v.Replication {
-		if r.NotReplicable > 0 {
-			warnings = append(warnings, fmt.Sprintf("what cannot be replicated to replica %s/%s: %d; portolan replica show %s/%s lists it; if deletes are refused there, set storage.delete.enabled: true in the registry's configuration",
-				key.Registry, key.Region, r.NotReplicable, key.Registry, key.Region))
+	return warningsOf(v, func(name string, r topology.Replication) string {
+		if r.NotReplicable == 0 {
+			return ""
 		}
-	}
-	slices.Sort(warnings)
-	return warnings
+		return fmt.Sprintf("what cannot be replicated to replica %s: %d; portolan replica show %[1]s lists it; if deletes are refused there, set storage.delete.enabled: true in the registry's configuration", name, r.NotReplicable)
+	})
 }
 
 // unreadableWarnings names the replicas that cannot give all of their content.
 func unreadableWarnings(v *api.View) []string {
+	return warningsOf(v, func(name string, r topology.Replication) string {
+		if r.Unreadable == 0 {
+			return ""
+		}
+		return fmt.Sprintf("replica %s cannot give all of its content, and what is pushed there under the same tags goes nowhere; tags and manifests that cannot be read: %d; portolan replica show %[1]s lists them", name, r.Unreadable)
+	})
+}
+
+// warningsOf are what is to be said of what the replicator reports of replicas, which are named as the CLI does, in order.
+func warningsOf(v *api.View, say func(name string, r topology.Replication) string) []string {
 	var warnings []string
 	for key, r := range v.Replication {
-		if r.Unreadable > 0 {
-			warnings = append(warnings, fmt.Sprintf("replica %s/%s cannot give all of its content, and what is pushed there under the same tags goes nowhere; tags and manifests that cannot be read: %d; portolan replica show %s/%s lists them",
-				key.Registry, key.Region, r.Unreadable, key.Registry, key.Region))
+		if warning := say(key.Registry+"/"+key.Region, r); warning != "" {
+			warnings = append(warnings, warning)
 		}
 	}
 	slices.Sort(warnings)

@@ -198,14 +198,14 @@ func (s *Server) Addresses() []netip.AddrPort {
 // processors (GOMAXPROCS) to itself: so that others need not wait for the runtime's monitor to take it, every 10 ms, there should be as
 // many more. It is zero where the readers wait as all goroutines do.
 func (s *Server) Readers() int {
+	if !ownThreads {
+		return 0
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
 	for _, k := range s.sockets {
 		n += len(k.udp)
-	}
-	if !ownThreads {
-		return 0
 	}
 	return n
 }
@@ -328,52 +328,41 @@ func (s *Server) readFailed(ctx context.Context, err error) {
 	}
 }
 
-// respond has w answer, and keeps a fault of the program that one query found from taking the service down: it costs that
-// query its answer, which then is dst as it was.
+// respond has w answer, as far as that finds no fault: then the answer is dst as it was.
 func (s *Server) respond(w *worker, dst, message []byte, from netip.AddrPort) []byte {
-	s.read(&w.single, message)
-	return s.reply(w, dst, &w.single, from)
-}
-
-// read parses a message into q. One that finds a fault is not answered.
-func (s *Server) read(q *query, message []byte) {
-	defer func() {
-		if s.survives(recover()) {
-			q.answered, q.drop = false, dropInternal
-		}
-	}()
-	q.parse(message)
-}
-
-// prepare has w get ready for the query, as far as it finds no fault.
-func (s *Server) prepare(w *worker, q *query, from netip.AddrPort) {
-	defer func() { s.survives(recover()) }()
-	w.prepare(q, from)
-}
-
-// run ends the preparations.
-func (s *Server) run(w *worker) {
-	defer func() { s.survives(recover()) }()
-	w.ready.Run()
-}
-
-// reply answers what was read.
-func (s *Server) reply(w *worker, dst []byte, q *query, from netip.AddrPort) (answer []byte) {
-	answer = dst
-	defer func() {
-		if s.survives(recover()) {
-			w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
-		}
-	}()
-	return w.reply(dst, q, from)
-}
-
-// survives says whether there was a fault, and notes it.
-func (s *Server) survives(fault any) bool {
-	if fault != nil {
-		s.troubles.Do(func() {
-			s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
-		})
+	answer := dst
+	if !s.survives(func() { answer = w.respond(dst, message, from) }) {
+		w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
 	}
-	return fault != nil
+	return answer
+}
+
+// read parses one query of a batch and prepares its decision. One that finds a fault is not answered.
+func (s *Server) read(w *worker, q *query, message []byte, from netip.AddrPort) {
+	if !s.survives(func() { q.parse(message); w.prepare(q, from) }) {
+		q.answered, q.drop = false, dropInternal
+	}
+}
+
+// reply is respond for a query that was read.
+func (s *Server) reply(w *worker, dst []byte, q *query, from netip.AddrPort) []byte {
+	answer := dst
+	if !s.survives(func() { answer = w.reply(dst, q, from) }) {
+		w.metrics.dropped[w.via][dropInternal][w.shard].n.Add(1)
+	}
+	return answer
+}
+
+// survives runs f and keeps a fault of the program that a query found from taking the service down: it is logged, and costs that query
+// its answer. It reports whether there was none.
+func (s *Server) survives(f func()) (well bool) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			s.troubles.Do(func() {
+				s.log.Error("a query found a fault in the DNS server; it got no answer", zap.Any("fault", fault), zap.Stack("stack"))
+			})
+		}
+	}()
+	f()
+	return true
 }

@@ -187,10 +187,9 @@ func (s *Server) answerUDP(ctx context.Context, socket *udpSocket, w *worker) {
 		}
 		// All queries are read before the first is answered, so that what their decisions look at comes from memory at the same time.
 		for i := range received {
-			s.read(&b.parsed[i], b.queries[i][:b.in[i].length])
-			s.prepare(w, &b.parsed[i], b.from(i))
+			s.read(w, &b.parsed[i], b.queries[i][:b.in[i].length], b.from(i))
 		}
-		s.run(w)
+		s.survives(w.ready.Run)
 		count := 0
 		for i := range received {
 			answer := s.reply(w, b.answers[i][:0], &b.parsed[i], b.from(i))

@@ -90,8 +90,9 @@ func newBerth(t *topology.Registry, ramps []topology.Ramp, c *chart, charts *Cha
 	}
 	b := &berth{topology: t, chart: c, systems: charts.systems, places: charts.sources.Places, digest: charts.sources.Digest, home: -1}
 	for _, p := range t.Replicas {
-		ramping := slices.ContainsFunc(ramps, func(r topology.Ramp) bool { return r.Registry == t.Name && r.Region == p.Region })
-		b.replicas = append(b.replicas, harbour{region: p.Region, weight: p.Weight, routing: p.Routing, ramping: ramping, tail: bucketTail(t.Name, p.Region)})
+		b.replicas = append(b.replicas, harbour{
+			region: p.Region, weight: p.Weight, routing: p.Routing, ramping: topology.RampOf(ramps, t.Name, p.Region) != nil, tail: bucketTail(t.Name, p.Region),
+		})
 	}
 	for i, r := range c.regions {
 		b.harbours = append(b.harbours, slices.IndexFunc(b.replicas, func(h harbour) bool { return h.region == r.name }))

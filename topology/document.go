@@ -192,7 +192,7 @@ func (o *outline) replicas(r *RegistryDocument, at string) {
 			continue
 		}
 		regions[p.Region] = j
-		o.paths[replicaPrefix(r.Name, p.Region)] = at
+		o.paths[ReplicaPrefix(r.Name, p.Region)] = at
 		before := len(o.values)
 		put := func(field, value string) {
 			o.put(key{registry: r.Name, region: p.Region, field: field}, at+"."+strings.ReplaceAll(field, "/", "."), value)
@@ -217,7 +217,7 @@ func (o *outline) replicas(r *RegistryDocument, at string) {
 		}
 		if len(o.values) == before {
 			o.fault(at+".endpoint", "", missingEndpoint)
-			o.bare = append(o.bare, replicaPrefix(r.Name, p.Region)+fieldEndpoint)
+			o.bare = append(o.bare, ReplicaPrefix(r.Name, p.Region)+fieldEndpoint)
 		}
 	}
 }
@@ -340,7 +340,7 @@ func mend(values Values, name string) {
 	if err != nil {
 		return
 	}
-	prefix := replicaPrefix(k.registry, k.region)
+	prefix := ReplicaPrefix(k.registry, k.region)
 	value, there := values[name]
 	switch k.field {
 	case fieldHome:
@@ -380,7 +380,7 @@ func declaredRegions(values Values, registry string) []string {
 func leadingKind(values Values, registry string) string {
 	for _, region := range append([]string{values[registryPrefix(registry)+fieldHome]}, declaredRegions(values, registry)...) {
 		for _, kind := range []string{fieldAddresses, fieldHostname} {
-			if _, ok := values[replicaPrefix(registry, region)+kind]; ok {
+			if _, ok := values[ReplicaPrefix(registry, region)+kind]; ok {
 				return kind
 			}
 		}
@@ -408,7 +408,7 @@ func documentOf(values Values) Document {
 		}
 		switch {
 		case k.region != "":
-			id := replicaPrefix(k.registry, k.region)
+			id := ReplicaPrefix(k.registry, k.region)
 			p := replicas[id]
 			if p == nil {
 				p = &ReplicaDocument{Region: k.region}
@@ -638,7 +638,7 @@ func (k key) meaning(values Values) string {
 		if k.field != fieldProbe {
 			return defaults[k.field]
 		}
-		endpoint, err := parseEndpoint(values[replicaPrefix(k.registry, k.region)+fieldEndpoint])
+		endpoint, err := parseEndpoint(values[ReplicaPrefix(k.registry, k.region)+fieldEndpoint])
 		if err != nil {
 			return ""
 		}

@@ -113,7 +113,7 @@ func (w *workspace) need(registry, region string) error {
 		slices.Sort(names)
 		return failf(ErrNotFound, "there is no registry %q%s", clip(registry), didYouMean(registry, slices.Compact(names)))
 	}
-	if region != "" && !w.has(replicaPrefix(registry, region)) {
+	if region != "" && !w.has(ReplicaPrefix(registry, region)) {
 		return failf(ErrNotFound, "registry %s has no replica in %q%s", registry, clip(region), didYouMean(region, w.regions(registry)))
 	}
 	return nil
@@ -206,7 +206,7 @@ func (e *Editor) CreateReplica(ctx context.Context, registry string, r ReplicaDo
 		if err := w.need(registry, ""); err != nil {
 			return err
 		}
-		prefix := replicaPrefix(registry, r.Region)
+		prefix := ReplicaPrefix(registry, r.Region)
 		if w.has(prefix) {
 			deleting, err := w.deleting(registry, r.Region)
 			if err != nil {
@@ -237,7 +237,7 @@ func (e *Editor) update(ctx context.Context, registry, region string, change fun
 		if err := w.need(registry, region); err != nil {
 			return err
 		}
-		prefix := replicaPrefix(registry, region)
+		prefix := ReplicaPrefix(registry, region)
 		own := w.before.declared()
 		maps.DeleteFunc(own, func(name, _ string) bool { return !strings.HasPrefix(name, prefix) })
 		r := ReplicaDocument{Region: region}
@@ -377,7 +377,7 @@ func (w *workspace) leave(registry, region string) error {
 
 func (w *workspace) requestDelete(registry, region string, r Request) error {
 	w.endRamp(registry, region)
-	w.after[replicaPrefix(registry, region)+fieldRouting] = "disabled"
+	w.after[ReplicaPrefix(registry, region)+fieldRouting] = "disabled"
 	name := RequestKey(registry, region, RequestDelete)
 	e, err := w.editor.store.Get(w.ctx, name)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -402,7 +402,7 @@ func (w *workspace) requestDelete(registry, region string, r Request) error {
 func (w *workspace) stayDrained() error {
 	for _, name := range slices.Sorted(maps.Keys(w.before)) {
 		k, err := parseKey(name)
-		if err != nil || k.field != fieldRouting || w.before[name] != "disabled" || w.after[name] == "disabled" || !w.has(replicaPrefix(k.registry, k.region)) {
+		if err != nil || k.field != fieldRouting || w.before[name] != "disabled" || w.after[name] == "disabled" || !w.has(ReplicaPrefix(k.registry, k.region)) {
 			continue
 		}
 		deleting, err := w.deleting(k.registry, k.region)
@@ -424,13 +424,13 @@ func (e *Editor) RemoveReplica(ctx context.Context, registry, region string) err
 			return failf(ErrNotFound, "there is no replica %q of registry %q", clip(region), clip(registry))
 		}
 		w.forget(registry, region)
-		if !w.has(replicaPrefix(registry, region)) {
+		if !w.has(ReplicaPrefix(registry, region)) {
 			return nil
 		}
 		if err := w.leave(registry, region); err != nil {
 			return err
 		}
-		w.remove(replicaPrefix(registry, region))
+		w.remove(ReplicaPrefix(registry, region))
 		for name, value := range maps.Clone(w.after) {
 			k, err := parseKey(name)
 			if err != nil || k.registry != registry || !k.isRule() {
@@ -475,12 +475,12 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 					continue
 				}
 				before[name] = value
-				if k.region != "" && o.paths[replicaPrefix(r.Name, k.region)] == "" {
+				if k.region != "" && o.paths[ReplicaPrefix(r.Name, k.region)] == "" {
 					after[name] = value
 				}
 			}
 			for _, region := range w.regions(r.Name) {
-				prefix := replicaPrefix(r.Name, region)
+				prefix := ReplicaPrefix(r.Name, region)
 				if o.paths[prefix] != "" || checkLabel(region) != nil {
 					continue
 				}
@@ -495,7 +495,7 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 				after[prefix+fieldRouting] = "disabled"
 			}
 			for _, p := range r.Replicas {
-				if fresh || !w.has(replicaPrefix(r.Name, p.Region)) {
+				if fresh || !w.has(ReplicaPrefix(r.Name, p.Region)) {
 					w.forget(r.Name, p.Region)
 				}
 			}
@@ -702,7 +702,7 @@ func (w *workspace) groups() []*group {
 		case gone && order: // a fence goes with the registry, for it binds until the end
 		case gone && (region == "" || region == w.before[registryPrefix(registry)+fieldHome]):
 			region, phase = "", 4 // the home replica goes with the registry
-		case gone, region != "" && !w.has(replicaPrefix(registry, region)):
+		case gone, region != "" && !w.has(ReplicaPrefix(registry, region)):
 			phase = 3
 		case region != "":
 			phase = 1

@@ -57,7 +57,8 @@ type key struct {
 
 func registryPrefix(registry string) string { return RegistriesPrefix + registry + "/" }
 
-func replicaPrefix(registry, region string) string {
+// ReplicaPrefix is what the keys of a replica begin with, for Values and Change.
+func ReplicaPrefix(registry, region string) string {
 	return registryPrefix(registry) + "replicas/" + region + "/"
 }
 
@@ -65,7 +66,7 @@ func replicaPrefix(registry, region string) string {
 func (k key) String() string {
 	switch {
 	case k.region != "":
-		return replicaPrefix(k.registry, k.region) + k.field
+		return ReplicaPrefix(k.registry, k.region) + k.field
 	case k.isRule():
 		return registryPrefix(k.registry) + k.field + "/" + k.match.String()
 	}

@@ -249,7 +249,7 @@ func (p *parsing) addRaw(name, value string) {
 		effect := "registry " + k.registry + " is not served"
 		at := registryPrefix(k.registry)
 		if k.registry != word {
-			effect, at = "replica "+k.region+" is not served", replicaPrefix(k.registry, k.region)
+			effect, at = "replica "+k.region+" is not served", ReplicaPrefix(k.registry, k.region)
 		}
 		if !p.refused[at] { // once, however many keys stand below it
 			p.refused[at] = true
@@ -400,7 +400,7 @@ func (p *parsing) settleHome(r *registryCells, home *cell) bool {
 		}
 		reason := missingHome
 		if home.inRaw {
-			reason = fmt.Sprintf("the home region has no replica: add %s", replicaPrefix(r.name, clip(home.raw)))
+			reason = fmt.Sprintf("the home region has no replica: add %s", ReplicaPrefix(r.name, clip(home.raw)))
 			if err := home.key.check(home.raw); err != nil {
 				reason = err.Error()
 			}
@@ -426,7 +426,7 @@ func (p *parsing) settleHome(r *registryCells, home *cell) bool {
 	if back {
 		value := home.use
 		home.revert()
-		p.problem(home.key.String(), value, fmt.Sprintf("the home region has no complete replica: add %s first", replicaPrefix(r.name, clip(value))), home.kept())
+		p.problem(home.key.String(), value, fmt.Sprintf("the home region has no complete replica: add %s first", ReplicaPrefix(r.name, clip(value))), home.kept())
 		return true
 	}
 	if rep != nil && rep.known && !rep.spoiled {
@@ -450,7 +450,7 @@ func (p *parsing) settleHome(r *registryCells, home *cell) bool {
 			}
 		}
 		if restored {
-			p.problem(replicaPrefix(r.name, rep.region)+fieldEndpoint, "", "the replica in the home region cannot be removed while the registry exists",
+			p.problem(ReplicaPrefix(r.name, rep.region)+fieldEndpoint, "", "the replica in the home region cannot be removed while the registry exists",
 				"the last good values of replica "+rep.region+" are kept")
 			return true
 		}
@@ -634,7 +634,7 @@ func (p *parsing) build(names []string) (*Snapshot, Values) {
 
 // notServed says of a replica that is left out what it lacks, unless what stands there was refused, and that it is left out.
 func (p *parsing) notServed(r *registryCells, rep *replicaCells) {
-	prefix, effect := replicaPrefix(r.name, rep.region), "replica "+rep.region+" is not served"
+	prefix, effect := ReplicaPrefix(r.name, rep.region), "replica "+rep.region+" is not served"
 	f, reason := r.missing(rep)
 	named := f == ""
 	for i := range p.problems {

@@ -79,6 +79,15 @@ func parseRamp(s string) (r Ramp, err error) {
 	return r, nil
 }
 
+// RampOf is the ramp of a replica's weight among those of a Snapshot, or nil.
+func RampOf(ramps []Ramp, registry, region string) *Ramp {
+	i := slices.IndexFunc(ramps, func(r Ramp) bool { return r.Registry == registry && r.Region == region })
+	if i < 0 {
+		return nil
+	}
+	return &ramps[i]
+}
+
 // At is the weight at the time now: From until Start, To from End on, and on the way never beyond the line between them.
 func (r Ramp) At(now time.Time) int {
 	switch {
@@ -154,7 +163,7 @@ func (v Values) replica(registry, region, field string) string {
 func (v Values) declared() Values {
 	declared := maps.Clone(v)
 	for _, r := range v.ramps() {
-		prefix := replicaPrefix(r.Registry, r.Region)
+		prefix := ReplicaPrefix(r.Registry, r.Region)
 		if v.follows(r) {
 			declared[prefix+fieldWeight] = strconv.Itoa(r.To)
 		}
@@ -165,7 +174,7 @@ func (v Values) declared() Values {
 
 // endRamp takes a replica's ramp away, if it has one, and returns that change. The weight is then the one that it led to.
 func (w *workspace) endRamp(registry, region string) []Change {
-	weight, ramp := replicaPrefix(registry, region)+fieldWeight, replicaPrefix(registry, region)+fieldRamp
+	weight, ramp := ReplicaPrefix(registry, region)+fieldWeight, ReplicaPrefix(registry, region)+fieldRamp
 	value, there := w.after[ramp]
 	if !there {
 		return nil
@@ -196,7 +205,7 @@ func (w *workspace) beginRamp(registry, region string, over time.Duration) error
 	}
 	start := w.editor.options.Now().UTC().Truncate(time.Second)
 	r := Ramp{From: from, To: to, Start: start, End: start.Add(over).Truncate(time.Millisecond)}
-	prefix := replicaPrefix(registry, region)
+	prefix := ReplicaPrefix(registry, region)
 	w.after[prefix+fieldWeight], w.after[prefix+fieldRamp] = strconv.Itoa(from), r.String()
 	return nil
 }
@@ -234,7 +243,7 @@ func (e *Editor) stepRamps(ctx context.Context) (done, overtaken []Ramp, err err
 		now := e.options.Now()
 		done, overtaken = nil, nil
 		for _, r := range w.before.ramps() {
-			weight, ramp := replicaPrefix(r.Registry, r.Region)+fieldWeight, replicaPrefix(r.Registry, r.Region)+fieldRamp
+			weight, ramp := ReplicaPrefix(r.Registry, r.Region)+fieldWeight, ReplicaPrefix(r.Registry, r.Region)+fieldRamp
 			next := r.Step(now)
 			switch {
 			case !w.before.follows(r):
@@ -263,7 +272,7 @@ func (e *Editor) stepRamps(ctx context.Context) (done, overtaken []Ramp, err err
 
 // rely lets the edit be made anew if the field of a replica, which it leaves as it is, changes meanwhile.
 func (w *workspace) rely(registry, region, field string) {
-	name := replicaPrefix(registry, region) + field
+	name := ReplicaPrefix(registry, region) + field
 	e, _ := w.tree.Get(name)
 	w.with(registry, region, store.Check(name, e.Revision))
 }
