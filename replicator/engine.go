@@ -84,7 +84,9 @@ func (e *NotReplicableError) Error() string { return "not replicable: " + e.Reas
 type UnavailableError struct {
 	// RetryAfter is how long the replica asked to be left alone; zero if it did not say.
 	RetryAfter time.Duration
-	Err        error
+	// Faulty says that the replica answers, and failed at this one request: what it holds there may be damaged.
+	Faulty bool
+	Err    error
 }
 
 func (e *UnavailableError) Error() string { return e.Err.Error() }
@@ -616,34 +618,63 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	}
 	shown, err := m.Head(ctx, key.Repository, key.Reference)
 	if err != nil {
-		return cost, err
+		if !e.broken(m, row, err) {
+			return cost, err
+		}
+		return e.carry(ctx, f, m, row, unreadable, version.Outcome{})
 	}
 	if shown != ledger.Absent && e.regresses(m, key, row.Record, shown) {
 		return cost, errRegressed
 	}
 	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy,
 		version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time, Held: key.Kind == ledger.Manifest})
-	switch out.Verdict {
-	case version.Applied:
+	switch {
+	case out.Verdict == version.Applied:
 		_, err := e.store(ctx, f, row, out)
 		return cost, again(err)
-	case version.Successor, version.ConcurrentWon, version.ConcurrentLost:
+	case out.Verdict == version.Successor, out.Verdict == version.ConcurrentWon, out.Verdict == version.ConcurrentLost:
 		// A push that nobody told of yet. Its event dates it best.
 		if patient {
 			return cost, errPush
 		}
 		_, err := e.observe(ctx, m, key, evidence{since: since})
 		return cost, errors.Join(errAgain, err)
+	case out.Verdict == version.Known && patient && row.Record.Head.Tombstone() && key.Kind == ledger.Manifest && shown != ledger.Absent:
+		// By a copy of ours that nobody accounted for; or by a push whose event is still to come.
+		return cost, errPush
 	}
+	return e.carry(ctx, f, m, row, shown, out)
+}
+
+// unreadable stands for what a replica shows where it fails to read what it has stored.
+const unreadable = "unreadable"
+
+// broken reports whether what a member fails to read is to be written again, which can undo nothing that somebody else wrote: a registry
+// that is killed amid a write fails at what it was writing until that is written again (distribution.Faulty). A manifest is what its digest
+// says. A tag is written if a write of ours is under way to it, which may be carried out at any time anyhow.
+func (e *engine) broken(m *member, row ledger.Row, reading error) bool {
+	var unavailable *UnavailableError
+	if !errors.As(reading, &unavailable) || !unavailable.Faulty {
+		return false
+	}
+	if row.Key.Kind == ledger.Manifest {
+		return !row.Record.Head.Tombstone()
+	}
+	return slices.ContainsFunc(row.Record.Intents, func(i ledger.Intent) bool {
+		return i.Incarnation == m.Incarnation && e.now().Sub(i.Since) < version.IntentLifetime
+	})
+}
+
+// carry carries the head of a record to a member, which showed something else; out is what was made of that.
+func (e *engine) carry(ctx context.Context, f *fleet, m *member, row ledger.Row, shown string, out version.Outcome) (Transfer, error) {
+	var cost Transfer
+	key := row.Key
 	if row.Record.Head.Tombstone() {
 		switch {
 		case key.Kind == ledger.Tag:
 			return cost, e.untag(ctx, m, key, shown)
 		case shown == ledger.Absent:
 			return cost, e.confirmAbsent(ctx, f, m, row)
-		case out.Verdict == version.Known && patient:
-			// By a copy of ours that nobody accounted for; or by a push whose event is still to come.
-			return cost, errPush
 		}
 		return cost, e.deleteManifest(ctx, f, m, row)
 	}
@@ -651,7 +682,7 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 		return cost, &NotReplicableError{Reason: fmt.Sprintf("it flips between a push in %s and one in %s: something else copies it there; end that, and push it once more",
 			row.Record.Head.Origin, row.Record.History[0].Origin)}
 	}
-	cost, err = m.Bring(ctx, key.Repository, row.Record.Head.Digest, e.sourcesFor(m, row.Record))
+	cost, err := m.Bring(ctx, key.Repository, row.Record.Head.Digest, e.sourcesFor(m, row.Record))
 	if err != nil {
 		if out.Changed {
 			// What is known of the replica now must be in the record before it can be passed over.
@@ -754,11 +785,13 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 	if row.Record.Head.Digest != digest {
 		return errAgain
 	}
-	out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
-	switch out.Verdict {
-	case version.Unchanged, version.Ours, version.Known, version.Suspect, version.Ignored, version.Restored:
-	default:
-		return errAgain
+	if shown != unreadable {
+		out := version.Observe(row.Record, f.replicas, m.Replica, e.rules.Policy, version.Observation{Digest: shown, Now: e.now(), Time: row.Record.Head.Time})
+		switch out.Verdict {
+		case version.Unchanged, version.Ours, version.Known, version.Suspect, version.Ignored, version.Restored:
+		default:
+			return errAgain
+		}
 	}
 	if m.remaining() < writeTime {
 		return fmt.Errorf("writing %s to %s: %w", key, m.Region, errLease)
@@ -774,6 +807,9 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 		})
 	}
 	now, err := m.Head(ctx, key.Repository, key.Reference)
+	if err != nil && shown == unreadable && e.broken(m, row, err) {
+		now, err = unreadable, nil
+	}
 	if err != nil {
 		return errors.Join(err, abandon())
 	}

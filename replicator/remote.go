@@ -282,7 +282,7 @@ func translate(err error) error {
 	case errors.Is(err, distribution.ErrUnsupported):
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	case distribution.StateOfReplica(err):
-		return &UnavailableError{RetryAfter: distribution.RetryAfter(err), Err: err}
+		return &UnavailableError{RetryAfter: distribution.RetryAfter(err), Faulty: distribution.Faulty(err), Err: err}
 	case errors.Is(err, distribution.ErrInvalid), errors.Is(err, distribution.ErrBlobUnknown):
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}

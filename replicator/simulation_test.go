@@ -296,6 +296,7 @@ type simRegistry struct {
 	adopted   bool                // by the baseline of its incarnation
 	copied    map[string][]string // by tag, what the replicator put there
 	lied      map[string]bool     // tags that a HEAD denied once
+	broken    map[string]bool     // tags that cannot be read, since the registry was killed while it wrote them
 	unheard   map[string]bool     // manifests that a user deleted, until that was heard
 	// refuse, if set, may fail a request: ping, tags or head; hidden is whether the repository is not shown.
 	refuse func(request, reference string) error
@@ -332,6 +333,9 @@ func (r *simRegistry) Head(_ context.Context, _, reference string) (string, erro
 			return reference, nil
 		}
 		return ledger.Absent, nil
+	}
+	if r.broken[reference] {
+		return "", &UnavailableError{Faulty: true, Err: errSim}
 	}
 	digest := r.tags[reference]
 	if digest != "" && !r.lied[reference] && r.s.chance(0.003) {
@@ -409,10 +413,19 @@ func (r *simRegistry) Tag(_ context.Context, _, tag, digest, writeID string) err
 	if r.manifests[digest] && r.s.chance(0.2) { // as CNCF distribution does, before the tag is set
 		tell()
 	}
+	if r.manifests[digest] && r.adopted && !r.restored && r.s.chance(0.02) { // a new baseline forgets whose writes were under way
+		if old := r.tags[tag]; old != "" && old != digest {
+			r.s.overrun[old] = true
+		}
+		r.s.logf("%s: killed while it put %s=%s by write %s", r.region, tag, digest, writeID)
+		r.tags[tag], r.broken[tag] = digest, true
+		return &UnavailableError{Err: errSim}
+	}
 	return r.write(func() error {
 		if !r.manifests[digest] {
 			return ErrRefused
 		}
+		delete(r.broken, tag)
 		if old := r.tags[tag]; old != "" && old != digest {
 			r.s.overrun[old] = true
 		}
@@ -431,6 +444,7 @@ func (r *simRegistry) Untag(_ context.Context, _, tag, writeID string, _ func(st
 		}
 		r.s.logf("%s: delete %s by write %s", r.region, tag, writeID)
 		delete(r.tags, tag)
+		delete(r.broken, tag)
 		r.emit(simEvent{tag: tag, writeID: writeID, delete: true})
 		return nil
 	})
@@ -451,6 +465,7 @@ func (r *simRegistry) erase(digest, writeID string) {
 	for _, tag := range slices.Sorted(maps.Keys(r.tags)) {
 		if r.tags[tag] == digest {
 			delete(r.tags, tag)
+			delete(r.broken, tag)
 			r.emit(simEvent{tag: tag, writeID: writeID, delete: true})
 		}
 	}
@@ -487,7 +502,7 @@ func newSimulation(t *testing.T, seed uint64, trace bool) *simulation {
 	s.cleared, s.undated, s.retagged, s.taken, s.removed, s.replaced = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string][]string{}
 	s.ledger = &simLedger{s: s, rows: map[ledger.Key]ledger.Row{}}
 	for i, name := range []string{"eastus", "northeurope", "westus"} {
-		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, unheard: map[string]bool{}, copied: map[string][]string{},
+		s.regions = append(s.regions, &simRegistry{s: s, region: name, tags: map[string]string{}, manifests: map[string]bool{}, adopted: true, lied: map[string]bool{}, broken: map[string]bool{}, unheard: map[string]bool{}, copied: map[string][]string{},
 			skew: time.Duration(s.rng.IntN(400)-200) * time.Millisecond})
 		s.states = append(s.states, version.Replica{Region: name, Incarnation: fmt.Sprint("i", i), Baselined: true})
 	}
@@ -614,6 +629,7 @@ func (s *simulation) restore(r *simRegistry) {
 		// And a version that nobody ever looked at is a push on top of the head when it is seen.
 		s.retagged[record.Head.Digest] = s.retagged[record.Head.Digest] || !version.Knows(record, digest)
 	}
+	clear(r.broken)
 	r.tags, r.manifests, r.restored = maps.Clone(r.backup.tags), maps.Clone(r.backup.manifests), true
 }
 
@@ -657,6 +673,7 @@ func (s *simulation) push(r *simRegistry, tag string) {
 	}
 	s.supersede(r, tag, digest)
 	r.manifests[digest], r.tags[tag] = true, digest
+	delete(r.broken, tag)
 	s.pushes = append(s.pushes, simPush{r.region, tag, digest, s.clock, r.skew})
 	r.emit(simEvent{tag: tag, digest: digest})
 	s.logf("%s: user pushes %s=%s", r.region, tag, digest)
@@ -676,6 +693,7 @@ func (s *simulation) remove(r *simRegistry, tag string) {
 		}
 	}
 	delete(r.tags, tag)
+	delete(r.broken, tag)
 	r.emit(simEvent{tag: tag, delete: true})
 	s.logf("%s: user deletes %s", r.region, tag)
 }
@@ -934,10 +952,14 @@ func (s *simulation) settle() {
 			s.states[i].Baselined = true
 			s.muster(0, s.ledger.generation)
 			m := s.fleets[0].members[i]
-			for len(r.events) > 0 {
-				event := r.events[0]
-				r.events = r.events[1:]
-				if err := s.hear(ctx, e, m, event); err != nil {
+			told := r.events
+			r.events = nil
+			for _, event := range told {
+				var unavailable *UnavailableError
+				switch err := s.hear(ctx, e, m, event); {
+				case errors.As(err, &unavailable) && unavailable.Faulty:
+					r.events = append(r.events, event) // until a copy has repaired it
+				case err != nil:
 					s.t.Fatalf("seed %d: %v", s.seed, err)
 				}
 			}
@@ -988,7 +1010,10 @@ func (s *simulation) check() {
 		}
 	}
 	first := s.regions[0]
-	for _, r := range s.regions[1:] {
+	for _, r := range s.regions {
+		if len(r.broken) > 0 {
+			s.t.Errorf("seed %d: %s cannot read %v", s.seed, r.region, slices.Sorted(maps.Keys(r.broken)))
+		}
 		if !maps.Equal(first.tags, r.tags) {
 			s.t.Errorf("seed %d: %s and %s differ: %v and %v", s.seed, first.region, r.region, first.tags, r.tags)
 		}

@@ -50,6 +50,13 @@ func StateOfReplica(err error) bool {
 	return false
 }
 
+// Faulty reports whether the registry failed at that one request (500). What it has stored there may be damaged: CNCF distribution, killed
+// while it writes the link of a manifest, a tag or a layer, leaves it empty, and fails so at whatever leads there, until the same is written again.
+func Faulty(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status == http.StatusInternalServerError && e.Kind == ErrUnavailable
+}
+
 // RetryAfter returns how long the registry asked to be left alone, or zero.
 func RetryAfter(err error) time.Duration {
 	var e *Error

@@ -138,7 +138,7 @@ func (c *copying) prove(ctx context.Context, d distribution.Descriptor) (bool, e
 	switch {
 	case err == nil:
 		return true, nil
-	case errors.Is(err, distribution.ErrNotFound), errors.Is(err, distribution.ErrInvalid):
+	case lacks(err):
 		return false, nil
 	}
 	return false, fmt.Errorf("looking for blob %s: %w", d.Digest, err)

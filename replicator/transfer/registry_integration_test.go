@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -113,6 +114,52 @@ func TestRealCopyAfterGarbageCollection(t *testing.T) {
 				t.Fatal(err)
 			}
 			whole(t, b, repository, d.Digest)
+		}
+	})
+}
+
+// A registry that is killed amid a write leaves the links empty that it was writing, and answers 500 to whatever leads there. They are
+// written again, and nothing is sent that was whole.
+func TestRealCopyMendsEmptyLinks(t *testing.T) {
+	t.Parallel()
+	servers(t, func(t *testing.T, server bed.Distribution) {
+		a := dial(t, bed.NewRegistry(t, bed.RegistryConfig{}).URL())
+		rb := bed.NewRegistry(t, bed.RegistryConfig{Server: server})
+		b := dial(t, rb.URL())
+		base, top := random(1, 50_000), random(2, 3000)
+		one, two := pushImage(t, a, "one", base, top), pushImage(t, a, "two", base)
+		index := push(t, a, "one", indexType, map[string]any{"manifests": []any{one}})
+		sources := []Source{{Name: "a", Client: a}}
+		if _, err := NewTarget(b, Limits{}, nil).Copy(t.Context(), Request{Repository: "one", Manifest: index, Sources: sources}); err != nil {
+			t.Fatal(err)
+		}
+		empty := func(kind, digest string) {
+			t.Helper()
+			link := filepath.Join(rb.Storage(), "docker/registry/v2/repositories/one", kind, "sha256", strings.TrimPrefix(digest, "sha256:"), "link")
+			if err := os.Truncate(link, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		empty("_manifests/revisions", one.Digest)
+		empty("_manifests/revisions", index.Digest)
+		empty("_layers", distribution.Digest(base))
+		if _, _, _, err := b.Manifest(t.Context(), "one", index.Digest); !distribution.Faulty(err) {
+			t.Fatalf("an empty link is answered with %v", err)
+		}
+		target := NewTarget(b, Limits{Attempts: 1}, nil)
+		target.Hint("one", distribution.Digest(base)) // from where it cannot be mounted
+		if _, err := target.Copy(t.Context(), Request{Repository: "two", Manifest: two, Sources: sources}); err != nil {
+			t.Fatal(err)
+		}
+		whole(t, b, "two", two.Digest)
+		empty("_layers", distribution.Digest(top))
+		s, err := NewTarget(b, Limits{Attempts: 1}, nil).Copy(t.Context(), Request{Repository: "one", Manifest: index, Sources: sources})
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole(t, b, "one", index.Digest)
+		if s.Manifests != 2 || s.Uploaded != 2 || s.Present != 1 {
+			t.Errorf("%+v", s)
 		}
 	})
 }

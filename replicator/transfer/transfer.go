@@ -265,13 +265,15 @@ func (c *copying) manifest(ctx context.Context, digest string, depth int) error 
 		return err
 	})
 	present := err == nil
-	switch {
-	case present, errors.Is(err, distribution.ErrNotFound), errors.Is(err, distribution.ErrCorrupt), errors.Is(err, distribution.ErrInvalid):
-	default:
+	if !present && !lacks(err) {
 		return fmt.Errorf("looking for manifest %s: %w", digest, err)
 	}
 	if !present {
+		looked := err
 		if body, media, err = c.fetch(ctx, digest); err != nil {
+			if distribution.Faulty(looked) {
+				err = fmt.Errorf("looking for manifest %s: %w; to write it again: %s", digest, looked, err) // the target may yet have it
+			}
 			return err
 		}
 	}
@@ -306,6 +308,12 @@ func (c *copying) manifest(ctx context.Context, digest string, depth int) error 
 	c.count(func(s *Stats) { s.Manifests++ })
 	root()
 	return nil
+}
+
+// lacks reports whether the error of a look at the target says that what has a digest is to be written there: it is absent, or not what it
+// should be, or the registry fails at it. To write what is there already does no harm.
+func lacks(err error) bool {
+	return errors.Is(err, distribution.ErrNotFound) || errors.Is(err, distribution.ErrCorrupt) || errors.Is(err, distribution.ErrInvalid) || distribution.Faulty(err)
 }
 
 // put puts a manifest and proves it. CNCF distribution 2.8 with its descriptor cache answers 201 for a manifest that it held before a garbage collection,
