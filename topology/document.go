@@ -136,21 +136,17 @@ func (o *outline) list(path string, parts []string) string {
 	return joinList(parts)
 }
 
-// outline turns d into keys. Names that no key can have are left out, and those that stand there twice are faults.
+// outline turns d into keys. Names that no key can have are left out, as is the second of two that are the same.
 func (d *Document) outline() outline {
 	o := outline{values: Values{}, paths: map[string]string{}}
-	registries := map[string]int{}
+	seen := map[string]bool{}
 	for i := range d.Registries {
 		r := &d.Registries[i]
 		at := fmt.Sprintf("registries[%d]", i)
-		if checkLabel(r.Name) != nil {
+		if checkLabel(r.Name) != nil || seen[r.Name] {
 			continue
 		}
-		if first, twice := registries[r.Name]; twice {
-			o.fault(at+".name", r.Name, "registry %s stands there twice: registries[%d] has that name too", r.Name, first)
-			continue
-		}
-		registries[r.Name] = i
+		seen[r.Name] = true
 		o.paths[registryPrefix(r.Name)] = at
 		for _, s := range r.scalars() {
 			if *s.value != "" {
@@ -180,18 +176,14 @@ func (d *Document) outline() outline {
 }
 
 func (o *outline) replicas(r *RegistryDocument, at string) {
-	regions := map[string]int{}
+	seen := map[string]bool{}
 	for j := range r.Replicas {
 		p := &r.Replicas[j]
 		at := fmt.Sprintf("%s.replicas[%d]", at, j)
-		if checkLabel(p.Region) != nil {
+		if checkLabel(p.Region) != nil || seen[p.Region] {
 			continue
 		}
-		if first, twice := regions[p.Region]; twice {
-			o.fault(at+".region", p.Region, "region %s stands there twice: replicas[%d] is there too", p.Region, first)
-			continue
-		}
-		regions[p.Region] = j
+		seen[p.Region] = true
 		o.paths[ReplicaPrefix(r.Name, p.Region)] = at
 		before := len(o.values)
 		put := func(field, value string) {
@@ -277,31 +269,45 @@ func (d *Document) faults(reserved []string) []Fault {
 	return faults
 }
 
-// named is d with a name in the place of each that is none, so that what else is wrong can be seen; the faults are of what has none.
-// unsure are the registries, by their names in named, of which not all regions are known: one that is named may be there.
+// named is d with a name in the place of each that is none, or another's, so that what else is wrong can be seen; the faults are of
+// those. unsure are the registries, by their names in named, of which not all regions are known: one that is named may be there.
 func (d *Document) named() (named Document, unsure map[string]bool, faults []Fault) {
 	named, unsure = Document{Registries: slices.Clone(d.Registries)}, map[string]bool{}
+	registries := map[string]int{}
 	for i := range named.Registries {
 		r := &named.Registries[i]
 		at := fmt.Sprintf("registries[%d]", i)
-		if err := checkLabel(r.Name); err != nil {
+		if first, twice := registries[r.Name]; twice {
+			reason := fmt.Sprintf("registry %s stands there twice: registries[%d] has that name too", r.Name, first)
+			faults = append(faults, Fault{Path: at + ".name", Value: r.Name, Reason: reason})
+			r.Name = fmt.Sprintf("unnamed-%d", i)
+		} else if err := checkLabel(r.Name); err != nil {
 			faults = append(faults, Fault{Path: at + ".name", Value: clip(r.Name), Reason: err.Error()})
 			r.Name = fmt.Sprintf("unnamed-%d", i)
 		}
+		registries[r.Name] = i
 		if len(r.Replicas) == 0 {
 			faults = append(faults, Fault{Path: at + ".replicas", Reason: "is missing: at least the replica of the home region is needed"})
 			unsure[r.Name] = true
 		}
 		r.Replicas = slices.Clone(r.Replicas)
+		regions := map[string]int{}
 		for j := range r.Replicas {
 			p := &r.Replicas[j]
-			if err := checkLabel(p.Region); err != nil {
-				faults = append(faults, Fault{Path: fmt.Sprintf("%s.replicas[%d].region", at, j), Value: clip(p.Region), Reason: err.Error()})
+			path, reason := fmt.Sprintf("%s.replicas[%d].region", at, j), ""
+			if first, twice := regions[p.Region]; twice {
+				reason = fmt.Sprintf("region %s stands there twice: replicas[%d] is there too", p.Region, first)
+			} else if err := checkLabel(p.Region); err != nil {
+				reason = err.Error()
+			}
+			if reason != "" {
+				faults = append(faults, Fault{Path: path, Value: clip(p.Region), Reason: reason})
 				p.Region, unsure[r.Name] = fmt.Sprintf("unnamed-%d", j), true
 				if p.Location == nil {
 					p.Location = []float64{0, 0} // the right name may have one
 				}
 			}
+			regions[p.Region] = j
 		}
 	}
 	return named, unsure, faults

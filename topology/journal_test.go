@@ -42,6 +42,7 @@ func TestEditsAreLogged(t *testing.T) {
 	if err := e.CreateRegistry(t.Context(), contoso()); err != nil {
 		t.Fatal(err)
 	}
+	until(t, k, "the registry", func(s *Snapshot) bool { return s.Registry("contoso") != nil })
 	told := func(message, part string) (found []observer.LoggedEntry) {
 		for _, l := range logs.FilterMessage(message).All() {
 			if strings.Contains(fmt.Sprint(l.ContextMap()["changes"]), part) {
