@@ -456,7 +456,14 @@ func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out versio
 	if !out.Changed {
 		return row.Record, nil
 	}
-	return out.Record, e.set(ctx, f, row.Key, &out.Record, row.Revision)
+	if err := e.set(ctx, f, row.Key, &out.Record, row.Revision); err != nil {
+		return ledger.Record{}, err
+	}
+	if out.Lost != nil { // told of here, because whoever loses a race for the record decides anew
+		e.log.Warn("two regions pushed to one tag without knowing of each other; one version lost", zap.String("image", row.Key.String()),
+			zap.String("region", out.Lost.Region), zap.String("digest", out.Lost.Digest), zap.Bool("kept", e.rules.keepConflicts))
+	}
+	return out.Record, nil
 }
 
 // observeOverwritten accounts for the events whose digest is no longer under the tag.
@@ -558,8 +565,6 @@ const maxConflicts = 1000
 
 // keep gives a lost version a tag of its own, unless it has one. It is safe to be repeated.
 func (e *engine) keep(ctx context.Context, key ledger.Key, lost version.Lost) error {
-	e.log.Warn("two regions pushed to one tag; the version that lost is kept aside", zap.String("image", key.String()),
-		zap.String("region", lost.Region), zap.String("digest", lost.Digest), zap.Bool("kept", e.rules.keepConflicts))
 	if key.Kind != ledger.Tag || !e.rules.keepConflicts {
 		return nil
 	}

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"portolan/replicator/ledger"
 	"portolan/replicator/version"
 )
@@ -734,6 +737,60 @@ func TestFlippingTagIsHeld(t *testing.T) {
 	s.converge(t)
 	if want := west.tags["a"]; east.tags["a"] != want || north.tags["a"] != want {
 		t.Errorf("%v, %v", east.tags, north.tags)
+	}
+}
+
+// contested is a ledger in which another process is quicker, for some time, to change the record of a key.
+type contested struct {
+	*simLedger
+	key   ledger.Key
+	races int
+}
+
+func (l *contested) CompareAndSet(ctx context.Context, by ledger.Generation, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
+	if key == l.key && l.races > 0 {
+		l.races--
+		row := l.rows[key]
+		l.next++
+		row.Revision = l.next
+		l.rows[key] = row
+	}
+	return l.simLedger.CompareAndSet(ctx, by, key, record, revision)
+}
+
+// A conflict is told of once, however often it had to be decided, and whatever is found of it later.
+func TestConflictIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	for _, keeps := range []bool{true, false} {
+		t.Run(fmt.Sprintf("kept %v", keeps), func(t *testing.T) {
+			t.Parallel()
+			s, east, north, _ := seeded(t)
+			core, logs := observer.New(zap.WarnLevel)
+			l := &contested{simLedger: s.ledger, key: s.key("a")}
+			e := s.engines[0]
+			e.log, e.ledger, e.rules.keepConflicts = zap.New(core), l, keeps
+			s.push(east, "a")
+			s.push(north, "a")
+			lost, events := east.tags["a"], slices.Concat(east.events, north.events)
+			s.look(t, east)
+			l.races = 3
+			if s.look(t, north); l.races > 0 {
+				t.Fatal("the record was not contested")
+			}
+			for i, event := range events {
+				if err := s.hear(t.Context(), e, s.region([]*simRegistry{east, north}[i]), event); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.converge(t)
+			told := logs.All()
+			if len(told) != 1 {
+				t.Fatalf("told of %d times: %v", len(told), told)
+			}
+			if c := told[0].ContextMap(); c["image"] != "contoso/app:a" || c["region"] != east.region || c["digest"] != lost || c["kept"] != keeps {
+				t.Errorf("%v", c)
+			}
+		})
 	}
 }
 
