@@ -24,18 +24,26 @@ import (
 // states is what the store tells of replicas at one moment. Immutable.
 type states struct {
 	*topology.State
-	// seeded holds the endpoints of the replicas that have been Ready once: of what stands there, not of the name.
-	seeded map[router.ReplicaKey]string
+	// seeded holds the replicas that have been Ready once.
+	seeded map[router.ReplicaKey]content
 }
 
-// stateWatcher follows the state of replicas. Which of them are seeded is kept on local disk too: without it a front door
-// that starts while the store is away would send everybody home.
+// content is what decides whether clients find in a seeded replica what they look for.
+type content struct {
+	// Endpoint is where it was Ready: of what stands there, not of the name, it is said.
+	Endpoint string `json:"endpoint"`
+	// Held is whether the guard holds it: much of it may be gone, or old.
+	Held bool `json:"held,omitempty"`
+}
+
+// stateWatcher follows the state of replicas. Which of them are seeded, and which of those the guard holds, is kept on local disk
+// too: without it a front door that starts while the store is away would send everybody home, or to a replica that was wiped.
 type stateWatcher struct {
 	store  store.Store
 	path   string
 	log    *zap.Logger
 	latest latest.Value[states]
-	saved  map[router.ReplicaKey]string
+	saved  map[router.ReplicaKey]content
 	known  chan struct{} // closed once it is known which replicas are seeded, from disk or from the store
 }
 
@@ -92,7 +100,7 @@ func (w *stateWatcher) wait(ctx context.Context, limit time.Duration) error {
 }
 
 func (w *stateWatcher) parse(t store.Tree) *states {
-	s := &states{State: topology.ParseState(t), seeded: map[router.ReplicaKey]string{}}
+	s := &states{State: topology.ParseState(t), seeded: map[router.ReplicaKey]content{}}
 	for _, p := range s.Problems {
 		if !slices.Contains(w.latest.Load().Problems, p) {
 			w.log.Warn("what was reported or asked of a replica cannot be read", zap.String("key", p.Key), zap.String("reason", p.Reason))
@@ -100,7 +108,7 @@ func (w *stateWatcher) parse(t store.Tree) *states {
 	}
 	for key, r := range s.Replications {
 		if r.Seeded {
-			s.seeded[key] = r.Endpoint
+			s.seeded[key] = content{r.Endpoint, r.Held != ""}
 		}
 	}
 	return s
@@ -110,12 +118,12 @@ func (w *stateWatcher) parse(t store.Tree) *states {
 type seededReplica struct {
 	Registry string `json:"registry"`
 	Region   string `json:"region"`
-	Endpoint string `json:"endpoint"`
+	content
 }
 
 // readSeeded reads the file; one that does not exist is empty.
-func readSeeded(path string) (map[router.ReplicaKey]string, error) {
-	seeded := map[router.ReplicaKey]string{}
+func readSeeded(path string) (map[router.ReplicaKey]content, error) {
+	seeded := map[router.ReplicaKey]content{}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return seeded, nil
@@ -128,16 +136,16 @@ func readSeeded(path string) (map[router.ReplicaKey]string, error) {
 		return seeded, fmt.Errorf("reading %s: %w", path, err)
 	}
 	for _, r := range list {
-		seeded[router.ReplicaKey{Registry: r.Registry, Region: r.Region}] = r.Endpoint
+		seeded[router.ReplicaKey{Registry: r.Registry, Region: r.Region}] = r.content
 	}
 	return seeded, nil
 }
 
 // writeSeeded replaces the file whole. A loss of power may lose it: then it is written again at the next change.
-func writeSeeded(path string, seeded map[router.ReplicaKey]string) error {
+func writeSeeded(path string, seeded map[router.ReplicaKey]content) error {
 	list := make([]seededReplica, 0, len(seeded))
-	for k, endpoint := range seeded {
-		list = append(list, seededReplica{k.Registry, k.Region, endpoint})
+	for k, c := range seeded {
+		list = append(list, seededReplica{k.Registry, k.Region, c})
 	}
 	slices.SortFunc(list, func(a, b seededReplica) int {
 		return strings.Compare(a.Registry+"/"+a.Region, b.Registry+"/"+b.Region)

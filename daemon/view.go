@@ -384,7 +384,7 @@ func conditionsOf(s *topology.Snapshot, state *states, verdicts *health.Verdicts
 				// Either nobody here probes it, or the first probe of it is about to begin.
 				c.Settled = verdicts == nil || p.Probe.Mode == topology.ProbeNone
 			}
-			c.Seeded = state.seeded[k] == p.Endpoint.String()
+			c.Seeded = state.seeded[k].Endpoint == p.Endpoint.String()
 			// The home is where the content is the registry's own, and where everybody goes for whom there is nothing better.
 			c.Lagging = p.Region != r.Home && lags(state.Replications[k], r.Policy.MaxLag, former[k].Lagging, now)
 			c.Leaving = slices.Contains(state.Requests[k], topology.RequestDelete)
@@ -405,9 +405,9 @@ func hold(r *topology.Registry, state *states, conditions router.Conditions) {
 	others := false
 	for _, p := range r.Replicas {
 		k := router.ReplicaKey{Registry: r.Name, Region: p.Region}
-		report, c := state.Replications[k], conditions[k]
+		c := conditions[k]
 		switch {
-		case p.Region != r.Home && report.Held != "" && report.Endpoint == p.Endpoint.String():
+		case p.Region != r.Home && c.Seeded && state.seeded[k].Held:
 			held = append(held, k)
 		case p.Routing && p.Weight > 0 && !c.Leaving && (c.Seeded || p.Region == r.Home):
 			others = true

@@ -31,7 +31,7 @@ func TestConditionsOf(t *testing.T) {
 		replica("probed", topology.ProbeHTTPS), replica("new", topology.ProbeHTTPS), replica("never", topology.ProbeNone),
 	}}}}
 	key := func(region string) router.ReplicaKey { return router.ReplicaKey{Registry: "contoso", Region: region} }
-	state := &states{State: &topology.State{Requests: map[router.ReplicaKey][]string{key("never"): {topology.RequestAccept, topology.RequestDelete}, key("new"): {topology.RequestResync}}}, seeded: map[router.ReplicaKey]string{key("probed"): "https://probed", key("new"): "https://elsewhere"}}
+	state := &states{State: &topology.State{Requests: map[router.ReplicaKey][]string{key("never"): {topology.RequestAccept, topology.RequestDelete}, key("new"): {topology.RequestResync}}}, seeded: map[router.ReplicaKey]content{key("probed"): {Endpoint: "https://probed"}, key("new"): {Endpoint: "https://elsewhere"}}}
 	verdicts := &health.Verdicts{Replicas: map[router.ReplicaKey]health.Verdict{key("probed"): {Health: router.Unhealthy, Settled: true}}}
 
 	c := conditionsOf(s, state, verdicts, nil, time.Now())
@@ -147,11 +147,7 @@ func TestHeld(t *testing.T) {
 	registry := &topology.Registry{Name: "contoso", Home: "home", Policy: topology.Policy{Replication: true}, Replicas: []*topology.Replica{home, other}}
 	s := &topology.Snapshot{Registries: []*topology.Registry{registry}}
 	at := func(region string) router.ReplicaKey { return router.ReplicaKey{Registry: "contoso", Region: region} }
-	wiped := func(region string) topology.Replication {
-		return topology.Replication{Seeded: true, Held: "much is gone", Endpoint: "https://" + region}
-	}
-	state := &states{State: &topology.State{Replications: map[topology.ReplicaName]topology.Replication{at("home"): wiped("home"), at("other"): wiped("other")}},
-		seeded: map[router.ReplicaKey]string{at("home"): "https://home", at("other"): "https://other"}}
+	state := &states{State: &topology.State{}, seeded: map[router.ReplicaKey]content{at("home"): {"https://home", true}, at("other"): {"https://other", true}}}
 	for _, c := range []struct {
 		name string
 		edit func()
@@ -220,5 +216,37 @@ func TestStateWatcherWait(t *testing.T) {
 		if err := newStateWatcher(s, path+".missing", zap.NewNop()).wait(ctx, time.Minute); err == nil {
 			t.Error("it waits after the end")
 		}
+	})
+}
+
+// A start without the store knows who is held, as it knows who is seeded; and no longer, once an operator has decided.
+func TestHeldIsKnownWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "seeded.json")
+	replica := func(region string) *topology.Replica {
+		return &topology.Replica{Region: region, Endpoint: &url.URL{Scheme: "https", Host: region}, Routing: true, Weight: 100}
+	}
+	snapshot := &topology.Snapshot{Registries: []*topology.Registry{{Name: "contoso", Home: "home", Policy: topology.Policy{Replication: true},
+		Replicas: []*topology.Replica{replica("home"), replica("other")}}}}
+	other := router.ReplicaKey{Registry: "contoso", Region: "other"}
+	synctest.Test(t, func(t *testing.T) {
+		s := told{updates: make(chan store.Update)}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		w := newStateWatcher(s, path, zap.NewNop())
+		go func() { ended <- w.run(ctx) }()
+		for _, held := range []string{"", "much is gone", ""} {
+			s.updates <- store.Update{Tree: store.Tree{Entries: []store.Entry{{
+				Key:   topology.ReplicationKey("contoso", "other"),
+				Value: `{"seeded":true,"endpoint":"https://other","held":"` + held + `"}`,
+			}}}}
+			synctest.Wait()
+			again := newStateWatcher(s, path, zap.NewNop()).latest.Load()
+			if c := conditionsOf(snapshot, again, nil, nil, time.Now())[other]; !c.Seeded || c.Held != (held != "") {
+				t.Errorf("held for %q: %+v", held, c)
+			}
+		}
+		cancel()
+		<-ended
 	})
 }
