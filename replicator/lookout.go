@@ -48,7 +48,7 @@ func (r *replica) scans(ctx context.Context) error {
 }
 
 // parkTime is how long what cannot be applied rests before a scan has it tried once more. What the registry does not support for the
-// time being, deletes that are switched off above all, does not rest: one small request with each scan finds that it does now.
+// time being, deletes that are switched off above all, does not rest: a probe with each scan finds that it does now.
 const parkTime = time.Hour
 
 // scan scans the replica once, and reports whether that went well.

@@ -47,13 +47,16 @@ type item struct {
 	notBefore time.Time
 	// again says that the key changed while it was being worked on.
 	again bool
+	// probe says that it is tried for all that are parked like it: see unpark.
+	probe bool
 }
 
 // parked is what will not succeed by being tried again soon.
 type parked struct {
 	reason   string
 	sequence uint64
-	until    time.Time // when unpark may give it another chance
+	since    time.Time
+	rest     time.Duration // how long it is left alone at least; zero: it waits for a probe
 }
 
 type itemState uint8
@@ -158,7 +161,7 @@ func (q *queue) add(key ledger.Key, sequence uint64, seeding bool, since time.Ti
 
 // push gives an item a place in its lane, and a fresh start. The caller holds mu.
 func (q *queue) push(i *item) {
-	i.state, i.again, i.attempts, i.races, i.lastError = waiting, false, 0, 0, ""
+	i.state, i.again, i.probe, i.attempts, i.races, i.lastError = waiting, false, false, 0, 0, ""
 	q.lane(i).push(i)
 	q.wake()
 }
@@ -239,10 +242,17 @@ func (q *queue) nextChange(now time.Time) time.Time {
 	return at
 }
 
-// done gives an item back that needs no more work, unless it changed meanwhile.
+// done gives an item back that needs no more work, unless it changed meanwhile. What waits for it as their probe gets another chance.
 func (q *queue) done(i *item) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if i.probe {
+		for key, p := range q.parked {
+			if p.rest == 0 && key.Kind == i.key.Kind {
+				q.resume(key)
+			}
+		}
+	}
 	if i.again {
 		q.push(i)
 		return
@@ -273,7 +283,8 @@ func (q *queue) retry(i *item, after time.Duration, err error) {
 	q.wake()
 }
 
-// park gives an item back that cannot be applied here, to rest at least that long, unless a new version came meanwhile.
+// park gives an item back that cannot be applied here, unless a new version came meanwhile. It rests at least that long; with a rest of
+// zero, for what the registry does not support, until another of its kind, the probe, could be applied.
 func (q *queue) park(i *item, reason string, rest time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -282,23 +293,41 @@ func (q *queue) park(i *item, reason string, rest time.Duration) {
 		return
 	}
 	delete(q.items, i.key)
-	q.parked[i.key] = parked{reason, i.sequence, q.now().Add(rest)}
+	q.parked[i.key] = parked{reason, i.sequence, q.now(), rest}
 	q.wake()
 }
 
-// unpark gives what has rested another chance: deletion may have been switched on since, a quota raised.
+// unpark gives what has rested another chance: a quota may have been raised since. Of what the registry does not support it takes one tag
+// and one manifest as probes, by turns: deletion may have been switched on since, of one or the other, but thousands of requests need
+// not find each time that it has not.
 func (q *queue) unpark() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := q.now()
+	probes := make(map[ledger.Kind]ledger.Key)
 	for key, p := range q.parked {
-		if !p.until.After(now) {
-			delete(q.parked, key)
-			i := &item{key: key, sequence: p.sequence, since: q.now()}
-			q.items[key] = i
-			q.push(i)
+		if p.rest > 0 {
+			if now.Sub(p.since) >= p.rest {
+				q.resume(key)
+			}
+			continue
+		}
+		if other, ok := probes[key.Kind]; !ok || p.since.Before(q.parked[other].since) {
+			probes[key.Kind] = key
 		}
 	}
+	for _, key := range probes {
+		q.resume(key).probe = true
+	}
+}
+
+// resume takes a key out of what is parked, and gives it a place in its lane. The caller holds mu.
+func (q *queue) resume(key ledger.Key) *item {
+	i := &item{key: key, sequence: q.parked[key].sequence, since: q.now()}
+	delete(q.parked, key)
+	q.items[key] = i
+	q.push(i)
+	return i
 }
 
 // block leaves the replica alone until then; asked says that it asked for that, so that unblock does not shorten it.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -152,6 +154,61 @@ func TestQueueParks(t *testing.T) {
 		q.done(expect(t, q, "app:1"))
 		if q.backlog().parked != 0 {
 			t.Error("it is parked still")
+		}
+	})
+}
+
+// Of what the registry does not support one is tried for all others of its kind, another one each time.
+func TestQueueProbes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(time.Now)
+		off := func(items ...*item) {
+			for _, i := range items {
+				time.Sleep(time.Second)
+				q.park(i, "deletes are off", 0)
+			}
+		}
+		// probes are what the next scan gives a chance: the tag first.
+		probes := func(tag string) []*item {
+			t.Helper()
+			q.unpark()
+			var tried []*item
+			for i := next(t, q); i != nil; i = next(t, q) {
+				tried = append(tried, i)
+			}
+			slices.SortFunc(tried, func(a, b *item) int { return strings.Compare(a.key.Reference, b.key.Reference) })
+			if len(tried) != 2 || tried[0].key.Reference != tag || tried[1].key.Kind != ledger.Manifest {
+				t.Fatalf("%d are tried, want %s and the manifest", len(tried), tag)
+			}
+			return tried
+		}
+		manifest := queueKey("app", "sha256:1")
+		manifest.Kind = ledger.Manifest
+		keys := []ledger.Key{queueKey("app", "1"), queueKey("app", "2"), queueKey("app", "3"), manifest}
+		for _, key := range keys {
+			q.add(key, 7, false, time.Now())
+			off(next(t, q))
+		}
+		for _, tag := range []string{"1", "2", "3", "1"} {
+			off(probes(tag)...)
+		}
+		// A new version of the probe is a matter of its own.
+		tried := probes("2")
+		q.add(tried[0].key, 8, false, time.Now())
+		off(tried...)
+		q.done(expect(t, q, "app:2"))
+		if b := q.backlog(); b.parked != 3 || b.pending != 0 {
+			t.Errorf("%+v", b)
+		}
+		// Once one has gone through, the others follow; those of the other kind do not.
+		tried = probes("3")
+		off(tried[1])
+		q.done(tried[0])
+		q.done(expect(t, q, "app:1"))
+		expect(t, q, "")
+		if b := q.backlog(); b.parked != 1 || b.pending != 0 {
+			t.Errorf("%+v", b)
 		}
 	})
 }

@@ -384,30 +384,49 @@ func TestAcceptanceIsOfThePlan(t *testing.T) {
 	f.ready("other")
 }
 
-// A delete is made up for by the scan after deletion was switched on at the registry.
+// Where deletion is switched off, each scan tries one of the deletes, whatever their number; once it is switched on, all are made up for.
 func TestDeletionSwitchedOn(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
+	images := []string{"app:1", "app:2", "app:3", "app:4", "app:5"}
+	for _, image := range append(images, "app:stays") {
+		f.push("home", image)
+	}
 	f.start()
 	f.ready("home", "other")
-	for _, image := range []string{"app:1", "app:2"} {
-		f.arrives(image, f.push("home", image), "other")
-	}
-	f.ready("other")
-	on := f.handler("other")
+	registry := f.handler("other")
+	var on atomic.Bool
+	var lists, tried atomic.Int32
 	f.replace("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodDelete {
+		byTag := !strings.Contains(r.URL.Path, "sha256:") // the other way to remove a tag stays closed: this registry would leave it there
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/tags/list"):
+			lists.Add(1)
+		case r.Method == http.MethodDelete && byTag:
+			tried.Add(1)
+		}
+		if r.Method == http.MethodDelete && !(byTag && on.Load()) {
 			http.Error(w, `{"errors":[{"code":"UNSUPPORTED"}]}`, http.StatusMethodNotAllowed)
 			return
 		}
-		on.ServeHTTP(w, r)
+		registry.ServeHTTP(w, r)
 	}))
-	if err := client.Delete(f.ref("home", "app:1")); err != nil {
-		t.Fatal(err)
+	for _, image := range images {
+		if err := client.Delete(f.ref("home", image)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	f.until("the delete to be listed", func() bool { return f.state("other").NotReplicable == 1 })
-	f.replace("other", on)
-	f.until("the delete", func() bool { return f.digest("other", "app:1") == "" && f.state("other").NotReplicable == 0 })
+	f.until("the deletes to be listed", func() bool { return f.state("other").NotReplicable == len(images) })
+	before, scanned := tried.Load(), lists.Load()
+	f.until("some scans", func() bool { return lists.Load() >= scanned+6 })
+	scans := lists.Load() - scanned
+	if n := tried.Load() - before; n == 0 || n > scans+1 {
+		t.Errorf("%d deletes were tried in %d scans", n, scans)
+	}
+	on.Store(true)
+	f.until("the deletes", func() bool {
+		return !slices.ContainsFunc(images, func(image string) bool { return f.digest("other", image) != "" }) && f.state("other").NotReplicable == 0
+	})
 }
 
 // An operator who says that it is right is believed, also after a restart.

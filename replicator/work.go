@@ -110,7 +110,7 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	}
 }
 
-// park gives up on an item until a scan after rest, once the record says why.
+// park gives up on an item until a scan after rest, or, with none, until a probe succeeds, once the record says why.
 func (r *replica) park(ctx context.Context, m *member, i *item, reason string, rest time.Duration) {
 	if err := r.of.engine.refuse(ctx, m, i.key, i.begun, reason); err != nil {
 		r.queue.retry(i, time.Second, err)
