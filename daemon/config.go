@@ -27,7 +27,7 @@ type Config struct {
 	// Consul says more of a store in Consul.
 	Consul Consul `yaml:"consul"`
 	// Data is the folder for what this machine keeps for itself: the last good topology, the last verdicts, the event spool
-	// and its key. Default: the folder of the bolt file; /var/lib/portolan with Consul.
+	// and its key. No other process may use it. Default: the folder of the bolt file; /var/lib/portolan with Consul.
 	Data string `yaml:"data"`
 	// User is whom a process that root starts becomes before it reads or makes anything but the configuration. It keeps the right to
 	// bind ports below 1024. Default: none.

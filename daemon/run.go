@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gofrs/flock"
 	consulapi "github.com/hashicorp/consul/api"
 	mdns "github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -49,6 +50,10 @@ const (
 	parkTime = 20 * time.Second
 	// stopTime is how long it waits for any other part.
 	stopTime = 5 * time.Second
+	// lockTime is how long a start waits for a former process to let go of the data folder, and lockRetry the pause between attempts:
+	// as for the store's file.
+	lockTime  = time.Second
+	lockRetry = 50 * time.Millisecond
 	// applyRetry is the pause between attempts to apply the topology file while the store is away.
 	applyRetry = 2 * time.Second
 )
@@ -170,6 +175,9 @@ func (d *daemon) prepare(ctx context.Context) error {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
 	if err := d.openStore(); err != nil {
+		return err
+	}
+	if err := d.lockData(ctx); err != nil {
 		return err
 	}
 	d.keeper = topology.NewKeeper(d.store, topology.KeeperOptions{
@@ -346,6 +354,26 @@ func (d *daemon) openStore() error {
 	d.store = consul.New(client)
 	d.ledger = consulledger.New(client)
 	d.close = append(d.close, d.store.Close, d.ledger.Close)
+	return nil
+}
+
+// lockData keeps other processes from the data folder, whatever their store and their roles: each would take for its own what another
+// wrote there, as how far it saw the ledger. A store in that folder, which is locked too, has been opened before: that is the better
+// complaint.
+func (d *daemon) lockData(ctx context.Context) error {
+	lock := flock.New(filepath.Join(d.config.Data, "portolan.lock"))
+	patience, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	_, err := lock.TryLockContext(patience, lockRetry)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the data folder %s is in use by another process (`fuser -v %s` shows which): give each process a folder of its own, with data in its configuration", d.config.Data, lock.Path())
+	case err != nil:
+		return fmt.Errorf("locking the data folder: %w", err)
+	}
+	d.close = append(d.close, lock.Close)
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gofrs/flock"
 	containers "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/maxmind/mmdbwriter"
 	"github.com/maxmind/mmdbwriter/mmdbtype"
@@ -213,6 +214,14 @@ func TestRefusesToStart(t *testing.T) {
 			t.Cleanup(func() { db.Close() })
 			return config
 		}, []string{"portolan.db", "in use by another process"}},
+		"data folder in use": {func(t *testing.T, dir, config string) string {
+			lock := flock.New(filepath.Join(dir, "portolan.lock"))
+			if locked, err := lock.TryLock(); err != nil || !locked {
+				t.Fatal(locked, err)
+			}
+			t.Cleanup(func() { _ = lock.Close() })
+			return strings.Replace(config, "bolt:portolan.db", "consul://"+tcp.Addr().String()+"/portolan", 1) + "data: .\n"
+		}, []string{"the data folder", "in use by another process", "portolan.lock", "a folder of its own"}},
 		"not a database": {func(t *testing.T, dir, config string) string {
 			write(t, dir, "city.mmdb", "not one")
 			return config + "geo: {database: city.mmdb}\n"
@@ -259,7 +268,7 @@ func TestRefusesToStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := files(t, dir)
-			ctx, stop := context.WithCancel(t.Context())
+			ctx, stop := context.WithTimeout(t.Context(), 30*time.Second) // one that starts may wait for a store that is away
 			defer stop()
 			err = Run(ctx, Options{Config: config, Log: zap.NewNop(), Bound: func(Addresses) { stop() }})
 			if err == nil {
