@@ -83,6 +83,7 @@ func (d *daemon) status() api.Status {
 	if d.server != nil {
 		s.Warnings = append(s.Warnings, strandedWarnings(view)...)
 	}
+	s.Warnings = append(s.Warnings, sharedWarnings(view)...)
 	s.Replicas = api.Summarize(view)
 	s.Warnings = append(s.Warnings, unreadableWarnings(view)...)
 	s.Warnings = append(s.Warnings, unreplicatedWarnings(view)...)
@@ -123,6 +124,28 @@ func strandedWarnings(v *api.View) []string {
 	for _, r := range v.Snapshot.Registries {
 		if near := stranded[r.Name]; len(near) > 0 {
 			warnings = append(warnings, fmt.Sprintf("clients of registry %s get no address (those near %s): no replica that they may be sent to has routing enabled, a weight above 0 and the content: portolan replica list %s", r.Name, strings.Join(near, ", "), r.Name))
+		}
+	}
+	return warnings
+}
+
+// sharedWarnings names the replicas of different registries that are one: what is pushed to one registry is then replicated by the other
+// too.
+func sharedWarnings(v *api.View) []string {
+	if v.Snapshot == nil {
+		return nil
+	}
+	var warnings []string
+	for i, r := range v.Snapshot.Registries {
+		for _, s := range v.Snapshot.Registries[i+1:] {
+			for _, p := range r.Replicas {
+				for _, q := range s.Replicas {
+					if r.Policy.Replication && s.Policy.Replication && p.Overlaps(q) {
+						warnings = append(warnings, fmt.Sprintf("replicas %s/%s and %s/%s have one endpoint, %s, and repositories in common: what is pushed there is replicated by both registries; give each an access prefix of its own",
+							r.Name, p.Region, s.Name, q.Region, p.Endpoint))
+					}
+				}
+			}
 		}
 	}
 	return warnings

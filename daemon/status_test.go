@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -40,6 +41,40 @@ func TestCertificateWarnings(t *testing.T) {
 	}
 	if got := certificateWarnings(v, 0); !slices.Equal(got, want[:1]) {
 		t.Errorf("with the warning off: %q", got)
+	}
+}
+
+func TestSharedWarnings(t *testing.T) {
+	t.Parallel()
+	replica := func(endpoint, prefix string) *topology.Replica {
+		u, err := url.Parse(endpoint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &topology.Replica{Region: "westus", Endpoint: u, Access: topology.Access{Prefix: prefix}}
+	}
+	for _, c := range []struct {
+		name     string
+		one, two *topology.Replica
+		off      bool
+		shared   bool
+	}{
+		{"two servers", replica("https://a", ""), replica("https://b", ""), false, false},
+		{"one of them only leads clients", replica("https://a", ""), replica("https://a", ""), true, false},
+		{"one server", replica("https://a", ""), replica("https://a:443", ""), false, true},
+		{"a prefix each", replica("https://a", "team"), replica("https://a", "team2"), false, false},
+		{"one prefix", replica("https://a", "team"), replica("https://a", "team"), false, true},
+		{"a prefix within the other", replica("https://a", "team"), replica("https://a", "team/x"), false, true},
+		{"one without", replica("https://a", "team"), replica("https://a", ""), false, true},
+	} {
+		s := &topology.Snapshot{Registries: []*topology.Registry{
+			{Name: "contoso", Policy: topology.Policy{Replication: true}, Replicas: []*topology.Replica{c.one}},
+			{Name: "fabrikam", Policy: topology.Policy{Replication: !c.off}, Replicas: []*topology.Replica{c.two}},
+		}}
+		got := sharedWarnings(&api.View{Snapshot: s})
+		if shared := len(got) == 1 && strings.Contains(got[0], "contoso/westus and fabrikam/westus have one endpoint"); shared != c.shared {
+			t.Errorf("%s: %q", c.name, got)
+		}
 	}
 }
 

@@ -235,6 +235,15 @@ type Access struct {
 	Realms string
 }
 
+// Overlaps reports whether two replicas are one server and have repositories in common, since neither's prefix sets them apart.
+func (r *Replica) Overlaps(other *Replica) bool {
+	if hostPort(r.Endpoint) != hostPort(other.Endpoint) {
+		return false
+	}
+	within := func(inner, outer string) bool { return outer == "" || strings.HasPrefix(inner+"/", outer+"/") }
+	return within(r.Access.Prefix, other.Access.Prefix) || within(other.Access.Prefix, r.Access.Prefix)
+}
+
 // Match says which clients a rule is for. Exactly one field is set.
 type Match struct {
 	Prefix    netip.Prefix

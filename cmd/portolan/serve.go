@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -20,6 +22,11 @@ const defaultConfig = "/etc/portolan/portolan.yaml"
 
 // serveName is the command that is a daemon.
 const serveName = "serve"
+
+// checked is what serve --check found nothing wrong with.
+type checked struct {
+	Files []string `json:"files"`
+}
 
 func (a *app) serve() *cobra.Command {
 	var file string
@@ -59,12 +66,12 @@ ports do, is not looked at then.`,
 				if err := daemon.Check(config); err != nil {
 					return err
 				}
-				for _, right := range []string{file, config.Topology, config.DNS.Static} {
-					if right != "" {
-						fmt.Fprintln(a.stdout, right+": nothing is wrong with it")
+				right := checked{slices.DeleteFunc([]string{file, config.Topology, config.DNS.Static}, func(file string) bool { return file == "" })}
+				return a.print(right, func(w io.Writer) {
+					for _, file := range right.Files {
+						fmt.Fprintln(w, file+": nothing is wrong with it")
 					}
-				}
-				return nil
+				})
 			}
 			if config.User != "" {
 				if err := become(config.User, config.Data); err != nil {

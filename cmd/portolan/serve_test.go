@@ -36,6 +36,8 @@ func TestServeCheck(t *testing.T) {
 	if want := file + ": nothing is wrong with it\n" + topology + ": nothing is wrong with it\n"; stdout != want || stderr != "" {
 		t.Errorf("%q and %q, want %q", stdout, stderr, want)
 	}
+	stdout, _ = w.must(t, exitDone, "serve", "--check", "--config", file, "-o", "json")
+	contains(t, "serve --check -o json", stdout, `"files": [`, `"`+topology+`"`)
 	w.write(t, "topology.yaml", strings.ReplaceAll(good, "westus", "ns1"))
 	_, stderr = w.must(t, exitFailed, "serve", "--check", "--config", file)
 	contains(t, "serve --check", stderr, topology+":4:16", `the name "ns1" is reserved`)
