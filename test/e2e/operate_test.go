@@ -182,7 +182,8 @@ func TestEndAmidACopy(t *testing.T) {
 	}
 }
 
-// SIGHUP reads static records and location databases again; what cannot be used leaves what was good, and is told.
+// SIGHUP reads static records and location databases again; what cannot be used leaves what was good, and is told. Meanwhile every query
+// is answered, the first time that it is asked.
 func TestReload(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, westus, westeurope)
@@ -240,6 +241,7 @@ func TestReload(t *testing.T) {
 		}
 	}
 	www("192.0.2.1")
+	asked := s.asking(2)
 	s.write("zone.db", "www IN A 192.0.2.2\nmail IN MX 10 www\n")
 	locate("US", 37.8, -122.4)
 	reload()
@@ -279,6 +281,11 @@ func TestReload(t *testing.T) {
 		}
 		return fmt.Errorf("%+v", st)
 	})
+	if n, err := asked(); err != nil {
+		t.Errorf("of %d queries amid all this: %v", n, err)
+	} else {
+		t.Logf("%d queries were answered meanwhile", n)
+	}
 }
 
 // The log is JSON where nobody looks on, one object a line with level, time and message; and it holds no secret, at the level that

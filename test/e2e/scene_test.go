@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +30,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	miekg "github.com/miekg/dns"
+	"golang.org/x/sync/errgroup"
 
 	"portolan/replicator/events"
 	"portolan/test/bed"
@@ -582,6 +585,29 @@ func (s *scene) ask(server, subnet string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("no region in\n%v", a)
+}
+
+// asking has that many clients ask without a pause, and nothing twice. The function that it returns ends that, and tells how many queries
+// there were, and what went wrong.
+func (s *scene) asking(clients int) func() (queries int64, err error) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var all errgroup.Group
+	var queries atomic.Int64
+	for range clients {
+		all.Go(func() error {
+			for ctx.Err() == nil {
+				queries.Add(1)
+				if _, err := s.ask(s.dns, europe); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	ended := sync.OnceValue(func() error { cancel(); return all.Wait() })
+	s.t.Cleanup(func() { _ = ended() })
+	return func() (int64, error) { err := ended(); return queries.Load(), err }
 }
 
 // leads waits until a client network is led to a region.
