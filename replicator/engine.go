@@ -86,6 +86,8 @@ type UnavailableError struct {
 	RetryAfter time.Duration
 	// Faulty says that the replica answers, and failed at this one request: what it holds there may be damaged.
 	Faulty bool
+	// Undone says that the request was certainly not carried out: it was answered with a no.
+	Undone bool
 	Err    error
 }
 
@@ -556,8 +558,8 @@ func overwriter(record ledger.Record, at version.Replica, digest string, p push)
 	}
 }
 
-// unreadableTime is how long a manifest that no tag leads to any more may fail to be read, in a registry that answers, before it counts
-// as gone.
+// unreadableTime is how long what is asked for by its name may fail to be read, in a registry that answers: then a manifest that no tag
+// leads to any more counts as gone, and a tag as damaged.
 const unreadableTime = 10 * time.Minute
 
 // maxConflicts bounds how many lost versions of one tag and region are kept under names of their own.
@@ -623,9 +625,10 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 	}
 	shown, err := m.Head(ctx, key.Repository, key.Reference)
 	if err != nil {
-		if !e.broken(m, row, err) {
+		if key.Kind == ledger.Tag || row.Record.Head.Tombstone() || !faulty(err) {
 			return cost, err
 		}
+		// What is damaged there is written again: a manifest is what its digest says.
 		return e.carry(ctx, f, m, row, unreadable, version.Outcome{})
 	}
 	if shown != ledger.Absent && e.regresses(m, key, row.Record, shown) {
@@ -654,20 +657,37 @@ func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since tim
 // unreadable stands for what a replica shows where it fails to read what it has stored.
 const unreadable = "unreadable"
 
-// broken reports whether what a member fails to read is to be written again, which can undo nothing that somebody else wrote: a registry
-// that is killed amid a write fails at what it was writing until that is written again (distribution.Faulty). A manifest is what its digest
-// says. A tag is written if a write of ours is under way to it, which may be carried out at any time anyhow.
-func (e *engine) broken(m *member, row ledger.Row, reading error) bool {
+// faulty reports whether a replica answers, and failed at that one request: a registry that is killed amid a write may fail at what
+// it was writing until that is written again (distribution.Faulty).
+func faulty(err error) bool {
 	var unavailable *UnavailableError
-	if !errors.As(reading, &unavailable) || !unavailable.Faulty {
-		return false
+	return errors.As(err, &unavailable) && unavailable.Faulty
+}
+
+// undone reports whether a write that failed was certainly not carried out, and will not be later.
+func undone(err error) bool {
+	var unavailable *UnavailableError
+	return errors.Is(err, ErrRefused) || errors.Is(err, ErrUnsupported) || errors.Is(err, errAgain) || errors.As(err, &unavailable) && unavailable.Undone
+}
+
+// rewrite carries the head of a tag to a member that has failed to read the tag for long, while it read others: only if a write of ours was
+// under way to it, for then that is what was cut short. Without such a write the error of the reading is returned: what it was is not known.
+func (e *engine) rewrite(ctx context.Context, m *member, key ledger.Key, reading error) error {
+	f, m, err := e.present(m)
+	if err != nil {
+		return err
 	}
-	if row.Key.Kind == ledger.Manifest {
-		return !row.Record.Head.Tombstone()
+	row, err := e.get(ctx, key)
+	if err != nil {
+		return err
 	}
-	return slices.ContainsFunc(row.Record.Intents, func(i ledger.Intent) bool {
-		return i.Incarnation == m.Incarnation && e.now().Sub(i.Since) < version.IntentLifetime
-	})
+	// However old it is: its time did not count while the registry was away, or could not read.
+	ours := slices.ContainsFunc(row.Record.Intents, func(i ledger.Intent) bool { return i.Incarnation == m.Incarnation })
+	if key.Kind != ledger.Tag || !ours || !faulty(reading) {
+		return reading
+	}
+	_, err = e.carry(ctx, f, m, row, unreadable, version.Outcome{})
+	return err
 }
 
 // carry carries the head of a record to a member, which showed something else; out is what was made of that.
@@ -812,7 +832,7 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 		})
 	}
 	now, err := m.Head(ctx, key.Repository, key.Reference)
-	if err != nil && shown == unreadable && e.broken(m, row, err) {
+	if err != nil && shown == unreadable && faulty(err) {
 		now, err = unreadable, nil
 	}
 	if err != nil {
@@ -827,7 +847,7 @@ func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, s
 	sending, cancel := context.WithTimeout(ctx, writeTime)
 	err = send(sending, intent)
 	cancel()
-	if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnsupported) || errors.Is(err, errAgain) {
+	if undone(err) {
 		return errors.Join(err, abandon())
 	}
 	if err != nil {
@@ -899,7 +919,7 @@ func (e *engine) deleteManifest(ctx context.Context, f *fleet, m *member, row le
 		deleting, cancel := context.WithTimeout(ctx, writeTime)
 		err = m.Delete(deleting, row.Key.Repository, row.Key.Reference, intent.WriteID)
 		cancel()
-		if errors.Is(err, ErrRefused) || errors.Is(err, ErrUnsupported) {
+		if undone(err) {
 			return errors.Join(err, abandon())
 		}
 		if err != nil {

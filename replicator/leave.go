@@ -33,6 +33,9 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 		waits, err := r.owes(ctx)
 		if err != nil {
 			waits = "whether its pushes are elsewhere cannot be told: " + err.Error()
+			if known, err := r.unreplicated(ctx); err == nil && known != "" {
+				waits += "; as far as is known, " + known
+			}
 		}
 		if waits == "" {
 			break

@@ -77,6 +77,7 @@ func (r *replica) scan(ctx context.Context) bool {
 	}
 	r.fine(&r.reading)
 	r.missed(s.unread)
+	r.rewrite(ctx, m)
 	if r.doubts(s, began) {
 		r.log.Warn("much of the replica is gone or old at once; it is looked at again, because events may tell of it yet", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
 		return false
@@ -138,6 +139,26 @@ func (r *replica) missed(unread []unread) {
 			since = f.since
 		}
 		r.unread[u.key] = misread{since, u.err}
+	}
+}
+
+// rewrite writes again what scans have failed to read for long.
+func (r *replica) rewrite(ctx context.Context, m *member) {
+	r.mu.Lock()
+	unread := maps.Clone(r.unread)
+	r.mu.Unlock()
+	for key, u := range unread {
+		if time.Since(u.since) < unreadableTime {
+			continue
+		}
+		if err := r.of.engine.rewrite(ctx, m, key, u.err); err != nil {
+			r.log.Debug("what cannot be read is not written again", zap.String("image", key.String()), zap.Error(err))
+			continue
+		}
+		r.log.Warn("the replica failed to read a tag that was being written there; it was written again", zap.String("image", key.String()), zap.NamedError("reading", u.err))
+		r.mu.Lock()
+		delete(r.unread, key)
+		r.mu.Unlock()
 	}
 }
 

@@ -232,14 +232,13 @@ func (q *queue) take(ctx context.Context) (*item, error) {
 
 // nextChange is when time alone gives take something to do; zero: never.
 func (q *queue) nextChange(now time.Time) time.Time {
-	var at time.Time
+	if q.blocked.After(now) {
+		return q.blocked // whatever waits in the lanes can be taken then
+	}
 	if len(q.delayed) > 0 {
-		at = q.delayed[0].until
+		return q.delayed[0].until
 	}
-	if q.blocked.After(now) && (at.IsZero() || q.blocked.After(at)) {
-		at = q.blocked
-	}
-	return at
+	return time.Time{}
 }
 
 // done gives an item back that needs no more work, unless it changed meanwhile. What waits for it as their probe gets another chance.
@@ -387,6 +386,16 @@ type PendingItem struct {
 	NotReplicable string `json:"not_replicable,omitempty"`
 	// Unreadable says that the replica itself cannot give it, for Error: whatever was pushed there goes nowhere.
 	Unreadable bool `json:"unreadable,omitempty"`
+}
+
+// failure is how the last attempt at a key failed; empty if it did not, or is not owed.
+func (q *queue) failure(key ledger.Key) string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i := q.items[key]; i != nil {
+		return i.lastError
+	}
+	return ""
 }
 
 // list returns up to limit items, what failed first, then the oldest.

@@ -229,7 +229,14 @@ func TestQueueBlocks(t *testing.T) {
 		time.Sleep(59 * time.Second)
 		expect(t, q, "")
 		time.Sleep(time.Second)
-		q.done(expect(t, q, "app:1"))
+		q.retry(expect(t, q, "app:1"), 5*time.Minute, errors.New("no"))
+		// What waits for its time alone does not make what can be taken at the end of the block wait for that time, too.
+		q.add(queueKey("app", "2"), 1, false, time.Now())
+		q.block(time.Now().Add(time.Minute), true)
+		began := time.Now()
+		if i, err := q.take(t.Context()); err != nil || i.key.Reference != "2" || time.Since(began) != time.Minute {
+			t.Errorf("%v after %v, %v", i, time.Since(began), err)
+		}
 	})
 }
 

@@ -104,9 +104,10 @@ func (r *registry) fleet() *fleet { return r.members.Load() }
 // run works for the registry until ctx is done. updates holds its newest topology. errRolledBack: the ledger is not the one
 // that the states are about any more.
 func (r *registry) run(ctx context.Context, updates *latest.Value[topology.Registry]) error {
+	reading := complaint{log: r.log}
 	cursor, err := r.options.Ledger.Head(ctx)
 	for err != nil {
-		r.log.Warn("the ledger cannot be read; trying again", zap.Error(err))
+		reading.of("the ledger cannot be read; trying again", err)
 		if !sleep(ctx, time.Second) {
 			return ctx.Err()
 		}
@@ -114,11 +115,12 @@ func (r *registry) run(ctx context.Context, updates *latest.Value[topology.Regis
 	}
 	// Nothing may be decided before all are known that it is due to.
 	for err := r.readStates(ctx); err != nil; err = r.readStates(ctx) {
-		r.log.Warn("the states of the replicas cannot be read; trying again", zap.Error(err))
+		reading.of("the states of the replicas cannot be read; trying again", err)
 		if !sleep(ctx, time.Second) {
 			return ctx.Err()
 		}
 	}
+	reading.over("the ledger and the states of the replicas can be read")
 	defer r.metrics.damaged.DeleteLabelValues(r.name)
 	defer r.stop()
 	g, ctx := errgroup.WithContext(ctx)
@@ -441,6 +443,7 @@ func (r *registry) fill(ctx context.Context, one *replica) error {
 
 // follow turns the ledger's changes into work for the replicas that this process writes to.
 func (r *registry) follow(ctx context.Context, cursor ledger.Cursor) error {
+	following := complaint{log: r.log}
 	for {
 		keys, next, err := r.options.Ledger.Changes(ctx, cursor)
 		switch {
@@ -461,10 +464,11 @@ func (r *registry) follow(ctx context.Context, cursor ledger.Cursor) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			r.log.Warn("the ledger cannot be followed; trying again", zap.Error(err))
+			following.of("the ledger cannot be followed; trying again", err)
 			sleep(ctx, time.Second)
 			continue
 		}
+		following.over("the ledger can be followed")
 		cursor = next
 		if err := r.memory.saw(cursor.Position); err != nil {
 			r.log.Warn("should the ledger be lost, that may go unnoticed", zap.Error(err))

@@ -156,6 +156,7 @@ func (r *remote) Untag(ctx context.Context, repository, tag, writeID string, dec
 	// Nothing need be put where nothing is; and "not found" may be what is said to whoever may not delete.
 	shown, heading := r.Head(ctx, repository, tag)
 	switch {
+	case faulty(heading) && errors.Is(err, distribution.ErrUnsupported): // a damaged tag can still be replaced
 	case heading != nil:
 		return fmt.Errorf("%w: %w", errAgain, heading)
 	case shown == ledger.Absent:
@@ -282,7 +283,7 @@ func translate(err error) error {
 	case errors.Is(err, distribution.ErrUnsupported):
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	case distribution.StateOfReplica(err):
-		return &UnavailableError{RetryAfter: distribution.RetryAfter(err), Faulty: distribution.Faulty(err), Err: err}
+		return &UnavailableError{RetryAfter: distribution.RetryAfter(err), Faulty: distribution.Faulty(err), Undone: distribution.Refused(err), Err: err}
 	case errors.Is(err, distribution.ErrInvalid), errors.Is(err, distribution.ErrBlobUnknown):
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}

@@ -219,5 +219,10 @@ func keyOf(registry, repository, reference string) ledger.Key {
 	return key
 }
 
+// CheckImage says what is wrong with the name of an image as Inspect takes it; nil if nothing is.
+func CheckImage(registry, repository, reference string) error {
+	return keyOf(registry, repository, reference).Check()
+}
+
 // digestLike reports whether a reference is a digest: tags have no colon.
 func digestLike(reference string) bool { return strings.Contains(reference, ":") }

@@ -119,18 +119,41 @@ func setDefault[T comparable](v *T, otherwise T) {
 	}
 }
 
+// complaint logs what fails again and again, once as long as it fails in the same way.
+type complaint struct {
+	log  *zap.Logger
+	last string
+}
+
+func (c *complaint) of(what string, err error) {
+	if text := err.Error(); text != c.last {
+		c.last = text
+		c.log.Warn(what, zap.Error(err))
+	}
+}
+
+// over ends the complaint, if there was one.
+func (c *complaint) over(what string) {
+	if c.last != "" {
+		c.last = ""
+		c.log.Info(what)
+	}
+}
+
 // Run works until ctx is done, and returns when every copy is finished or parked. What was under way is found again at the
 // next start: nothing that has to be remembered is kept in memory alone.
 func (r *Replicator) Run(ctx context.Context) error {
+	ledger := complaint{log: r.options.Log}
 	for {
 		if err := r.agree(ctx); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			r.options.Log.Warn("the ledger cannot be read; trying again", zap.Error(err))
+			ledger.of("the ledger cannot be read; trying again", err)
 			sleep(ctx, time.Second)
 			continue
 		}
+		ledger.over("the ledger can be read")
 		if err := r.work(ctx); !errors.Is(err, errRolledBack) {
 			return err
 		}
@@ -257,6 +280,8 @@ type ReplicaInspection struct {
 	Gone bool `json:"gone,omitempty"`
 	// Awaits is what an operator has to decide before anything is brought there or taken from there.
 	Awaits string `json:"awaits,omitempty"`
+	// Failed is how the last attempt failed to bring it there, as far as the process that was asked knows; it is tried again.
+	Failed string `json:"failed,omitempty"`
 	// Error is why it could not be looked at.
 	Error string `json:"error,omitempty"`
 	// NotReplicable is why it will never be applied there.
@@ -333,7 +358,7 @@ func (r *replica) awaits() string {
 }
 
 func (r *replica) inspect(ctx context.Context, key ledger.Key) ReplicaInspection {
-	out := ReplicaInspection{Region: r.config.Region, Awaits: r.awaits(), Excused: r.excuse()}
+	out := ReplicaInspection{Region: r.config.Region, Awaits: r.awaits(), Failed: r.queue.failure(key), Excused: r.excuse()}
 	remote := r.remote.Load()
 	if remote == nil {
 		r.mu.Lock()

@@ -182,13 +182,10 @@ func (l *look) tags(ctx context.Context, repository string) (tags []string, ok b
 
 // head looks at a tag; ok is false if it cannot be read.
 func (l *look) head(ctx context.Context, key ledger.Key) (digest string, ok bool, err error) {
-	read := func() (err error) {
+	err = l.ask(ctx, 0, func() (err error) {
 		digest, err = l.member.Head(ctx, key.Repository, key.Reference)
 		return err
-	}
-	if err = l.ask(ctx, 0, read); err != nil && l.repaired(ctx, key, err) {
-		err = l.ask(ctx, 0, read)
-	}
+	})
 	if err != nil {
 		return "", false, l.pass(ctx, key, fmt.Errorf("looking at %s in %s: %w", key, l.member.Region, err))
 	}
@@ -197,24 +194,6 @@ func (l *look) head(ctx context.Context, key ledger.Key) (digest string, ok bool
 		l.readable, l.good, l.shown[key.Repository] = true, key, true
 	}
 	return digest, true, nil
-}
-
-// repaired reports whether a tag that could not be read was written again, since a write of ours to it was cut short: that may have been
-// a late one, after another had been accounted for, so that nothing is due there.
-func (l *look) repaired(ctx context.Context, key ledger.Key, unread error) bool {
-	f, m, err := l.present(l.member)
-	if err != nil {
-		return false
-	}
-	row, err := l.get(ctx, key)
-	if err != nil {
-		return false
-	}
-	if !l.broken(m, row, unread) {
-		return false
-	}
-	_, err = l.carry(ctx, f, m, row, unreadable, version.Outcome{})
-	return err == nil
 }
 
 // list lists all repositories, and looks at the tags that the ledger does not know to be there: so a push that no event told of is

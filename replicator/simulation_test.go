@@ -297,6 +297,7 @@ type simRegistry struct {
 	copied    map[string][]string // by tag, what the replicator put there
 	lied      map[string]bool     // tags that a HEAD denied once
 	broken    map[string]bool     // tags that cannot be read, since the registry was killed while it wrote them
+	unread    map[ledger.Key]bool // tags that the last scan could not read
 	unheard   map[string]bool     // manifests that a user deleted, until that was heard
 	// refuse, if set, may fail a request: ping, tags or head; hidden is whether the repository is not shown.
 	refuse func(request, reference string) error
@@ -334,7 +335,7 @@ func (r *simRegistry) Head(_ context.Context, _, reference string) (string, erro
 		}
 		return ledger.Absent, nil
 	}
-	if r.broken[reference] {
+	if r.broken[reference] || r.s.chance(0.005) { // or it is a moment's fault
 		return "", &UnavailableError{Faulty: true, Err: errSim}
 	}
 	digest := r.tags[reference]
@@ -366,6 +367,7 @@ func (r *simRegistry) Bring(_ context.Context, _, digest string, sources []Remot
 	if r.manifests[digest] {
 		return Transfer{}, nil
 	}
+	unheard := r.unheard[digest]
 	if r.s.chance(0.05) {
 		return Transfer{}, errSim
 	}
@@ -373,8 +375,8 @@ func (r *simRegistry) Bring(_ context.Context, _, digest string, sources []Remot
 		if source.(*simRegistry).manifests[digest] {
 			r.s.pause()
 			r.manifests[digest] = true
-			if r.unheard[digest] {
-				r.s.excused[digest] = true // the copy comes after the delete
+			if unheard || r.unheard[digest] {
+				r.s.excused[digest] = true // the copy comes after the delete, and began before that was heard
 			}
 			r.emit(simEvent{tag: digest, digest: digest, writeID: r.s.engines[0].writeID()})
 			return Transfer{}, nil
@@ -383,13 +385,16 @@ func (r *simRegistry) Bring(_ context.Context, _, digest string, sources []Remot
 	return Transfer{}, ErrGone
 }
 
-// write carries out a request that may fail, be carried out without an answer, or be carried out later.
-func (r *simRegistry) write(effect func() error) error {
+// write carries out a request that may fail, be refused, be carried out without an answer, or be carried out later; one that is begun is
+// neither refused nor put off.
+func (r *simRegistry) write(begun bool, effect func() error) error {
 	r.s.pause()
 	switch {
 	case r.s.chance(0.03):
 		return errSim
-	case r.s.chance(0.04):
+	case !begun && r.s.chance(0.02):
+		return &UnavailableError{Undone: true, Err: errSim}
+	case !begun && r.s.chance(0.04):
 		r.late = append(r.late, func() { _ = effect() })
 		return context.DeadlineExceeded
 	case r.s.chance(0.03):
@@ -421,7 +426,7 @@ func (r *simRegistry) Tag(_ context.Context, _, tag, digest, writeID string) err
 		r.tags[tag], r.broken[tag] = digest, true
 		return &UnavailableError{Err: errSim}
 	}
-	return r.write(func() error {
+	return r.write(told, func() error {
 		if !r.manifests[digest] {
 			return ErrRefused
 		}
@@ -438,7 +443,7 @@ func (r *simRegistry) Tag(_ context.Context, _, tag, digest, writeID string) err
 }
 
 func (r *simRegistry) Untag(_ context.Context, _, tag, writeID string, _ func(string) error) error {
-	return r.write(func() error {
+	return r.write(false, func() error {
 		if old := r.tags[tag]; old != "" {
 			r.s.overrun[old] = true
 		}
@@ -451,7 +456,7 @@ func (r *simRegistry) Untag(_ context.Context, _, tag, writeID string, _ func(st
 }
 
 func (r *simRegistry) Delete(_ context.Context, _, digest, writeID string) error {
-	return r.write(func() error { r.erase(digest, writeID); return nil })
+	return r.write(false, func() error { r.erase(digest, writeID); return nil })
 }
 
 // erase deletes a manifest with the tags that point to it.
@@ -955,26 +960,41 @@ func (s *simulation) settle() {
 			told := r.events
 			r.events = nil
 			for _, event := range told {
-				var unavailable *UnavailableError
 				switch err := s.hear(ctx, e, m, event); {
-				case errors.As(err, &unavailable) && unavailable.Faulty:
+				case faulty(err):
 					r.events = append(r.events, event) // until a copy has repaired it
 				case err != nil:
 					s.t.Fatalf("seed %d: %v", s.seed, err)
 				}
 			}
 			found, err := e.scan(ctx, m, s.clock.Add(-5*time.Minute), noPace, false)
-			if err != nil && m.Baselined {
+			if faulty(err) {
+				clear(r.broken) // nothing can be read there: that is an operator's matter
+			} else if err != nil && m.Baselined {
 				s.t.Fatalf("seed %d: %v", s.seed, err)
 			}
 			r.held = found.guarded
+			for _, u := range found.unread {
+				if r.unread[u.key] { // in two scans that are far apart
+					err := e.rewrite(ctx, m, u.key, u.err)
+					if head := s.ledger.rows[u.key].Record.Head.Digest; errors.Is(err, ErrGone) && (s.erased[head] || s.taken[head]) {
+						s.gone[u.key.Reference] = true
+					} else if err != nil {
+						s.t.Fatalf("seed %d: writing %s to %s again: %v", s.seed, u.key, m.Region, err)
+					}
+				}
+			}
+			r.unread = map[ledger.Key]bool{}
+			for _, u := range found.unread {
+				r.unread[u.key] = true
+			}
 			for _, key := range s.due(m) {
 				_, err := e.apply(ctx, m, key, time.Time{}, false)
 				head := s.ledger.rows[key].Record.Head.Digest
 				switch {
 				case errors.Is(err, ErrGone) && (s.erased[head] || s.taken[head]):
 					s.gone[key.Reference] = true // nobody has the content of that version any more
-				case err != nil && !errors.Is(err, errAgain) && !errors.Is(err, errRegressed):
+				case err != nil && !errors.Is(err, errAgain) && !errors.Is(err, errRegressed) && !faulty(err):
 					s.t.Fatalf("seed %d: applying %s to %s: %v", s.seed, key, m.Region, err)
 				}
 			}
@@ -1007,6 +1027,7 @@ func (s *simulation) check() {
 	for _, r := range s.regions {
 		for tag := range s.gone {
 			delete(r.tags, tag)
+			delete(r.broken, tag)
 		}
 	}
 	first := s.regions[0]

@@ -127,6 +127,9 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 		}
 	case s.Pending > 0 && s.OldestPending.Before(s.LastScan):
 		s.Status, s.Reason = topology.Syncing, "versions that were decided before the last scan are on their way"
+		if s.LastError != "" {
+			s.Reason += "; " + s.LastError
+		}
 	}
 	return s
 }

@@ -57,6 +57,12 @@ func Faulty(err error) bool {
 	return errors.As(err, &e) && e.Status == http.StatusInternalServerError && e.Kind == ErrUnavailable
 }
 
+// Refused reports whether the registry answered that it does not carry out the request (4xx, but for a time-out).
+func Refused(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout
+}
+
 // RetryAfter returns how long the registry asked to be left alone, or zero.
 func RetryAfter(err error) time.Duration {
 	var e *Error

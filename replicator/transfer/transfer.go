@@ -124,6 +124,9 @@ func (e *SourceError) Error() string {
 	if e.Lasting {
 		what = ErrIncomplete
 	}
+	if len(e.Causes) == 0 {
+		return fmt.Sprintf("%s: %v: there is no replica that should have it", e.Digest, what)
+	}
 	return fmt.Sprintf("%s: %v (%s)", e.Digest, what, strings.Join(e.Causes, "; "))
 }
 
