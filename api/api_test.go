@@ -717,3 +717,79 @@ func TestLines(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// A store that lost its keys is read again when there are some; what is served must not go that way by the creation of a registry.
+func TestNothingIsCreatedWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	var view *View
+	r := newRig(t, func(o *Options) {
+		now := o.View
+		o.View = func() *View {
+			if view == nil {
+				return now()
+			}
+			return view
+		}
+	})
+	away := *r.view(t)
+	away.StoreDown = true
+	view = &away
+	tree, err := r.store.List(t.Context(), topology.RegistriesPrefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range tree.Entries {
+		if _, err := r.store.Commit(t.Context(), store.Delete(e.Key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := view.Snapshot.Document().Registries[0]
+	if _, err := r.client.CreateRegistry(t.Context(), d); !IsCode(err, CodeUnavailable) {
+		t.Errorf("%v", err)
+	}
+	if tree, err := r.store.List(t.Context(), topology.RegistriesPrefix); err != nil || len(tree.Entries) > 0 {
+		t.Errorf("it was written all the same: %v, %v", tree.Entries, err)
+	}
+}
+
+// What the guard holds is shown as it is served, and can be taken back by what is exported.
+func TestHeldIsShownAsServed(t *testing.T) {
+	t.Parallel()
+	var view *View
+	r := newRig(t, func(o *Options) {
+		now := o.View
+		o.View = func() *View {
+			if view == nil {
+				return now()
+			}
+			return view
+		}
+	})
+	served := *r.view(t)
+	tree, err := r.store.List(t.Context(), topology.RegistriesPrefix+"contoso/replicas/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range tree.Entries {
+		if _, err := r.store.Commit(t.Context(), store.Delete(e.Key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.held = []topology.Pending{{Registry: "contoso", Missing: []string{"westeurope", "westus"}, Remaining: []string{}, Home: true}}
+	served.Held = r.held
+	view = &served
+	list, err := r.client.Registries(t.Context())
+	if err != nil || len(list) != 1 || len(list[0].Replicas) != 2 || list[0].Replicas[0].Status != topology.Ready {
+		t.Errorf("%+v, %v", list, err)
+	}
+	exported, err := r.client.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Apply(t.Context(), Apply{Document: exported}); err != nil {
+		t.Fatal(err)
+	}
+	if tree, err := r.store.List(t.Context(), topology.RegistriesPrefix+"contoso/replicas/"); err != nil || len(tree.Entries) < 4 {
+		t.Errorf("it is not back: %v, %v", tree.Entries, err)
+	}
+}

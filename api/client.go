@@ -119,18 +119,30 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	var timeout net.Error
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return failf(CodeUnavailable, "nobody listens at %s: is portolan serve running there? Another address is given with --api or PORTOLAN_API", c.base)
+		return unanswered("nobody listens at %s: is portolan serve running there? Another address is given with --api or PORTOLAN_API", c.base)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return failf(CodeUnavailable, "%s did not answer in time", c.base)
+		return unanswered("%s did not answer in time", c.base)
 	}
 	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") { // net/http has no value for it
-		return failf(CodeUnavailable, "%s speaks plain HTTP: give its address with http://", c.base)
+		return unanswered("%s speaks plain HTTP: give its address with http://", c.base)
 	}
 	var inner *url.Error
 	if errors.As(err, &inner) {
 		err = inner.Err // its text repeats the URL
 	}
-	return failf(CodeUnavailable, "asking %s: %v", c.base, err)
+	return unanswered("asking %s: %v", c.base, err)
+}
+
+func unanswered(format string, args ...any) *Error {
+	e := failf(CodeUnavailable, format, args...)
+	e.unanswered = true
+	return e
+}
+
+// Answered reports whether err is what a server said, and not that there was none to say anything.
+func Answered(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && !e.unanswered
 }
 
 // Status returns the state of the server.

@@ -113,6 +113,8 @@ func (r *Replica) replication(v *View, key router.ReplicaKey, served *topology.R
 	}
 	report, ok := v.Replication[key]
 	switch {
+	case !ok && v.StoreDown:
+		return []string{"what the replicator reported of it cannot be read while the store is away"}
 	case !ok:
 		return []string{"no replicator has looked at it yet"}
 	case report.Endpoint != p.Endpoint.String():

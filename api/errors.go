@@ -50,6 +50,8 @@ type Error struct {
 	Message string `json:"message"`
 	// Details are the faults of a document or an edit, or, by replica, what is not there yet.
 	Details []topology.Fault `json:"details,omitempty"`
+
+	unanswered bool // see Answered
 }
 
 // Error is the message.

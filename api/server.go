@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"portolan/health"
+	"portolan/replicator"
 	"portolan/router"
 	"portolan/store"
 	"portolan/topology"
@@ -312,16 +313,38 @@ func (s *server) status(*http.Request) (any, error) { return s.Status(), nil }
 
 func (s *server) export(r *http.Request) (any, error) { return s.declared(r) }
 
-// declared is the topology as operators declared it; while the store is away, as it is served.
+// declared is the topology as operators declared it; while the store is away, as it is served. To whoever only reads, a registry of which
+// the guard holds an edit is as it is served, too: what was taken away is there until that is confirmed, and an export can take it back.
 func (s *server) declared(r *http.Request) (topology.Document, error) {
-	v := s.View()
-	if !v.StoreDown || v.Snapshot == nil {
+	v, reads := s.View(), r.Method == http.MethodGet
+	switch {
+	case v.Snapshot == nil, !v.StoreDown && (!reads || len(v.Held) == 0):
 		return s.Editor.Export(r.Context())
-	}
-	if r.Method != http.MethodGet {
+	case !v.StoreDown:
+		d, err := s.Editor.Export(r.Context())
+		if err != nil {
+			return topology.Document{}, err
+		}
+		return withHeld(d, v), nil
+	case !reads:
 		return topology.Document{}, failf(CodeUnavailable, "the store cannot be read at the moment, so nothing can be changed: portolan status says why")
 	}
 	return v.Snapshot.Document(), nil
+}
+
+// withHeld is d with the registries of which the guard holds an edit as v serves them.
+func withHeld(d topology.Document, v *View) topology.Document {
+	held := func(r topology.RegistryDocument) bool {
+		return slices.ContainsFunc(v.Held, func(h topology.Pending) bool { return h.Registry == r.Name })
+	}
+	d.Registries = slices.DeleteFunc(d.Registries, held)
+	for _, r := range v.Snapshot.Document().Registries {
+		if held(r) {
+			d.Registries = append(d.Registries, r)
+		}
+	}
+	slices.SortFunc(d.Registries, func(a, b topology.RegistryDocument) int { return strings.Compare(a.Name, b.Name) })
+	return d
 }
 
 // now is the newest view, with ramps and what was reported and asked of replicas read from the store itself: who asked for something finds
@@ -482,6 +505,9 @@ func (s *server) inspect(r *http.Request) (any, error) {
 	}
 	if registry.Policy.Replication == "disabled" {
 		return nil, failf(CodeRefused, "replication of registry %s is disabled: nothing is brought to its replicas", registry.Name)
+	}
+	if why := replicator.CheckImage(registry.Name, q.Get("repository"), q.Get("reference")); why != nil {
+		return nil, failf(CodeInvalid, "%v", why)
 	}
 	found, err := s.Replicator.Inspect(r.Context(), registry.Name, q.Get("repository"), q.Get("reference"))
 	if err != nil {
@@ -747,6 +773,9 @@ func (s *server) diff(r *http.Request) (any, error) {
 func (s *server) createRegistry(r *http.Request) (any, error) {
 	var d topology.RegistryDocument
 	if err := decodeStrict(r, &d); err != nil {
+		return nil, err
+	}
+	if _, err := s.declared(r); err != nil { // an empty store may be one that lost its keys
 		return nil, err
 	}
 	for _, p := range d.Replicas {

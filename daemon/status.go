@@ -54,7 +54,7 @@ func (d *daemon) status() api.Status {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("the store cannot be read since %s; the last good topology is served: %s", keeper.Since.UTC().Format(time.RFC3339), keeper.StoreError))
 	}
 	for _, h := range keeper.Pending {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("an edit of registry %s took away %s and is held: portolan topology confirm %s", h.Registry, strings.Join(h.Missing, ", "), h.Registry))
+		s.Warnings = append(s.Warnings, fmt.Sprintf("an edit of registry %s took away %s and is held: %s", h.Registry, strings.Join(h.Missing, ", "), h.Way()))
 	}
 	if n := len(keeper.Problems); n > 0 {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("values of the topology that cannot be used: %d; portolan status lists them", n))

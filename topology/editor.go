@@ -143,6 +143,19 @@ func (w *workspace) forget(registry, region string) {
 	}
 }
 
+// begin forgets what was reported and asked of a replica that comes, as it is of what stood there before. Where the guard holds the edit
+// that took it away, it never left: this edit only takes that one back.
+func (w *workspace) begin(registry, region string) {
+	if pending := w.editor.options.Pending; pending != nil {
+		for _, p := range pending() {
+			if p.Registry == registry && slices.Contains(p.Missing, region) {
+				return
+			}
+		}
+	}
+	w.forget(registry, region)
+}
+
 // CreateRegistry creates a registry with its replicas; the one in the home region must be among them.
 func (e *Editor) CreateRegistry(ctx context.Context, r RegistryDocument) error {
 	d := Document{Registries: []RegistryDocument{r}}
@@ -159,7 +172,7 @@ func (e *Editor) CreateRegistry(ctx context.Context, r RegistryDocument) error {
 		w.path = o.path
 		maps.Copy(w.after, o.values)
 		for _, p := range r.Replicas {
-			w.forget(r.Name, p.Region)
+			w.begin(r.Name, p.Region)
 		}
 		return nil
 	})
@@ -219,7 +232,7 @@ func (e *Editor) CreateReplica(ctx context.Context, registry string, r ReplicaDo
 		}
 		w.path = trimPath(prefix)
 		maps.Copy(w.after, values)
-		w.forget(registry, r.Region)
+		w.begin(registry, r.Region)
 		return nil
 	})
 }
@@ -496,7 +509,7 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 			}
 			for _, p := range r.Replicas {
 				if fresh || !w.has(ReplicaPrefix(r.Name, p.Region)) {
-					w.forget(r.Name, p.Region)
+					w.begin(r.Name, p.Region)
 				}
 			}
 		}
@@ -680,8 +693,8 @@ func (e *Editor) validate(w *workspace) error {
 
 // refuse is why the regions of a registry cannot be changed while an edit is held: it would be confirmed with them.
 func (p Pending) refuse() error {
-	return failf(ErrRefused, "an edit of registry %s is held that takes away %s: put them back, or confirm it first (portolan topology confirm %s)",
-		p.Registry, strings.Join(p.Missing, ", "), p.Registry)
+	return failf(ErrRefused, "an edit of registry %s is held that takes away %s: %s",
+		p.Registry, strings.Join(p.Missing, ", "), p.Way())
 }
 
 // group is what must not be torn apart: all of a replica, or of a registry itself.

@@ -437,3 +437,51 @@ func TestEditorWhileTheStoreIsAway(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An edit that takes back what the guard holds leaves what was reported of the replicas: they never left. Of a replica that is new it is
+// forgotten.
+func TestTakingBackKeepsState(t *testing.T) {
+	t.Parallel()
+	for name, held := range map[string]bool{"held": true, "gone": false} {
+		for way, edit := range map[string]func(*Editor, RegistryDocument) error{
+			"apply": func(e *Editor, r RegistryDocument) error {
+				_, err := e.Apply(t.Context(), Document{Registries: []RegistryDocument{r}}, false, false)
+				return err
+			},
+			"create": func(e *Editor, r RegistryDocument) error {
+				for _, p := range r.Replicas {
+					if p.Region == "westeurope" {
+						return e.CreateReplica(t.Context(), r.Name, p)
+					}
+				}
+				return errors.New("no such replica")
+			},
+		} {
+			t.Run(name+", "+way, func(t *testing.T) {
+				t.Parallel()
+				s := open(t)
+				var pending []Pending
+				e := NewEditor(s, EditorOptions{Pending: func() []Pending { return pending }})
+				whole := contoso()
+				whole.Replicas = append(whole.Replicas, ReplicaDocument{Region: "westeurope", Endpoint: "https://eu.example", Addresses: []string{"192.0.2.77"}})
+				if err := e.CreateRegistry(t.Context(), whole); err != nil {
+					t.Fatal(err)
+				}
+				key := ReplicationKey("contoso", "westeurope")
+				if _, err := s.Commit(t.Context(), store.Put(key, "{}")); err != nil {
+					t.Fatal(err)
+				}
+				wipe(t, s, ReplicaPrefix("contoso", "westeurope"))
+				if held {
+					pending = []Pending{{Registry: "contoso", Missing: []string{"westeurope"}}}
+				}
+				if err := edit(e, whole); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Get(t.Context(), key); (err == nil) != held {
+					t.Errorf("the state: %v", err)
+				}
+			})
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -14,6 +15,16 @@ type Pending struct {
 	Missing []string `json:"missing"`
 	// Remaining are the regions that would be left, which is what a confirmation says; sorted.
 	Remaining []string `json:"remaining"`
+	// Home says that the registry would be left without its home replica, which cannot be confirmed.
+	Home bool `json:"home,omitempty"`
+}
+
+// Way is what an operator can do about it.
+func (p Pending) Way() string {
+	if p.Home {
+		return "the home replica among them, which stays as long as the registry: take it back with `portolan apply` (`portolan export` prints what is served)"
+	}
+	return fmt.Sprintf("take it back with `portolan apply` (`portolan export` prints what is served), or run `portolan topology confirm %s`", p.Registry)
 }
 
 // present returns, for each registry of values, the regions that have an endpoint and addresses (or a hostname): what
@@ -61,8 +72,9 @@ func guard(values, last Values, confirmed func(registry string, regions []string
 		if len(held) == 0 {
 			values = maps.Clone(values)
 		}
-		held = append(held, Pending{Registry: registry, Missing: missing, Remaining: append([]string{}, now[registry]...)})
 		_, left := now[registry]
+		home := left && slices.Contains(missing, last[registryPrefix(registry)+fieldHome])
+		held = append(held, Pending{Registry: registry, Missing: missing, Remaining: append([]string{}, now[registry]...), Home: home})
 		for name, value := range last {
 			k, err := parseKey(name)
 			if err != nil || k.registry != registry || left && !slices.Contains(missing, k.region) {

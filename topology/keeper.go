@@ -234,7 +234,7 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 	for _, p := range held {
 		s.Problems = append(s.Problems, Problem{
 			Key: registryPrefix(p.Registry), Value: joinList(p.Remaining),
-			Reason: fmt.Sprintf("an edit takes away %s: more than half of the registry's replicas; take it back, or run `portolan topology confirm %s`", strings.Join(p.Missing, ", "), p.Registry),
+			Reason: fmt.Sprintf("an edit takes away %s: more than half of the registry's replicas; %s", strings.Join(p.Missing, ", "), p.Way()),
 			Effect: "what was taken away is still served",
 		})
 	}

@@ -36,8 +36,8 @@ An error goes to standard error, and with ` + "`-o json`" + ` or ` + "`-o yaml`"
 invalid (wrong use, or a fault in a file), unauthorized, forbidden, not_found, exists, conflict, too_large, media_type,
 refused, internal, unavailable, timeout and failed.
 
-Exit codes: 0 done, 1 failed, 2 wrong use: also a value that is refused, or no file where a flag names one; of
-` + "`portolan diff`" + `, as of diff(1): 0 nothing differs, 1 something does, 2 trouble.
+Exit codes: 0 done, 1 failed, also for a fault in a file; 2 wrong use: also the value of a flag that is refused, or no file where a
+flag names one; of ` + "`portolan diff`" + `, as of diff(1): 0 nothing differs, 1 something does, 2 trouble.
 `)
 	for _, c := range all(root) {
 		if c.Name() == "help" || strings.HasPrefix(c.CommandPath(), "portolan completion ") {

@@ -125,9 +125,9 @@ replica, and whatever is pushed in any region reaches every other.
 
 "portolan serve" is the daemon; the other commands speak to its HTTP API.
 
-Exit codes: 0 done, 1 failed, 2 wrong use: also a value that is refused, or no file where
-a flag names one; of portolan diff, as of diff(1): 0 nothing differs, 1 something does,
-2 trouble.`,
+Exit codes: 0 done, 1 failed, also for a fault in a file; 2 wrong use: also the value of a
+flag that is refused, or no file where a flag names one; of portolan diff, as of diff(1):
+0 nothing differs, 1 something does, 2 trouble.`,
 		Example: `  portolan serve --config /etc/portolan/portolan.yaml
   portolan apply -f topology.yaml
   portolan replica list contoso

@@ -111,7 +111,7 @@ func showRegistry(w io.Writer, r api.Registry) {
 		row(w, policy[0], policy[1])
 	}
 	if r.Held != nil {
-		row(w, "Held:", fmt.Sprintf("an edit took away %s; they are served until: portolan topology confirm %s", strings.Join(r.Held.Missing, ", "), r.Name))
+		row(w, "Held:", fmt.Sprintf("an edit took away %s; they are served all the same: %s", strings.Join(r.Held.Missing, ", "), r.Held.Way()))
 	}
 	fmt.Fprintln(w)
 	replicaTable(w, r.Replicas)
@@ -151,10 +151,11 @@ On a terminal the name has to be typed once more; elsewhere --yes is needed.`,
 			if err != nil && !force {
 				return fmt.Errorf("whether the pushes of %s are in more than one region cannot be told: %w; --force deletes it all the same", name, err)
 			}
-			printDeletion(a.stderr, r, stays)
 			if len(stays) > 0 && !force {
+				printStays(a.stderr, stays)
 				return fmt.Errorf("registry %s is not deleted: wait until its pushes are elsewhere, or give them up with --force", name)
 			}
+			printDeletion(a.stderr, r, stays)
 			if !yes {
 				if err := a.confirm(cmd.Context(), cmd.InOrStdin(), name); err != nil {
 					return err
@@ -163,7 +164,7 @@ On a terminal the name has to be typed once more; elsewhere --yes is needed.`,
 			if err := c.DeleteRegistry(cmd.Context(), name, force); err != nil {
 				return err
 			}
-			return a.print(map[string]string{"deleted": name}, func(w io.Writer) {
+			return a.print(deletedRegistry{name, stays}, func(w io.Writer) {
 				fmt.Fprintf(w, "registry %s is deleted; the content of its replicas stays\n", name)
 			})
 		},
@@ -188,6 +189,16 @@ func printDeletion(w io.Writer, r api.Registry, stays []api.Unreplicated) {
 		fmt.Fprintf(w, "What leads there leads nowhere then: %s.\n", strings.Join(r.ClientNames, ", "))
 	}
 	fmt.Fprintf(w, "Nothing is replicated any more; the registries in %s keep their content.\n", strings.Join(regions, ", "))
+	printStays(w, stays)
+}
+
+// deletedRegistry is a registry that was deleted, and what of it stays in one region alone.
+type deletedRegistry struct {
+	Deleted string             `json:"deleted"`
+	Stays   []api.Unreplicated `json:"stays,omitempty"`
+}
+
+func printStays(w io.Writer, stays []api.Unreplicated) {
 	for _, s := range stays {
 		fmt.Fprintf(w, "Stays in %s alone: %s\n", s.Region, s.Reason)
 	}

@@ -30,7 +30,7 @@ others, as at first contact. It is the answer to a replica that was restored or 
 			`Accept the plan of a replica's baseline with its conflicts, or, where the guard holds
 a replica because much of it vanished or went back, say that it is right.`,
 			func(before api.Replica) string {
-				if before.Status == topology.Ready {
+				if s := before.Replication; s == nil || s.Held == "" && s.Phase != topology.PhasePlanned {
 					return "nothing waits to be accepted"
 				}
 				return "accepted"
@@ -584,7 +584,7 @@ func (a *app) awaitReady(ctx context.Context, c *api.Client, registry, region st
 			}
 		case ctx.Err() != nil:
 			return r, ctx.Err()
-		case asking == ctx || bounded.Err() == nil && !passing(err):
+		case (asking == ctx || bounded.Err() == nil) && vain(err, asking == ctx):
 			return r, err
 		case bounded.Err() == nil:
 			state = err.Error()
@@ -626,10 +626,12 @@ func (a *app) stuck(r api.Replica) error {
 	return nil
 }
 
-// passing reports whether an error may be gone at the next look: that of a server that starts again, or of its store.
-func passing(err error) bool {
+// vain reports whether an error will be there at the next look too. That of a server that starts again, or of its store, may pass; but who
+// finds no portolan at the first look has the wrong address.
+func vain(err error, first bool) bool {
 	var answered *api.Error
-	return !errors.As(err, &answered) || answered.Code == api.CodeUnavailable || answered.Code == api.CodeInternal
+	passes := !errors.As(err, &answered) || answered.Code == api.CodeUnavailable || answered.Code == api.CodeInternal
+	return !passes || first && !api.Answered(err)
 }
 
 // replicaRequest is a command that leaves a request for the replicator; done tells what that means, for the replica as it was.

@@ -51,7 +51,7 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 		row(w, "Replicas of "+r.Registry+":", summaryOf(r))
 	}
 	for _, h := range s.Topology.Held {
-		row(w, "Held:", fmt.Sprintf("an edit of %s took away %s: portolan topology confirm %s", h.Registry, strings.Join(h.Missing, ", "), h.Registry))
+		row(w, "Held:", fmt.Sprintf("an edit of %s took away %s: %s", h.Registry, strings.Join(h.Missing, ", "), h.Way()))
 	}
 	for _, r := range s.Topology.Ramps {
 		row(w, "Ramp:", fmt.Sprintf("%s/%s has the weight %d, to %d by %s", r.Registry, r.Region, r.From, r.To, clock(r.End)))

@@ -121,7 +121,7 @@ func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api
 			}
 		case ctx.Err() != nil:
 			return found, ctx.Err()
-		case asking == ctx || bounded.Err() == nil && !passing(err):
+		case (asking == ctx || bounded.Err() == nil) && vain(err, asking == ctx):
 			return found, err
 		case bounded.Err() == nil:
 			state = err.Error()
@@ -168,8 +168,8 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		case r.Error != "":
 			misses(r.Region, r.Error)
 		case !r.Applied || r.Digest != w.digest:
-			why := r.Awaits
-			if why == "" && r.Gone {
+			why := cmp.Or(r.Awaits, r.Failed)
+			if r.Awaits == "" && r.Gone {
 				why = "it is gone there; once that is confirmed, it is deleted everywhere"
 			}
 			misses(r.Region, why)
