@@ -133,6 +133,8 @@ type Applied struct {
 	Ramps []topology.Ramp `json:"ramps,omitempty"`
 	// Drains are the replicas to which no clients are sent any more by what was changed, at once or at the end of a ramp.
 	Drains []Drain `json:"drains,omitempty"`
+	// Refusal is, of a dry run, why it would be refused without Force; empty if it would not.
+	Refusal string `json:"refusal,omitempty"`
 }
 
 // Drain is a replica that clients leave.

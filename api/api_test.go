@@ -579,8 +579,8 @@ func TestStrand(t *testing.T) {
 			pruned.Registries[0].Replicas = d.Registries[0].Replicas[1:]
 			_, err = r.client.Apply(ctx, Apply{Document: pruned, Prune: true})
 			refused(t, "a pruning apply", err, "--force")
-			if _, err := r.client.Apply(ctx, Apply{Document: d, DryRun: true}); err != nil {
-				t.Errorf("a dry run: %v", err)
+			if tried, err := r.client.Apply(ctx, Apply{Document: d, DryRun: true}); err != nil || !strings.Contains(tried.Refusal, "--force") {
+				t.Errorf("a dry run: %+v, %v", tried, err)
 			}
 			if _, err := r.client.Apply(ctx, Apply{Document: d, Force: true}); err != nil {
 				t.Errorf("an apply by force: %v", err)
@@ -749,6 +749,24 @@ func TestNothingIsCreatedWhileTheStoreIsAway(t *testing.T) {
 	}
 	if tree, err := r.store.List(t.Context(), topology.RegistriesPrefix); err != nil || len(tree.Entries) > 0 {
 		t.Errorf("it was written all the same: %v, %v", tree.Entries, err)
+	}
+}
+
+// A document is no picture of a store with a value that cannot be used, though that counts for nothing: to apply it ends what is in force.
+func TestDiffTellsOfValuesThatCannotBeUsed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	key := topology.ReplicaPrefix("contoso", "westeurope") + "weight"
+	if _, err := r.store.Commit(t.Context(), store.Put(key, "250")); err != nil {
+		t.Fatal(err)
+	}
+	exported, err := r.client.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes, err := r.client.Diff(t.Context(), exported)
+	if err != nil || len(changes) != 1 || changes[0].Key != key || changes[0].Op != topology.Removed {
+		t.Errorf("%+v, %v", changes, err)
 	}
 }
 

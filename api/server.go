@@ -669,6 +669,10 @@ func (s *server) apply(r *http.Request) (any, error) {
 	result := s.applied(intended(before, a.Document, changes), changes)
 	if !a.DryRun {
 		result.Drains = s.drains(changes, nil)
+	} else if !a.Force {
+		if refusal := s.strand(before.Values(), intended(before, a.Document, changes), "without --force it would be refused"); refusal != nil {
+			result.Refusal = refusal.Error()
+		}
 	}
 	return result, nil
 }
@@ -767,7 +771,20 @@ func (s *server) diff(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Applied{Changes: append([]topology.Change{}, topology.Diff(declared, d)...)}, nil
+	changes := topology.Diff(declared, d)
+	// Of a value that cannot be used nothing is declared, while the last good one may be in force: to apply the document ends both.
+	applied, err := s.Editor.Apply(r.Context(), d, false, true)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range applied {
+		same := func(other topology.Change) bool { return other.Key == c.Key }
+		if c.Op != topology.Kept && !slices.ContainsFunc(changes, same) {
+			changes = append(changes, c)
+		}
+	}
+	slices.SortFunc(changes, func(a, b topology.Change) int { return strings.Compare(a.Key, b.Key) })
+	return Applied{Changes: append([]topology.Change{}, changes...)}, nil
 }
 
 func (s *server) createRegistry(r *http.Request) (any, error) {

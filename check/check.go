@@ -180,6 +180,8 @@ func (c *Checker) replicas() {
 			c.say(Fail, subject, text+": "+r.Reason, "clients are sent elsewhere until its probes pass")
 		case r.Status == topology.Degraded:
 			c.say(Fail, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
+		case r.Replication != nil && r.Replication.Phase == topology.PhasePlanned:
+			c.say(Warn, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
 		case r.Status != topology.Ready:
 			c.say(Warn, subject, text+": "+r.Reason, "portolan replica wait "+r.Registry+"/"+r.Region)
 		default:

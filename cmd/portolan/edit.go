@@ -100,6 +100,9 @@ func printApplied(w io.Writer, r api.Applied, note string) {
 		fmt.Fprintf(w, "\n%s clients are sent to %s. The last answer that names it expires at %s; resolvers that\nkeep answers longer (a minimum TTL, serve-stale) may send clients there even then.\n",
 			sent, d.Replica, clock(d.Until))
 	}
+	if r.Refusal != "" {
+		fmt.Fprintln(w, "\n"+r.Refusal)
+	}
 	if note != "" {
 		fmt.Fprintln(w, "\n"+note)
 	}

@@ -472,8 +472,8 @@ A replica that was never compared had no clients, and goes at once.
 
 With --force the last step does not wait: what would be lost to the others is printed.
 A deletion cannot be called off, nor does interrupting the command stop it. Until it is
-done only the credentials of the replica can be changed; portolan replica create brings it
-back when it is gone, compared anew.
+done only the replica's credentials, CA, client certificate and realms can be changed;
+portolan replica create brings it back when it is gone, compared anew.
 
 The home replica cannot be deleted while the registry exists.`,
 		Args: cobra.ExactArgs(1),

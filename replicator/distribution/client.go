@@ -485,7 +485,11 @@ func (c *Client) Ping(ctx context.Context) error {
 	if err != nil {
 		var e *Error
 		if errors.As(err, &e) && e.Status != 0 && !errors.Is(err, ErrUnauthorized) && !errors.Is(err, ErrUnavailable) {
-			return fmt.Errorf("endpoint %s is %w: %w", c.endpoint, ErrNotRegistry, err)
+			hint := ""
+			if e.Status == http.StatusBadRequest && c.endpoint.Scheme == "http" { // what Go's servers answer where they expect TLS
+				hint = "; if it speaks TLS, write https://"
+			}
+			return fmt.Errorf("endpoint %s is %w: %w%s", c.endpoint, ErrNotRegistry, err, hint)
 		}
 		return fmt.Errorf("asking endpoint %s: %w", c.endpoint, err)
 	}

@@ -562,3 +562,18 @@ func TestHeadIsExplained(t *testing.T) {
 		})
 	}
 }
+
+// Whoever asks a server for plain HTTP that speaks TLS is told what to write.
+func TestPingHintsAtTLS(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(s.Close)
+	c, err := New(Options{Endpoint: &url.URL{Scheme: "http", Host: s.Listener.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	if err := c.Ping(t.Context()); !errors.Is(err, ErrNotRegistry) || !strings.Contains(err.Error(), "https://") {
+		t.Errorf("%v", err)
+	}
+}
