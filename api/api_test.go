@@ -718,23 +718,26 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// A store that lost its keys is read again when there are some; what is served must not go that way by the creation of a registry.
-func TestNothingIsCreatedWhileTheStoreIsAway(t *testing.T) {
-	t.Parallel()
-	var view *View
-	r := newRig(t, func(o *Options) {
+// newKept is a rig of which the view can be kept, whatever becomes of the store.
+func newKept(t *testing.T) (r *rig, keep func(*View)) {
+	t.Helper()
+	var kept *View
+	r = newRig(t, func(o *Options) {
 		now := o.View
 		o.View = func() *View {
-			if view == nil {
+			if kept == nil {
 				return now()
 			}
-			return view
+			return kept
 		}
 	})
-	away := *r.view(t)
-	away.StoreDown = true
-	view = &away
-	tree, err := r.store.List(t.Context(), topology.RegistriesPrefix)
+	return r, func(v *View) { kept = v }
+}
+
+// empty deletes all keys below prefix.
+func (r *rig) empty(t *testing.T, prefix string) {
+	t.Helper()
+	tree, err := r.store.List(t.Context(), prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -743,7 +746,17 @@ func TestNothingIsCreatedWhileTheStoreIsAway(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := view.Snapshot.Document().Registries[0]
+}
+
+// A store that lost its keys is read again when there are some; what is served must not go that way by the creation of a registry.
+func TestNothingIsCreatedWhileTheStoreIsAway(t *testing.T) {
+	t.Parallel()
+	r, keep := newKept(t)
+	away := *r.view(t)
+	away.StoreDown = true
+	keep(&away)
+	r.empty(t, topology.RegistriesPrefix)
+	d := away.Snapshot.Document().Registries[0]
 	if _, err := r.client.CreateRegistry(t.Context(), d); !IsCode(err, CodeUnavailable) {
 		t.Errorf("%v", err)
 	}
@@ -773,29 +786,12 @@ func TestDiffTellsOfValuesThatCannotBeUsed(t *testing.T) {
 // What the guard holds is shown as it is served, and can be taken back by what is exported.
 func TestHeldIsShownAsServed(t *testing.T) {
 	t.Parallel()
-	var view *View
-	r := newRig(t, func(o *Options) {
-		now := o.View
-		o.View = func() *View {
-			if view == nil {
-				return now()
-			}
-			return view
-		}
-	})
+	r, keep := newKept(t)
 	served := *r.view(t)
-	tree, err := r.store.List(t.Context(), topology.RegistriesPrefix+"contoso/replicas/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range tree.Entries {
-		if _, err := r.store.Commit(t.Context(), store.Delete(e.Key)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.empty(t, topology.RegistriesPrefix+"contoso/replicas/")
 	r.held = []topology.Pending{{Registry: "contoso", Missing: []string{"westeurope", "westus"}, Remaining: []string{}, Home: true}}
 	served.Held = r.held
-	view = &served
+	keep(&served)
 	list, err := r.client.Registries(t.Context())
 	if err != nil || len(list) != 1 || len(list[0].Replicas) != 2 || list[0].Replicas[0].Status != topology.Ready {
 		t.Errorf("%+v, %v", list, err)
