@@ -77,7 +77,6 @@ func (r *replica) scan(ctx context.Context) bool {
 	}
 	r.fine(&r.reading)
 	r.missed(s.unread)
-	r.rewrite(ctx, m)
 	if r.doubts(s, began) {
 		r.log.Warn("much of the replica is gone or old at once; it is looked at again, because events may tell of it yet", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
 		return false
@@ -97,6 +96,9 @@ func (r *replica) scan(ctx context.Context) bool {
 		return false
 	}
 	r.queue.unpark()
+	if held == "" {
+		r.rewrite(ctx, m)
+	}
 	if sure {
 		r.mu.Lock()
 		r.accepted = false
