@@ -783,6 +783,23 @@ func TestDiffTellsOfValuesThatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// A diff only looks: where an apply would be refused, as of a replica that is being deleted, it tells what differs all the same.
+func TestDiffIsRefusedNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	before, err := r.client.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.DeleteReplica(t.Context(), "contoso", "westeurope", false); err != nil {
+		t.Fatal(err)
+	}
+	changes, err := r.client.Diff(t.Context(), before)
+	if err != nil || len(changes) != 1 || changes[0].Key != topology.ReplicaPrefix("contoso", "westeurope")+"routing" {
+		t.Errorf("%+v, %v", changes, err)
+	}
+}
+
 // What the guard holds is shown as it is served, and can be taken back by what is exported.
 func TestHeldIsShownAsServed(t *testing.T) {
 	t.Parallel()

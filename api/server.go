@@ -36,6 +36,7 @@ const (
 
 // Editor reads and changes what is declared: a topology.Editor. Its errors are of the kinds of package topology.
 type Editor interface {
+	Diff(ctx context.Context, d topology.Document) ([]topology.Change, error)
 	Export(ctx context.Context) (topology.Document, error)
 	CreateRegistry(ctx context.Context, r topology.RegistryDocument) error
 	DeleteRegistry(ctx context.Context, name string) error
@@ -317,19 +318,25 @@ func (s *server) export(r *http.Request) (any, error) { return s.declared(r) }
 // the guard holds an edit is as it is served, too: what was taken away is there until that is confirmed, and an export can take it back.
 func (s *server) declared(r *http.Request) (topology.Document, error) {
 	v, reads := s.View(), r.Method == http.MethodGet
-	switch {
-	case v.Snapshot == nil, !v.StoreDown && (!reads || len(v.Held) == 0):
-		return s.Editor.Export(r.Context())
-	case !v.StoreDown:
-		d, err := s.Editor.Export(r.Context())
-		if err != nil {
-			return topology.Document{}, err
+	if err := v.away(); err != nil {
+		if reads {
+			return v.Snapshot.Document(), nil
 		}
-		return withHeld(d, v), nil
-	case !reads:
-		return topology.Document{}, failf(CodeUnavailable, "the store cannot be read at the moment, so nothing can be changed: portolan status says why")
+		return topology.Document{}, err
 	}
-	return v.Snapshot.Document(), nil
+	d, err := s.Editor.Export(r.Context())
+	if err != nil || !reads || v.Snapshot == nil || len(v.Held) == 0 {
+		return d, err
+	}
+	return withHeld(d, v), nil
+}
+
+// away refuses an edit while the store cannot be read; nil if it can.
+func (v *View) away() error {
+	if !v.StoreDown || v.Snapshot == nil {
+		return nil
+	}
+	return failf(CodeUnavailable, "the store cannot be read at the moment, so nothing can be changed: portolan status says why")
 }
 
 // withHeld is d with the registries of which the guard holds an edit as v serves them.
@@ -666,11 +673,12 @@ func (s *server) apply(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	result := s.applied(intended(before, a.Document, changes), changes)
+	values := intended(before, a.Document, changes)
+	result := s.applied(values, changes)
 	if !a.DryRun {
 		result.Drains = s.drains(changes, nil)
 	} else if !a.Force {
-		if refusal := s.strand(before.Values(), intended(before, a.Document, changes), "without --force it would be refused"); refusal != nil {
+		if refusal := s.strand(before.Values(), values, "without --force it would be refused"); refusal != nil {
 			result.Refusal = refusal.Error()
 		}
 	}
@@ -767,23 +775,13 @@ func (s *server) diff(r *http.Request) (any, error) {
 	if err := d.Validate(s.Reserved...); err != nil {
 		return nil, err
 	}
-	declared, err := s.declared(r)
+	if err := s.View().away(); err != nil {
+		return nil, err
+	}
+	changes, err := s.Editor.Diff(r.Context(), d)
 	if err != nil {
 		return nil, err
 	}
-	changes := topology.Diff(declared, d)
-	// Of a value that cannot be used nothing is declared, while the last good one may be in force: to apply the document ends both.
-	applied, err := s.Editor.Apply(r.Context(), d, false, true)
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range applied {
-		same := func(other topology.Change) bool { return other.Key == c.Key }
-		if c.Op != topology.Kept && !slices.ContainsFunc(changes, same) {
-			changes = append(changes, c)
-		}
-	}
-	slices.SortFunc(changes, func(a, b topology.Change) int { return strings.Compare(a.Key, b.Key) })
 	return Applied{Changes: append([]topology.Change{}, changes...)}, nil
 }
 
@@ -792,7 +790,7 @@ func (s *server) createRegistry(r *http.Request) (any, error) {
 	if err := decodeStrict(r, &d); err != nil {
 		return nil, err
 	}
-	if _, err := s.declared(r); err != nil { // an empty store may be one that lost its keys
+	if err := s.View().away(); err != nil { // an empty store may be one that lost its keys
 		return nil, err
 	}
 	for _, p := range d.Replicas {

@@ -135,16 +135,24 @@ func sharedWarnings(v *api.View) []string {
 	if v.Snapshot == nil {
 		return nil
 	}
+	type copied struct {
+		registry string
+		*topology.Replica
+	}
+	var all []copied
+	for _, r := range v.Snapshot.Registries {
+		for _, p := range r.Replicas {
+			if r.Policy.Replication {
+				all = append(all, copied{r.Name, p})
+			}
+		}
+	}
 	var warnings []string
-	for i, r := range v.Snapshot.Registries {
-		for _, s := range v.Snapshot.Registries[i+1:] {
-			for _, p := range r.Replicas {
-				for _, q := range s.Replicas {
-					if r.Policy.Replication && s.Policy.Replication && p.Overlaps(q) {
-						warnings = append(warnings, fmt.Sprintf("replicas %s/%s and %s/%s have one endpoint, %s, and repositories in common: what is pushed there is replicated by both registries; give each an access prefix of its own",
-							r.Name, p.Region, s.Name, q.Region, p.Endpoint))
-					}
-				}
+	for i, p := range all {
+		for _, q := range all[i+1:] {
+			if p.registry != q.registry && p.Overlaps(q.Replica) {
+				warnings = append(warnings, fmt.Sprintf("replicas %s/%s and %s/%s have one endpoint, %s, and repositories in common: what is pushed there is replicated by both registries; give each an access prefix of its own",
+					p.registry, p.Region, q.registry, q.Region, p.Endpoint))
 			}
 		}
 	}

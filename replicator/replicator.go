@@ -143,17 +143,17 @@ func (c *complaint) over(what string) {
 // Run works until ctx is done, and returns when every copy is finished or parked. What was under way is found again at the
 // next start: nothing that has to be remembered is kept in memory alone.
 func (r *Replicator) Run(ctx context.Context) error {
-	ledger := complaint{log: r.options.Log}
+	reading := complaint{log: r.options.Log}
 	for {
 		if err := r.agree(ctx); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			ledger.of("the ledger cannot be read; trying again", err)
+			reading.of("the ledger cannot be read; trying again", err)
 			sleep(ctx, time.Second)
 			continue
 		}
-		ledger.over("the ledger can be read")
+		reading.over("the ledger can be read")
 		if err := r.work(ctx); !errors.Is(err, errRolledBack) {
 			return err
 		}

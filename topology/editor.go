@@ -544,6 +544,18 @@ func (e *Editor) Export(ctx context.Context) (Document, error) {
 	return documentOf(ValuesOf(tree).declared()), nil
 }
 
+// Diff tells in what the store differs from d, in all registries: of a weight with a ramp it takes the one that it leads to. A value that
+// cannot be used is one that differs, since to apply d removes it, and with it the last good one that is in force.
+func (e *Editor) Diff(ctx context.Context, d Document) ([]Change, error) {
+	tree, err := e.store.List(ctx, RegistriesPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("reading the topology: %w", err)
+	}
+	values := ValuesOf(tree).declared()
+	maps.DeleteFunc(values, func(name, _ string) bool { _, err := parseKey(name); return err != nil }) // nobody's
+	return diffValues(values, d.Values()), nil
+}
+
 // Confirm lets a raw edit pass that the guard holds: what stands in the store now is all of the registry.
 func (e *Editor) Confirm(ctx context.Context, registry string) error {
 	if err := checkLabel(registry); err != nil {
