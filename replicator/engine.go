@@ -143,18 +143,20 @@ func (f *fleet) member(incarnation string) *member {
 	return nil
 }
 
-// present returns the fleet as it is now, and the member m as that knows it; errAgain if it is none any more: then records say nothing
-// of it, and their silence would be taken for consent. What is decided of both is stored with that fleet: see engine.set.
-func (e *engine) present(m *member) (*fleet, *member, error) {
+// present returns the fleet as it is now, the member m as that knows it, and the record of a key, read after it; errAgain if m is none any
+// more: then records say nothing of it, and their silence would be taken for consent. What is decided of them is stored with that fleet:
+// see engine.set.
+func (e *engine) present(ctx context.Context, m *member, key ledger.Key) (*fleet, *member, ledger.Row, error) {
 	f := e.fleet()
 	known := f.member(m.Incarnation)
 	if known == nil {
-		return nil, nil, errAgain
+		return nil, nil, ledger.Row{}, errAgain
 	}
 	if m.Replica != known.Replica {
 		m = &member{Replica: known.Replica, Remote: m.Remote, sources: m.sources, remaining: m.remaining}
 	}
-	return f, m, nil
+	row, err := e.get(ctx, key)
+	return f, m, row, err
 }
 
 // engine observes and applies, one step at a time: each method runs to its end in the caller's goroutine and keeps nothing in memory
@@ -324,11 +326,7 @@ func (e *engine) update(ctx context.Context, key ledger.Key, change func(version
 // or restored replica is left to the guard: Suspect.
 func (e *engine) observe(ctx context.Context, m *member, key ledger.Key, ev evidence) (version.Verdict, error) {
 	for range attempts {
-		f, m, err := e.present(m)
-		if err != nil {
-			return 0, err
-		}
-		row, err := e.get(ctx, key)
+		f, m, row, err := e.present(ctx, m, key)
 		if err != nil {
 			return 0, err
 		}
@@ -492,11 +490,7 @@ func (e *engine) observeOverwritten(ctx context.Context, m *member, key ledger.K
 			return err
 		}
 		for i := range attempts {
-			f, m, err := e.present(m)
-			if err != nil {
-				return err
-			}
-			row, err := e.get(ctx, key)
+			f, m, row, err := e.present(ctx, m, key)
 			if err != nil {
 				return err
 			}
@@ -612,11 +606,7 @@ func (e *engine) join(ctx context.Context, key ledger.Key, pushed ledger.Version
 // does.
 func (e *engine) apply(ctx context.Context, m *member, key ledger.Key, since time.Time, patient bool) (Transfer, error) {
 	var cost Transfer
-	f, m, err := e.present(m)
-	if err != nil {
-		return cost, err
-	}
-	row, err := e.get(ctx, key)
+	f, m, row, err := e.present(ctx, m, key)
 	if err != nil {
 		return cost, err
 	}
@@ -673,11 +663,7 @@ func undone(err error) bool {
 // rewrite carries the head of a tag to a member that has failed to read the tag for long, while it read others: only if a write of ours was
 // under way to it, for then that is what was cut short. Without such a write the error of the reading is returned: what it was is not known.
 func (e *engine) rewrite(ctx context.Context, m *member, key ledger.Key, reading error) error {
-	f, m, err := e.present(m)
-	if err != nil {
-		return err
-	}
-	row, err := e.get(ctx, key)
+	f, m, row, err := e.present(ctx, m, key)
 	if err != nil {
 		return err
 	}
@@ -799,11 +785,7 @@ func (e *engine) joinReferrers(ctx context.Context, m *member, key ledger.Key, r
 // write puts or deletes a tag under an intent: the intent is stored, the tag read once more (somebody may have pushed), the request sent, its
 // outcome stored. Whatever happens in between, the record tells the next observation that the write may be ours.
 func (e *engine) write(ctx context.Context, m *member, key ledger.Key, digest, shown string, send func(context.Context, ledger.Intent) error) error {
-	f, m, err := e.present(m)
-	if err != nil {
-		return err
-	}
-	row, err := e.get(ctx, key)
+	f, m, row, err := e.present(ctx, m, key)
 	if err != nil {
 		return err
 	}

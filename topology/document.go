@@ -273,19 +273,28 @@ func (d *Document) faults(reserved []string) []Fault {
 // those. unsure are the registries, by their names in named, of which not all regions are known: one that is named may be there.
 func (d *Document) named() (named Document, unsure map[string]bool, faults []Fault) {
 	named, unsure = Document{Registries: slices.Clone(d.Registries)}, map[string]bool{}
+	unnamed := func(i int) string { return fmt.Sprintf("unnamed-%d", i) }
+	// called reports whether a name is one, and the first of its kind: those before it are in seen.
+	called := func(path, name string, seen map[string]int, i int, twice string) bool {
+		reason := ""
+		if first, again := seen[name]; again {
+			reason = fmt.Sprintf(twice, name, first)
+		} else if err := checkLabel(name); err != nil {
+			reason = err.Error()
+		} else {
+			seen[name] = i
+			return true
+		}
+		faults = append(faults, Fault{Path: path, Value: clip(name), Reason: reason})
+		return false
+	}
 	registries := map[string]int{}
 	for i := range named.Registries {
 		r := &named.Registries[i]
 		at := fmt.Sprintf("registries[%d]", i)
-		if first, twice := registries[r.Name]; twice {
-			reason := fmt.Sprintf("registry %s stands there twice: registries[%d] has that name too", r.Name, first)
-			faults = append(faults, Fault{Path: at + ".name", Value: r.Name, Reason: reason})
-			r.Name = fmt.Sprintf("unnamed-%d", i)
-		} else if err := checkLabel(r.Name); err != nil {
-			faults = append(faults, Fault{Path: at + ".name", Value: clip(r.Name), Reason: err.Error()})
-			r.Name = fmt.Sprintf("unnamed-%d", i)
+		if !called(at+".name", r.Name, registries, i, "registry %s stands there twice: registries[%d] has that name too") {
+			r.Name = unnamed(i)
 		}
-		registries[r.Name] = i
 		if len(r.Replicas) == 0 {
 			faults = append(faults, Fault{Path: at + ".replicas", Reason: "is missing: at least the replica of the home region is needed"})
 			unsure[r.Name] = true
@@ -294,20 +303,13 @@ func (d *Document) named() (named Document, unsure map[string]bool, faults []Fau
 		regions := map[string]int{}
 		for j := range r.Replicas {
 			p := &r.Replicas[j]
-			path, reason := fmt.Sprintf("%s.replicas[%d].region", at, j), ""
-			if first, twice := regions[p.Region]; twice {
-				reason = fmt.Sprintf("region %s stands there twice: replicas[%d] is there too", p.Region, first)
-			} else if err := checkLabel(p.Region); err != nil {
-				reason = err.Error()
-			}
-			if reason != "" {
-				faults = append(faults, Fault{Path: path, Value: clip(p.Region), Reason: reason})
-				p.Region, unsure[r.Name] = fmt.Sprintf("unnamed-%d", j), true
+			path := fmt.Sprintf("%s.replicas[%d].region", at, j)
+			if !called(path, p.Region, regions, j, "region %s stands there twice: replicas[%d] is there too") {
+				p.Region, unsure[r.Name] = unnamed(j), true
 				if p.Location == nil {
 					p.Location = []float64{0, 0} // the right name may have one
 				}
 			}
-			regions[p.Region] = j
 		}
 	}
 	return named, unsure, faults
