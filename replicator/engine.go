@@ -70,6 +70,8 @@ var (
 	errPush = errors.New("pushed to meanwhile")
 	// errRegressed says that the replica shows less, or older, than it had: the guard of the next scan decides.
 	errRegressed = errors.New("the replica shows an older version than it had, and no event tells of it: the next scan decides")
+	// errElsewhere says that none of the replicas that can be asked has it, or gives it; but those are not all.
+	errElsewhere = errors.New("not all replicas can be asked at the moment")
 	// errLease says that the lease does not last long enough for a write.
 	errLease = errors.New("the lease is about to end")
 )
@@ -121,12 +123,12 @@ type fleet struct {
 	// generation is that of which all are known.
 	generation ledger.Generation
 	members    []*member
-	// replicas are the members, and those of which nothing can be asked at the moment.
-	replicas version.Fleet
+	// absent are those of which nothing can be asked at the moment, replicas these and the members.
+	absent, replicas version.Fleet
 }
 
 func newFleet(generation ledger.Generation, members []*member, absent ...version.Replica) *fleet {
-	f := &fleet{generation: generation, members: members, replicas: absent}
+	f := &fleet{generation: generation, members: members, absent: absent, replicas: slices.Clone(absent)}
 	for _, m := range members {
 		f.replicas = append(f.replicas, m.Replica)
 	}
@@ -143,6 +145,15 @@ func (f *fleet) member(incarnation string) *member {
 	return nil
 }
 
+// elsewhere is what not to find something means while replicas are absent: it is not gone, and nobody may give it up.
+func (f *fleet) elsewhere(err error) error {
+	var regions []string
+	for _, r := range f.absent {
+		regions = append(regions, r.Region)
+	}
+	return fmt.Errorf("%w: not %s; elsewhere: %v", errElsewhere, strings.Join(regions, ", "), err)
+}
+
 // present returns the fleet as it is now, the member m as that knows it, and the record of a key, read after it; errAgain if m is none any
 // more: then records say nothing of it, and their silence would be taken for consent. What is decided of them is stored with that fleet:
 // see engine.set.
@@ -152,9 +163,7 @@ func (e *engine) present(ctx context.Context, m *member, key ledger.Key) (*fleet
 	if known == nil {
 		return nil, nil, ledger.Row{}, errAgain
 	}
-	if m.Replica != known.Replica {
-		m = &member{Replica: known.Replica, Remote: m.Remote, sources: m.sources, remaining: m.remaining}
-	}
+	m = &member{Replica: known.Replica, Remote: m.Remote, sources: known.sources, remaining: m.remaining}
 	row, err := e.get(ctx, key)
 	return f, m, row, err
 }
@@ -694,6 +703,9 @@ func (e *engine) carry(ctx context.Context, f *fleet, m *member, row ledger.Row,
 			row.Record.Head.Origin, row.Record.History[0].Origin)}
 	}
 	cost, err := m.Bring(ctx, key.Repository, row.Record.Head.Digest, e.sourcesFor(m, row.Record))
+	if (errors.Is(err, ErrGone) || errors.Is(err, errUnreadable)) && len(f.absent) > 0 {
+		err = f.elsewhere(err)
+	}
 	if err != nil {
 		if out.Changed {
 			// What is known of the replica now must be in the record before it can be passed over.
@@ -1064,14 +1076,25 @@ func (e *engine) forget(ctx context.Context, f *fleet, row ledger.Row) error {
 	return again(e.set(ctx, f, row.Key, nil, row.Revision))
 }
 
-// forgetGone drops the record of a manifest that is nowhere any more.
-func (e *engine) forgetGone(ctx context.Context, key ledger.Key) error {
+// forgetGone drops the record of a manifest whose version of that sequence no replica has any more, and reports whether it did: not if one of them
+// has the manifest, and lacks something that it needs. All are asked, since a record that is dropped is not missed by any scan.
+func (e *engine) forgetGone(ctx context.Context, key ledger.Key, sequence uint64) (bool, error) {
 	f := e.fleet()
 	row, err := e.get(ctx, key)
-	if err != nil || row.Revision == 0 {
-		return err
+	switch {
+	case err != nil:
+		return false, err
+	case row.Record.Head.Sequence != sequence:
+		return false, errAgain
+	case len(f.absent) > 0:
+		return false, f.elsewhere(ErrGone)
 	}
-	return e.forget(ctx, f, row)
+	for _, m := range f.members {
+		if digest, err := m.Head(ctx, key.Repository, key.Reference); err != nil || digest != ledger.Absent {
+			return false, err
+		}
+	}
+	return true, e.forget(ctx, f, row)
 }
 
 // purge drops every record of the registry.

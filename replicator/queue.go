@@ -41,6 +41,9 @@ type item struct {
 	attempts  int
 	failing   time.Time
 	lastError string
+	// failed is how it failed last time, and streak how often in a row it failed that way.
+	failed failure
+	streak int
 	// races counts how often it has to be looked at again, with nothing wrong, since it last came to an end.
 	races     int
 	state     itemState
@@ -49,6 +52,14 @@ type item struct {
 	again bool
 	// probe says that it is tried for all that are parked like it: see unpark.
 	probe bool
+}
+
+// before is how often in a row it failed that way until now.
+func (i *item) before(f failure) int {
+	if i.failed != f {
+		return 0
+	}
+	return i.streak
 }
 
 // parked is what will not succeed by being tried again soon.
@@ -161,7 +172,7 @@ func (q *queue) add(key ledger.Key, sequence uint64, seeding bool, since time.Ti
 
 // push gives an item a place in its lane, and a fresh start. The caller holds mu.
 func (q *queue) push(i *item) {
-	i.state, i.again, i.probe, i.attempts, i.races, i.lastError = waiting, false, false, 0, 0, ""
+	i.state, i.again, i.probe, i.attempts, i.streak, i.races, i.lastError = waiting, false, false, 0, 0, 0, ""
 	q.lane(i).push(i)
 	q.wake()
 }
@@ -272,7 +283,8 @@ func (q *queue) retry(i *item, after time.Duration, err error) {
 		if i.attempts == 0 {
 			i.failing = q.now()
 		}
-		i.attempts++
+		f := failureOf(err)
+		i.attempts, i.failed, i.streak = i.attempts+1, f, i.before(f)+1
 		i.lastError = err.Error()
 	} else {
 		i.races++
