@@ -71,8 +71,11 @@ func (r *replica) listen(ctx context.Context, i events.Item) {
 		return
 	}
 	// The longer it takes, the longer it is likely to take: what changed meanwhile within milliseconds most often.
-	newest, _ := i.Newest()
-	wait := time.Since(newest.Received) / 2
+	last := i.Marked
+	if newest, told := i.Newest(); told {
+		last = newest.Received
+	}
+	wait := time.Since(last) / 2
 	if errors.Is(err, errAgain) {
 		wait = min(max(wait, 10*time.Millisecond), time.Second)
 	} else {
@@ -112,8 +115,11 @@ func (r *replica) observe(ctx context.Context, i events.Item) error {
 		return errUndecided
 	}
 	if i.Repository == "" || i.Reference == "" {
+		if state.LastScan.After(i.Marked) {
+			return nil // whoever made it
+		}
 		r.lookNow()
-		return nil
+		return errUndecided
 	}
 	key := keyOf(r.of.name, i.Repository, i.Reference)
 	ev := r.evidence(i, state.LastScan)

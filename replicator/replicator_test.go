@@ -877,6 +877,35 @@ func TestDamagedSpool(t *testing.T) {
 	f.arrives("app:2", f.push("other", "app:2"), "home")
 }
 
+// Where events were dropped, a scan is made at once, and the mark stays until one that began later has ended; in a process that is not the
+// replica's writer, too.
+func TestMarkWaitsForAScan(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.ScanInterval = time.Hour
+	f.start()
+	f.ready("home", "other")
+	digest := f.push("home", "app:1") // no event
+	if err := f.spool.Mark(t.Context(), "contoso", "home", ""); err != nil {
+		t.Fatal(err)
+	}
+	f.arrives("app:1", digest, "other")
+	f.until("the mark to go", func() bool { return f.spool.Pending("contoso", "home") == 0 })
+
+	marked := time.Now()
+	of := &registry{name: "contoso"}
+	standby := &replica{of: of, look: make(chan struct{}, 1), state: topology.Replication{Incarnation: "i", Phase: topology.PhaseBaselined, LastScan: marked.Add(-time.Second)}}
+	of.members.Store(newFleet(0, []*member{{Replica: version.Replica{Incarnation: "i"}}}))
+	item := events.Item{Registry: "contoso", Region: "home", Marked: marked}
+	if err := standby.observe(t.Context(), item); !errors.Is(err, errUndecided) || len(standby.look) != 1 {
+		t.Errorf("before the scan: %v, asked for: %d", err, len(standby.look))
+	}
+	standby.state.LastScan = marked.Add(time.Second)
+	if err := standby.observe(t.Context(), item); err != nil {
+		t.Errorf("after it: %v", err)
+	}
+}
+
 // failing answers 500 to whatever concerns a reference, whoever asks.
 func failing(next http.Handler, reference string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -18,7 +18,7 @@ var (
 	errRemoved = errors.New("the replica's state was removed")
 	errGone    = errors.New("the replica was deleted")
 
-	errUndecided = errors.New("the baseline, or an operator, comes first")
+	errUndecided = errors.New("the baseline, a scan, or an operator comes first")
 )
 
 // removedTime is how long a replica whose state was removed is left alone: it goes with the replica, or with its registry, of

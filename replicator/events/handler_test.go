@@ -218,7 +218,7 @@ func TestHandlerOversize(t *testing.T) {
 		t.Fatalf("got %d %s, want 202", w.Code, w.Body)
 	}
 	items := take(t, l.spool, 10)
-	if len(items) != 1 || !items[0].Rescan || items[0].Repository != "" {
+	if len(items) != 1 || items[0].Marked.IsZero() || items[0].Repository != "" {
 		t.Errorf("got %+v, want a mark of the replica", items)
 	}
 }

@@ -63,8 +63,8 @@ type Item struct {
 	// Evidence is what events told, the oldest first by the registry's clock. Of events that say the same (action,
 	// digest and write id) only the newest is kept.
 	Evidence []Event
-	// Rescan says that there was more than Evidence tells, which was not kept.
-	Rescan bool
+	// Marked is when there was last more than Evidence tells, which was not kept; zero: there was not.
+	Marked time.Time
 	// Since is when the oldest of it was received.
 	Since time.Time
 
@@ -572,7 +572,7 @@ func readRecord(items *bbolt.Bucket, key []byte) (*record, error) {
 
 // item makes what is handed out; version is the newest sequence that it can hold.
 func (r *record) item(registry, region, key string, version uint64) Item {
-	i := Item{Registry: registry, Region: region, Rescan: r.Marked != 0, Since: r.Since, version: version}
+	i := Item{Registry: registry, Region: region, Marked: r.MarkedAt, Since: r.Since, version: version}
 	i.Repository, i.Reference = splitItem(key)
 	for _, e := range r.Events {
 		e.Event.Repository = i.Repository

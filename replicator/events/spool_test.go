@@ -113,7 +113,7 @@ func TestSpoolFolds(t *testing.T) {
 	if want := []string{"2", "4", "3"}; !slices.Equal(ids, want) {
 		t.Errorf("got the evidence of events %v, want %v", ids, want)
 	}
-	if e, ok := items[0].Newest(); !ok || e.ID != "3" || e.Repository != "team/app" || items[0].Rescan || !items[0].Since.Equal(received) {
+	if e, ok := items[0].Newest(); !ok || e.ID != "3" || e.Repository != "team/app" || !items[0].Marked.IsZero() || !items[0].Since.Equal(received) {
 		t.Errorf("got %+v", items[0])
 	}
 	idle(t, s)
@@ -170,7 +170,7 @@ func TestSpoolWhileWorkedOn(t *testing.T) {
 	if len(items) != 2 || len(items[0].Evidence) != 1 || items[0].Evidence[0].Digest != digestB {
 		t.Fatalf("got %+v, want what is new alone", items)
 	}
-	if m := items[1]; m.Reference != "" || !m.Rescan || m.Repository != "team/app" {
+	if m := items[1]; m.Reference != "" || m.Marked.IsZero() || m.Repository != "team/app" {
 		t.Errorf("got %+v, want the mark", m)
 	}
 	// What is said again while the item is worked on may have happened after the look: it comes again.
@@ -181,7 +181,7 @@ func TestSpoolWhileWorkedOn(t *testing.T) {
 	}
 	done(t, s, items...)
 	again := take(t, s, 10)
-	if len(again) != 2 || len(again[0].Evidence) != 1 || again[0].Evidence[0].ID != "2b" || !again[1].Rescan {
+	if len(again) != 2 || len(again[0].Evidence) != 1 || again[0].Evidence[0].ID != "2b" || again[1].Marked.IsZero() {
 		t.Fatalf("got %+v, want the event and the mark again", again)
 	}
 	done(t, s, again[0])
@@ -211,7 +211,7 @@ func TestSpoolLimits(t *testing.T) {
 	items := take(t, s, 10)
 	var got []string
 	for _, i := range items {
-		got = append(got, fmt.Sprintf("%s:%s %d %v", i.Repository, i.Reference, len(i.Evidence), i.Rescan))
+		got = append(got, fmt.Sprintf("%s:%s %d %v", i.Repository, i.Reference, len(i.Evidence), !i.Marked.IsZero()))
 	}
 	want := []string{"a:t 1 false", "a:u 2 false", "b: 0 true", ": 0 true"}
 	if !slices.Equal(got, want) {
@@ -222,7 +222,7 @@ func TestSpoolLimits(t *testing.T) {
 	}
 	done(t, s, items...)
 	add(t, s, push("g", "d", "t", digestA))
-	if items := take(t, s, 10); len(items) != 1 || items[0].Repository != "d" || items[0].Rescan {
+	if items := take(t, s, 10); len(items) != 1 || items[0].Repository != "d" || !items[0].Marked.IsZero() {
 		t.Errorf("got %+v, want an item again after there was place", items)
 	}
 }
@@ -245,7 +245,7 @@ func TestSpoolMovingTag(t *testing.T) {
 	var got []string
 	for _, i := range items {
 		for _, e := range i.Evidence {
-			got = append(got, fmt.Sprintf("%s %s%s %s %v", e.ID, e.Repository, e.Tag, e.WriteID, i.Rescan))
+			got = append(got, fmt.Sprintf("%s %s%s %s %v", e.ID, e.Repository, e.Tag, e.WriteID, !i.Marked.IsZero()))
 		}
 	}
 	if want := []string{"3 at  true", "4 at  true", "5 at  true", "0 a  false", "1 a w false", "2 a  false"}; !slices.Equal(got, want) {
@@ -421,7 +421,7 @@ func TestSpoolDamaged(t *testing.T) {
 		switch {
 		case err == nil && bytes.Equal(aside, content):
 			put++
-			if len(got) != 1 || got[0].Repository != "" || !got[0].Rescan {
+			if len(got) != 1 || got[0].Repository != "" || got[0].Marked.IsZero() {
 				t.Errorf("%s: got %+v, want the replica marked", name, got)
 			}
 			done(t, s, got...)
@@ -539,7 +539,7 @@ func TestSpoolProperty(t *testing.T) {
 			for _, i := range items {
 				at := sure[itemKey(i.Repository, i.Reference)]
 				for k := range at {
-					covered := i.Rescan && (i.Repository == "" || i.Repository == k.repository && (i.Reference == "" || i.Reference == k.reference))
+					covered := !i.Marked.IsZero() && (i.Repository == "" || i.Repository == k.repository && (i.Reference == "" || i.Reference == k.reference))
 					if covered {
 						delete(open, k)
 					}
@@ -568,7 +568,7 @@ func TestSpoolProperty(t *testing.T) {
 				if len(i.Evidence) > limits.Evidence {
 					rt.Fatalf("%d pieces of evidence, limit %d", len(i.Evidence), limits.Evidence)
 				}
-				if len(i.Evidence) == 0 && !i.Rescan {
+				if len(i.Evidence) == 0 && i.Marked.IsZero() {
 					rt.Fatalf("an empty item: %+v", i)
 				}
 				for _, e := range i.Evidence {
