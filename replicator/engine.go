@@ -447,8 +447,10 @@ func (e *engine) erasure(ctx context.Context, m *member, key ledger.Key, record 
 
 // store writes an outcome: first what must not be lost with it, then the record.
 func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out version.Outcome) (ledger.Record, error) {
+	var kept bool
 	if out.Lost != nil {
-		if err := e.keep(ctx, row.Key, *out.Lost); err != nil {
+		var err error
+		if kept, err = e.keep(ctx, row.Key, *out.Lost); err != nil {
 			return ledger.Record{}, fmt.Errorf("keeping the version of %s that was lost in %s: %w", row.Key, out.Lost.Region, err)
 		}
 	}
@@ -470,7 +472,7 @@ func (e *engine) store(ctx context.Context, f *fleet, row ledger.Row, out versio
 	}
 	if out.Lost != nil { // told of here, because whoever loses a race for the record decides anew
 		e.log.Warn("two regions pushed to one tag without knowing of each other; one version lost", zap.String("image", row.Key.String()),
-			zap.String("region", out.Lost.Region), zap.String("digest", out.Lost.Digest), zap.Bool("kept", e.rules.keepConflicts))
+			zap.String("region", out.Lost.Region), zap.String("digest", out.Lost.Digest), zap.Bool("kept", kept))
 	}
 	return out.Record, nil
 }
@@ -565,13 +567,14 @@ func overwriter(record ledger.Record, at version.Replica, digest string, p push)
 // leads to any more counts as gone, and a tag as damaged.
 const unreadableTime = 10 * time.Minute
 
-// maxConflicts bounds how many lost versions of one tag and region are kept under names of their own.
+// maxConflicts bounds how many lost versions of one tag and region are kept under names of their own, within their retention.
 const maxConflicts = 1000
 
-// keep gives a lost version a tag of its own, unless it has one. It is safe to be repeated.
-func (e *engine) keep(ctx context.Context, key ledger.Key, lost version.Lost) error {
+// keep gives a lost version a tag of its own, unless it has one, and reports whether it has: not if the policy is against it, nor where
+// so many are kept already that something is at war over the tag. It is safe to be repeated.
+func (e *engine) keep(ctx context.Context, key ledger.Key, lost version.Lost) (bool, error) {
 	if key.Kind != ledger.Tag || !e.rules.keepConflicts {
-		return nil
+		return false, nil
 	}
 	for n := 1; n <= maxConflicts; n++ {
 		aside := key
@@ -579,11 +582,11 @@ func (e *engine) keep(ctx context.Context, key ledger.Key, lost version.Lost) er
 		f := e.fleet()
 		row, err := e.get(ctx, aside)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if row.Revision != 0 {
 			if row.Record.Head.Digest == lost.Digest {
-				return nil
+				return true, nil
 			}
 			continue
 		}
@@ -592,11 +595,11 @@ func (e *engine) keep(ctx context.Context, key ledger.Key, lost version.Lost) er
 			n--
 			continue
 		} else if err != nil {
-			return err
+			return false, err
 		}
-		return nil
+		return true, nil
 	}
-	return fmt.Errorf("%s has %d kept conflicts from %s already: resolve some", key, maxConflicts, lost.Region)
+	return false, nil
 }
 
 // join makes what was pushed a member of the repository's set of manifests, where the policy wants those replicated.

@@ -794,6 +794,31 @@ func TestConflictIsLoggedOnce(t *testing.T) {
 	}
 }
 
+// A tag that something is at war over for weeks is decided nevertheless, when no more of what lost can be kept.
+func TestConflictsKeptAreBounded(t *testing.T) {
+	t.Parallel()
+	s, east, north, _ := seeded(t)
+	core, logs := observer.New(zap.WarnLevel)
+	e := s.engines[0]
+	e.log = zap.New(core)
+	for n := range maxConflicts {
+		key := s.key(version.ConflictTag("a", east.region, n+1))
+		record := version.Keep(s.fleets[0].replicas, version.Lost{Region: east.region, Digest: fmt.Sprint("sha256:lost", n)}, "a", s.clock)
+		s.ledger.rows[key] = ledger.Row{Key: key, Record: record, Revision: 1}
+	}
+	s.push(east, "a")
+	s.push(north, "a")
+	lost, won := east.tags["a"], north.tags["a"]
+	s.look(t, east)
+	s.look(t, north)
+	if s.head("a") != won {
+		t.Errorf("the head is %s, want %s", s.head("a"), won)
+	}
+	if told := logs.All(); len(told) != 1 || told[0].ContextMap()["digest"] != lost || told[0].ContextMap()["kept"] != false {
+		t.Errorf("%v", told)
+	}
+}
+
 // What was the head, and is not yet everywhere, gets there all the same when a push takes its place.
 func TestSupersededHeadJoins(t *testing.T) {
 	t.Parallel()
