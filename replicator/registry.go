@@ -224,6 +224,27 @@ func (r *registry) forget(ctx context.Context, region string) {
 	}
 }
 
+// discard drops the records of a registry that was deleted: with it went the states of its replicas. One that is only missing from the
+// topology, by an edit of hand, has these still, and keeps its records. What is left of them, should the process end first, goes when
+// a registry of that name is made again.
+func (r *registry) discard(ctx context.Context) {
+	states, err := r.options.Store.List(ctx, r.statesPrefix())
+	if err == nil && len(states.Entries) > 0 {
+		return
+	}
+	if err == nil {
+		// A registry that is made again meanwhile begins a generation of its own, in which nothing of this one is written.
+		err = r.engine.purge(ctx)
+	}
+	switch {
+	case err == nil:
+		r.log.Info("the records of a registry that was deleted were dropped")
+	case errors.Is(err, errAgain): // another process does it, or the registry was made again
+	case ctx.Err() == nil:
+		r.log.Warn("not all records of a registry that was deleted could be dropped", zap.Error(err))
+	}
+}
+
 // settings is what of a replica's configuration its work depends on.
 func settings(c *topology.Replica) string {
 	text, _ := json.Marshal(struct {

@@ -163,6 +163,7 @@ func (r *Replicator) Run(ctx context.Context) error {
 // work works for the registries until ctx is done, or the ledger's epoch ends: errRolledBack.
 func (r *Replicator) work(ctx context.Context) error {
 	working, stop := context.WithCancelCause(ctx)
+	var discarding sync.WaitGroup
 	attested := make(chan struct{})
 	go func() {
 		defer close(attested)
@@ -173,6 +174,7 @@ func (r *Replicator) work(ctx context.Context) error {
 		for _, one := range r.all() {
 			r.finish(one)
 		}
+		discarding.Wait()
 		<-attested
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), attestTime)
 		defer cancel()
@@ -192,6 +194,7 @@ func (r *Replicator) work(ctx context.Context) error {
 				for _, region := range regions {
 					one.forget(working, region)
 				}
+				discarding.Go(func() { one.discard(working) })
 			}
 		}
 		for _, config := range s.Registries {

@@ -576,6 +576,36 @@ func TestReplicaGone(t *testing.T) {
 	}
 }
 
+// With a registry that is deleted go its records; one that is only missing from the topology for a while keeps them.
+func TestRegistryDeleted(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	records := func() []ledger.Row {
+		rows, err := f.ledger.Page(t.Context(), "contoso", "", ledger.Key{}, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rows
+	}
+	digest := f.push("home", "app:1")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", digest, "other")
+	f.topology.Store(&topology.Snapshot{})
+	f.until("the work to end", func() bool { return len(f.replicator.all()) == 0 })
+	before := records()
+	f.declare()
+	f.arrives("app:2", f.push("other", "app:2"), "home")
+	if after := records(); len(before) == 0 || len(after) < 2 || after[0].Revision != before[0].Revision {
+		t.Errorf("what was missing for a while begins anew:\n%+v\n%+v", before, after)
+	}
+	if _, err := f.store.Commit(t.Context(), store.Delete(topology.ReplicationKey("contoso", "home")), store.Delete(topology.ReplicationKey("contoso", "other"))); err != nil {
+		t.Fatal(err)
+	}
+	f.topology.Store(&topology.Snapshot{})
+	f.until("the records to go", func() bool { return len(records()) == 0 })
+}
+
 // A home that is replaced by another server is compared with what the others have: the ledger stands, its deletes too.
 func TestHomeReplaced(t *testing.T) {
 	t.Parallel()
