@@ -2,8 +2,8 @@
 //
 // It speaks to what people really run (CNCF distribution 2.8 and 3, zot, Harbor, Nexus, cloud registries), checks every
 // byte that it can check, and reports what went wrong as errors that tell a state of the replica (read-only, full, busy)
-// from a fault of the content. It keeps no state beyond connections, tokens, a clock estimate and what the registry is
-// known to support, copies nothing between replicas (that is replicator/transfer) and decides nothing.
+// from a fault of the content. It keeps no state beyond connections, tokens, a clock estimate, until when the registry
+// wants to be left alone, and what it is known to support, copies nothing between replicas (that is replicator/transfer) and decides nothing.
 //
 // Credentials: the Authorization header goes to the endpoint's own scheme, host and port, and to token servers that are
 // on the endpoint's host or on Options.Realms; never to a host that a redirect or a Location names.
@@ -118,6 +118,7 @@ type Client struct {
 	foreign   http.RoundTripper // to hosts that redirects name: shows no client certificate
 	auth      *authenticator
 	clock     clock
+	rest      rest
 	referrers atomic.Pointer[probed]
 	close     func()
 }
@@ -286,13 +287,23 @@ func remove(full string) string { return "repository:" + full + ":pull,push,dele
 // maxRedirects is enough for registry -> storage -> region of the storage, and little enough to end a loop.
 const maxRedirects = 5
 
-// do sends a call and returns the answer, whose body the caller closes, if its status is one of want; otherwise an *Error.
-// A 401 is answered once, with fresh credentials, unless the body was a stream.
+// do sends a call and returns the answer, whose body the caller closes, if its status is one of want; otherwise an *Error. Nothing is sent while the
+// registry wants to be left alone.
 func (c *Client) do(ctx context.Context, r call, want ...int) (*http.Response, error) {
 	u := r.url
 	if u == nil {
 		u = &url.URL{Scheme: c.endpoint.Scheme, Host: c.endpoint.Host, Path: r.path, RawQuery: r.query.Encode()}
 	}
+	if err := c.rest.refuse(r.method, u.Path); err != nil {
+		return nil, err
+	}
+	resp, err := c.send(ctx, r, u, want)
+	c.rest.heed(err)
+	return resp, err
+}
+
+// send does the same without looking at the time. A 401 is answered once, with fresh credentials, unless the body was a stream.
+func (c *Client) send(ctx context.Context, r call, u *url.URL, want []int) (*http.Response, error) {
 	home := c.sameOrigin(u)
 	for attempt := 0; ; attempt++ {
 		authorization := ""

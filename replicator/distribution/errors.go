@@ -57,13 +57,13 @@ func Faulty(err error) bool {
 	return errors.As(err, &e) && e.Status == http.StatusInternalServerError && e.Kind == ErrUnavailable
 }
 
-// Refused reports whether the registry answered that it does not carry out the request (4xx, but for a time-out).
+// Refused reports whether the request was certainly not carried out: the registry answered so (4xx, but for a time-out), or was not asked.
 func Refused(err error) bool {
 	var e *Error
-	return errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout
+	return errors.Is(err, errResting) || errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout
 }
 
-// RetryAfter returns how long the registry asked to be left alone, or zero.
+// RetryAfter returns how long the registry asked to be left alone, 5 minutes at most, or zero. Until then its Client sends it nothing but deletes.
 func RetryAfter(err error) time.Duration {
 	var e *Error
 	if errors.As(err, &e) {
@@ -80,7 +80,8 @@ type Error struct {
 	Status int
 	// Code and Message are the registry's own (spec, "Error Codes"), shortened.
 	Code, Message string
-	RetryAfter    time.Duration
+	// RetryAfter is how long the registry wants to be left alone, 5 minutes at most; zero if it did not ask for that.
+	RetryAfter time.Duration
 	// Kind is one of the Err... above, or nil when the context ended.
 	Kind error
 	// Cause is what happened below HTTP.
@@ -130,8 +131,9 @@ const blobUnknown = "MANIFEST_BLOB_UNKNOWN"
 const (
 	maxErrorBody    = 64 << 10
 	maxErrorMessage = 512
-	// maxRetryAfter bounds what a registry can ask for: an hour is the longest pause that a rate limit really means.
-	maxRetryAfter = time.Hour
+	// maxRetryAfter bounds what a registry can ask for. Whoever means an hour is asked once in five minutes, which costs it nothing; but a wrong
+	// clock, or a zero too many in a maintenance page, does not cut a region off for longer.
+	maxRetryAfter = 5 * time.Minute
 )
 
 // responseError makes an *Error of an answer with an unwanted status. session says that it was asked of an upload session, which may

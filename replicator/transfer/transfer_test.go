@@ -584,7 +584,8 @@ func TestStatesOfTheTarget(t *testing.T) {
 			if !errors.Is(err, tc.want) || errors.Is(err, ErrSource) {
 				t.Fatalf("got %v", err)
 			}
-			if _, err := b.client.Head(t.Context(), "r", img.Digest); !errors.Is(err, distribution.ErrNotFound) {
+			// By another client: the one that was told to wait does.
+			if _, err := dial(t, b.URL).Head(t.Context(), "r", img.Digest); !errors.Is(err, distribution.ErrNotFound) {
 				t.Fatalf("the manifest was put: %v", err)
 			}
 		})

@@ -1,0 +1,46 @@
+package distribution
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// errResting is why a request was not sent.
+var errResting = errors.New("it asked to be left alone")
+
+// rest is the pause that a registry asked for with Retry-After (RFC 9110, section 10.2.3) when it refused a request for its load (429) or its
+// state (503). It holds for the whole client: whoever goes on with other requests while one of them waits has not understood the answer.
+type rest struct {
+	mu    sync.Mutex
+	until time.Time
+}
+
+// heed takes over what the answer to a request, or to the login for it, asks for. The end that is farthest away counts, since answers overtake each other.
+func (r *rest) heed(err error) {
+	var e *Error
+	if !errors.As(err, &e) || e.RetryAfter <= 0 || e.Status != http.StatusTooManyRequests && e.Status != http.StatusServiceUnavailable {
+		return
+	}
+	until := time.Now().Add(e.RetryAfter)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if until.After(r.until) {
+		r.until = until
+	}
+}
+
+// refuse is the error of a request that comes before the end of the pause, or nil. Deletes are let through: they end what was begun, an upload
+// session or a throw-away manifest under a user's tag, and leave the registry with less to do.
+func (r *rest) refuse(method, path string) error {
+	r.mu.Lock()
+	until := r.until
+	r.mu.Unlock()
+	left := time.Until(until)
+	if left <= 0 || method == http.MethodDelete {
+		return nil
+	}
+	return &Error{Method: method, Path: path, Kind: ErrUnavailable, RetryAfter: left, Cause: fmt.Errorf("%w until %s", errResting, until.UTC().Format(time.TimeOnly))}
+}
