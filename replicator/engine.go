@@ -29,7 +29,7 @@ type Remote interface {
 	// not show may be gone, or hidden from these credentials.
 	Tags(ctx context.Context, repository string) (tags []string, shown bool, err error)
 	// Bring makes the manifest and everything that it needs present, from the first of the sources that has it, without
-	// touching a tag. ErrGone: none of the sources has it.
+	// touching a tag. ErrGone: none of the sources has it. *SourcesRestError: those that may have it want to be left alone.
 	Bring(ctx context.Context, repository, digest string, sources []Remote) (Transfer, error)
 	// Tag points a tag at a manifest that is there already.
 	Tag(ctx context.Context, repository, tag, digest, writeID string) error
@@ -96,11 +96,27 @@ type UnavailableError struct {
 func (e *UnavailableError) Error() string { return e.Err.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
-// retryAfter is how long the replica that refused asked to be left alone; zero if it did not.
+// SourcesRestError says that the replicas which could give some content want to be left alone: their state, neither that of the replica that it is for,
+// nor a failure of the image. It matches errAgain.
+type SourcesRestError struct {
+	// RetryAfter is when the first of them may be asked again.
+	RetryAfter time.Duration
+	Err        error
+}
+
+func (e *SourcesRestError) Error() string        { return e.Err.Error() }
+func (e *SourcesRestError) Unwrap() error        { return e.Err }
+func (e *SourcesRestError) Is(target error) bool { return target == errAgain }
+
+// retryAfter is how long the replica that refused, or all that could give what is wanted, asked to be left alone; zero if they did not.
 func retryAfter(err error) time.Duration {
 	var unavailable *UnavailableError
-	if errors.As(err, &unavailable) {
+	var rest *SourcesRestError
+	switch {
+	case errors.As(err, &unavailable):
 		return unavailable.RetryAfter
+	case errors.As(err, &rest):
+		return rest.RetryAfter
 	}
 	return 0
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -151,9 +152,13 @@ func TestErrorsOfSources(t *testing.T) {
 		"nowhere":           {transfer.SourceError{Missing: true, Lasting: true}, ErrGone},
 		"damaged":           {transfer.SourceError{Lasting: true}, errUnreadable},
 		"away for a moment": {transfer.SourceError{}, nil},
+		"to be left alone":  {transfer.SourceError{RetryAfter: time.Minute}, errAgain},
 	} {
 		err := translate(&c.err)
-		for _, kind := range []error{ErrGone, errUnreadable, ErrRefused} {
+		if retryAfter(err) != c.err.RetryAfter {
+			t.Errorf("%s: to be asked again after %v", name, retryAfter(err))
+		}
+		for _, kind := range []error{ErrGone, errUnreadable, ErrRefused, errAgain} {
 			if errors.Is(err, kind) != (kind == c.want) {
 				t.Errorf("%s is %v", name, err)
 			}

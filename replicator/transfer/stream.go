@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"encoding"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"slices"
+	"time"
 
 	"portolan/replicator/distribution"
 )
@@ -44,8 +46,16 @@ type source struct {
 	Source
 	failures int
 	err      error // the last
-	// out: it has no such blob, or gave wrong bytes.
+	// out: it has no such blob, gave wrong bytes, or wants to be left alone for longer than is waited for.
 	out bool
+}
+
+// wait is how long the source is left alone after its failures.
+func (s *source) wait() time.Duration {
+	if s.failures == 0 {
+		return 0
+	}
+	return max(distribution.RetryAfter(s.err), backoff(s.failures))
 }
 
 // checkpoint is the state of the hash at an offset.
@@ -226,11 +236,14 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 }
 
-// open begins to read at offset from the source that failed least, the nearest of those.
+// open begins to read at offset from the source that failed least; of those, from the one that is to be waited for least, and then the nearest.
 func (s *stream) open() {
 	var best *source
 	for _, src := range s.sources {
-		if !src.out && src.failures < sourceFailures && (best == nil || src.failures < best.failures) {
+		if src.out || src.failures >= sourceFailures {
+			continue
+		}
+		if best == nil || cmp.Or(cmp.Compare(src.failures, best.failures), cmp.Compare(src.wait(), best.wait())) < 0 {
 			best = src
 		}
 	}
@@ -245,7 +258,7 @@ func (s *stream) open() {
 		s.failed = failed
 		return
 	}
-	if best.failures > 0 && !pause(s.ctx, min(max(distribution.RetryAfter(best.err), backoff(best.failures)), s.copying.target.limits.Patience)) {
+	if wait := best.wait(); wait > 0 && !pause(s.ctx, wait) {
 		s.failed = s.ctx.Err()
 		return
 	}
@@ -267,7 +280,7 @@ func (s *stream) fault(src *source, err error) {
 	}
 	src.failures++
 	src.err = err
-	if errors.Is(err, distribution.ErrNotFound) || errors.Is(err, distribution.ErrCorrupt) {
+	if errors.Is(err, distribution.ErrNotFound) || errors.Is(err, distribution.ErrCorrupt) || distribution.RetryAfter(err) > s.copying.target.limits.Patience {
 		src.out = true
 	}
 }

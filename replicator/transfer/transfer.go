@@ -44,7 +44,8 @@ type Limits struct {
 	Chunk int64
 	// Attempts is how often in a row a request to the target may fail without progress (default 4).
 	Attempts int
-	// Patience is the longest Retry-After, in place, of the target (default 5 s). A longer one ends the copy with that error.
+	// Patience is the longest Retry-After that is waited for in place (default 5 s). A longer one of the target ends the copy with that error, a
+	// longer one of a source leaves the blob to the others; if there is none, the copy ends with a SourceError that tells it.
 	Patience time.Duration
 }
 
@@ -113,7 +114,8 @@ type SourceError struct {
 	// Missing is true if every source answered that there is no such content, Lasting if the others at least will not come to give
 	// it by being asked again: they have it damaged, or refuse it.
 	Missing, Lasting bool
-	// RetryAfter is the shortest that a source asked for, or zero.
+	// RetryAfter is how long the source that asked for least wants to be left alone, or zero: none did. It says that the copy failed for no fault of
+	// the content, and may succeed after that time.
 	RetryAfter time.Duration
 	// Causes are the last errors, by source, in text.
 	Causes []string

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 
@@ -420,6 +421,91 @@ func TestSourceCutMidBlob(t *testing.T) {
 			}
 		})
 	}
+}
+
+// limiter answers the first so many requests for what has the word in its path with 429 and the time to stay away.
+func limiter(word, seconds string, times int32) func(http.ResponseWriter, *http.Request, http.Handler) bool {
+	var left atomic.Int32
+	left.Store(times)
+	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if !strings.Contains(r.URL.Path, word) || left.Add(-1) < 0 {
+			return false
+		}
+		w.Header().Set("Retry-After", seconds)
+		w.WriteHeader(http.StatusTooManyRequests)
+		return true
+	}
+}
+
+// A source that names a time is asked for nothing before it. Another takes over at once; where there is none, the copy ends at once and tells the time.
+func TestSourceThatWantsToBeLeftAlone(t *testing.T) {
+	t.Parallel()
+	for _, word := range []string{"/manifests/", "/blobs/"} {
+		t.Run(word, func(t *testing.T) {
+			t.Parallel()
+			near, far, b := newReplica(t), newReplica(t), newReplica(t)
+			layers := []distribution.Descriptor{pushBlob(t, near.client, "r", random(1, 3<<20))}
+			pushBlob(t, far.client, "r", random(1, 3<<20))
+			image := map[string]any{"config": layers[0], "layers": layers} // one blob, so that there is one request for it
+			img := push(t, near.client, "r", imageType, image)
+			push(t, far.client, "r", imageType, image)
+			near.meddle(limiter(word, "60", 1000))
+			asked := func() int { return near.count("GET manifest") + near.count("GET blob") }
+			before := asked()
+			_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(near)})
+			var source *SourceError
+			if !errors.As(err, &source) || source.Missing || source.Lasting || source.RetryAfter <= 30*time.Second || source.RetryAfter > time.Minute {
+				t.Fatalf("%v, to be asked again in %v", err, source.RetryAfter)
+			}
+			want := before + map[string]int{"/manifests/": 1, "/blobs/": 2}[word]
+			if asked() != want {
+				t.Errorf("%d requests, want %d", asked()-before, want-before)
+			}
+			if _, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(near, far)}); err != nil {
+				t.Fatal(err)
+			}
+			whole(t, b.client, "r", img.Digest)
+			if asked() != want {
+				t.Errorf("%d requests before the time", asked()-want)
+			}
+		})
+	}
+	t.Run("in mid-blob", func(t *testing.T) {
+		t.Parallel()
+		near, far, b := newReplica(t), newReplica(t), newReplica(t)
+		img := pushImage(t, near.client, "r", random(1, 8<<20))
+		pushImage(t, far.client, "r", random(1, 8<<20))
+		cut, limit := cutter(1, 3<<20), limiter("/blobs/", "60", 1000)
+		var large atomic.Int32
+		near.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+			if large.Load() > 0 && limit(w, r, next) {
+				return true
+			}
+			if r.Header.Get("Range") == "" && strings.HasSuffix(r.URL.Path, distribution.Digest(random(1, 8<<20))) {
+				large.Add(1)
+			}
+			return cut(w, r, next)
+		})
+		far.meddle(cutter(1, 1<<20)) // so that the near one would be next
+		s, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(near, far)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole(t, b.client, "r", img.Digest)
+		if s.Read != s.Sent || b.count("PATCH upload") != 1 {
+			t.Errorf("%d bytes read for %d, in %d requests", s.Read, s.Sent, b.count("PATCH upload"))
+		}
+	})
+	t.Run("for a moment", func(t *testing.T) {
+		t.Parallel()
+		a, b := newReplica(t), newReplica(t)
+		img := pushImage(t, a.client, "r", random(1, 3<<20))
+		a.meddle(limiter("/blobs/", "1", 1))
+		if _, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)}); err != nil {
+			t.Fatal(err)
+		}
+		whole(t, b.client, "r", img.Digest)
+	})
 }
 
 func TestWrongBytesAreNeverCommitted(t *testing.T) {
