@@ -28,8 +28,13 @@ import (
 // megabyte, configs and small layers save a round trip, and the default number of uploads holds 6 MiB.
 const BufferSize = 1 << 20
 
-// maxDepth is how deep indexes may be nested. Two is the most that is seen in practice.
-const maxDepth = 8
+const (
+	// maxDepth is how deep indexes may be nested. Two is the most that is seen in practice.
+	maxDepth = 8
+	// maxManifests is how many manifests one copy may bring. An index of as many has some 4 MiB, which is what CNCF distribution takes; those that are
+	// seen, fallback tags of much-signed images, have hundreds. Without a bound, indexes within indexes could keep a worker busy for days.
+	maxManifests = 16384
+)
 
 // Limits bound the copies to one target. The zero value of a field stands for the default.
 type Limits struct {
@@ -192,13 +197,13 @@ func (t *Target) Forget() { t.hints.clear() }
 // distribution about the target. A copy that failed leaves nothing behind but complete blobs and manifests, which the next one finds, and
 // uploads that the target could not be told to cancel, which the next one goes on with if a Journal remembers them.
 func (t *Target) Copy(ctx context.Context, req Request) (Stats, error) {
-	c := &copying{target: t, Request: req, own: map[string]bool{}, proved: map[string]bool{}}
-	err := c.manifest(ctx, req.Manifest.Digest, 0)
+	c := &copying{target: t, Request: req, own: map[string]bool{}, proved: map[string]bool{}, trees: map[string]*tree{}}
+	_, err := c.manifest(ctx, req.Manifest.Digest, 0)
 	if errors.Is(err, distribution.ErrBlobUnknown) && ctx.Err() == nil {
 		// What was proved is gone, or a hint was wrong in a way that reading does not show. Once more, trusting nothing.
 		t.log.Warn("the target misses content that it had: copying once more", zap.String("repository", req.Repository), zap.String("digest", req.Manifest.Digest), zap.Error(err))
 		c.restart()
-		err = c.manifest(ctx, req.Manifest.Digest, 0)
+		_, err = c.manifest(ctx, req.Manifest.Digest, 0)
 	}
 	if err != nil {
 		if cause := ctx.Err(); cause != nil {
@@ -213,12 +218,15 @@ func (t *Target) Copy(ctx context.Context, req Request) (Stats, error) {
 type copying struct {
 	target *Target
 	Request
-	flights singleflight.Group
+	flights   singleflight.Group // of blobs
+	manifests singleflight.Group
 
 	mu    sync.Mutex
 	stats Stats
 	// own are the blobs that this copy uploaded, proved those that it proved.
 	own, proved map[string]bool
+	// trees are the manifests that this copy knows of, nil those that are still to be copied.
+	trees map[string]*tree
 	// distrust: hints lead nowhere, manifests that are there are put again.
 	distrust bool
 	reported int64
@@ -254,14 +262,69 @@ func (c *copying) restart() {
 	for digest := range maps.Keys(c.own) {
 		c.target.hints.drop(digest)
 	}
-	c.own, c.proved, c.distrust = map[string]bool{}, map[string]bool{}, true
+	c.own, c.proved, c.trees, c.distrust = map[string]bool{}, map[string]bool{}, map[string]*tree{}, true
 }
 
-// manifest copies a manifest with everything below it.
-func (c *copying) manifest(ctx context.Context, digest string, depth int) error {
+// tree is what became of a manifest and everything below it.
+type tree struct {
+	// height is how deep indexes are nested in it.
+	height int
+	err    error
+}
+
+// manifest copies a manifest with everything below it, once, however many indexes name it, and returns how deep indexes are nested in it.
+func (c *copying) manifest(ctx context.Context, digest string, depth int) (height int, _ error) {
+	tooDeep := &NotReplicableError{Digest: digest, Reason: fmt.Sprintf("indexes are nested deeper than %d", maxDepth)}
 	if depth > maxDepth {
-		return &NotReplicableError{Digest: digest, Reason: fmt.Sprintf("indexes are nested deeper than %d", maxDepth)}
+		return 0, tooDeep
 	}
+	for {
+		v, _, _ := c.manifests.Do(digest, func() (any, error) { return c.tree(ctx, digest, depth), nil })
+		switch t := v.(*tree); {
+		case errors.Is(t.err, context.Canceled) && ctx.Err() == nil:
+			// It was another index's context, which has failed alone.
+		case t.err == nil && depth+t.height > maxDepth:
+			return 0, tooDeep // it was copied by a shorter way
+		default:
+			return t.height, t.err
+		}
+	}
+}
+
+// tree gives what became of a manifest, and copies it if it is its first turn.
+func (c *copying) tree(ctx context.Context, digest string, depth int) *tree {
+	c.mu.Lock()
+	t := c.trees[digest]
+	c.mu.Unlock()
+	if t != nil {
+		return t
+	}
+	t = new(tree)
+	if t.height, t.err = c.provideManifest(ctx, digest, depth); !errors.Is(t.err, context.Canceled) {
+		c.mu.Lock()
+		c.trees[digest] = t
+		c.mu.Unlock()
+	}
+	return t
+}
+
+// expect counts the manifests that an index names.
+func (c *copying) expect(all []distribution.Descriptor) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range all {
+		if _, known := c.trees[d.Digest]; !known {
+			c.trees[d.Digest] = nil
+		}
+	}
+	if len(c.trees) > maxManifests {
+		return &NotReplicableError{Digest: c.Manifest.Digest, Reason: fmt.Sprintf("it leads to more than %d manifests: push it in parts", maxManifests)}
+	}
+	return nil
+}
+
+// provideManifest sees to it that the target's repository has a manifest and everything below it.
+func (c *copying) provideManifest(ctx context.Context, digest string, depth int) (height int, _ error) {
 	// The target is asked first. That it has the manifest ends nothing: what the manifest needs is proved all the same.
 	var body []byte
 	var media string
@@ -271,7 +334,7 @@ func (c *copying) manifest(ctx context.Context, digest string, depth int) error 
 	})
 	present := err == nil
 	if !present && !lacks(err) {
-		return fmt.Errorf("looking for manifest %s: %w", digest, err)
+		return 0, fmt.Errorf("looking for manifest %s: %w", digest, err)
 	}
 	if !present {
 		looked := err
@@ -279,23 +342,25 @@ func (c *copying) manifest(ctx context.Context, digest string, depth int) error 
 			if distribution.Faulty(looked) {
 				err = fmt.Errorf("looking for manifest %s: %w; to write it again: %s", digest, looked, err) // the target may yet have it
 			}
-			return err
+			return 0, err
 		}
 	}
 	m, err := distribution.ParseManifest(media, body)
 	if err != nil {
-		return &NotReplicableError{Digest: digest, Reason: err.Error()}
+		return 0, &NotReplicableError{Digest: digest, Reason: err.Error()}
 	}
 	switch m.Kind {
 	case distribution.Schema1:
-		return &NotReplicableError{Digest: digest, Reason: "docker image manifest schema 1 is obsolete and bound to its registry"}
+		return 0, &NotReplicableError{Digest: digest, Reason: "docker image manifest schema 1 is obsolete and bound to its registry"}
 	case distribution.Index:
-		err = c.children(ctx, m.Children, depth)
+		if err = c.expect(m.Children); err == nil {
+			height, err = c.children(ctx, m.Children, depth)
+		}
 	default:
 		err = c.blobs(ctx, m.Blobs)
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	root := func() {
 		if depth == 0 && c.Root != nil {
@@ -305,14 +370,14 @@ func (c *copying) manifest(ctx context.Context, digest string, depth int) error 
 	if present && !c.distrust {
 		c.count(func(s *Stats) { s.ManifestsPresent++ })
 		root()
-		return nil
+		return height, nil
 	}
 	if err := c.put(ctx, digest, m.MediaType, body); err != nil {
-		return c.refused(digest, fmt.Errorf("putting manifest %s: %w", digest, err))
+		return 0, c.refused(digest, fmt.Errorf("putting manifest %s: %w", digest, err))
 	}
 	c.count(func(s *Stats) { s.Manifests++ })
 	root()
-	return nil
+	return height, nil
 }
 
 // lacks reports whether the error of a look at the target says that what has a digest is to be written there: it is absent, or not what it
@@ -398,18 +463,19 @@ func (e *SourceError) add(name string, err error) {
 }
 
 // children copies the manifests of an index. One that is missing everywhere does not keep the others back: an index may have been pushed before all of its
-// images, or with some of its platforms only. But the index itself waits for all of them.
-func (c *copying) children(ctx context.Context, all []distribution.Descriptor, depth int) error {
+// images, or with some of its platforms only. But the index itself waits for all of them. The height is that of the index.
+func (c *copying) children(ctx context.Context, all []distribution.Descriptor, depth int) (height int, _ error) {
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(c.target.limits.Manifests)
 	var mu sync.Mutex
 	var incomplete error
 	for _, d := range all {
 		group.Go(func() error {
-			err := c.manifest(gctx, d.Digest, depth+1)
+			h, err := c.manifest(gctx, d.Digest, depth+1)
+			mu.Lock()
+			defer mu.Unlock()
+			height = max(height, h+1)
 			if errors.Is(err, ErrIncomplete) {
-				mu.Lock()
-				defer mu.Unlock()
 				if incomplete == nil {
 					incomplete = err
 				}
@@ -419,9 +485,9 @@ func (c *copying) children(ctx context.Context, all []distribution.Descriptor, d
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return err
+		return 0, err
 	}
-	return incomplete
+	return height, incomplete
 }
 
 func (c *copying) blobs(ctx context.Context, all []distribution.Descriptor) error {

@@ -784,6 +784,105 @@ func TestNotReplicableAndIncomplete(t *testing.T) {
 	}
 }
 
+// What many indexes name is read and written once, there or not.
+func TestSharedManifestsAreCopiedOnce(t *testing.T) {
+	t.Parallel()
+	a := newReplica(t)
+	level := []any{pushImage(t, a.client, "r", random(1, 10)), pushImage(t, a.client, "r", random(2, 10))}
+	all := len(level)
+	var top distribution.Descriptor
+	for n := range maxDepth {
+		var next []any
+		for i := range 3 {
+			top = push(t, a.client, "r", indexType, map[string]any{"manifests": level, "annotations": map[string]string{"n": fmt.Sprint(n, i)}})
+			next = append(next, top)
+		}
+		level, all = next, all+len(next)
+	}
+	all -= 2 // only one of the last three is copied
+	for _, atATime := range []int{1, 3} {
+		b, before := newReplica(t), a.count("GET manifest")
+		s, err := NewTarget(b.client, Limits{Manifests: atATime}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: top, Sources: from(a)})
+		if err != nil || s.Manifests != all {
+			t.Fatalf("%+v, %v; want %d manifests", s, err, all)
+		}
+		if read, looked := a.count("GET manifest")-before, b.count("GET manifest"); read != all || looked != 2*all || b.count("PUT manifest") != all {
+			t.Errorf("%d reads, %d looks, %d writes for %d manifests", read, looked, b.count("PUT manifest"), all)
+		}
+	}
+
+	gone := level[0].(distribution.Descriptor).Digest
+	level = []any{push(t, a.client, "r", indexType, map[string]any{"manifests": level[:1], "annotations": map[string]string{"a": "1"}}),
+		push(t, a.client, "r", indexType, map[string]any{"manifests": level[:1], "annotations": map[string]string{"a": "2"}})}
+	top = push(t, a.client, "r", indexType, map[string]any{"manifests": level})
+	var asked atomic.Int32
+	a.meddle(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if !strings.HasSuffix(r.URL.Path, gone) {
+			return false
+		}
+		asked.Add(1)
+		http.NotFound(w, r)
+		return true
+	})
+	if _, err := NewTarget(newReplica(t).client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: top, Sources: from(a)}); !errors.Is(err, ErrIncomplete) || asked.Load() != 1 {
+		t.Errorf("what is missing was asked for %d times: %v", asked.Load(), err)
+	}
+}
+
+func TestManifestsOfACopyAreBounded(t *testing.T) {
+	t.Parallel()
+	a := newReplica(t)
+	nested := func(d distribution.Descriptor, levels int) distribution.Descriptor {
+		for range levels {
+			d = push(t, a.client, "r", indexType, map[string]any{"manifests": []any{d}})
+		}
+		return d
+	}
+	image := pushImage(t, a.client, "r", random(1, 10))
+	inner := nested(image, 4)
+	both := func(levels int) distribution.Descriptor {
+		return push(t, a.client, "r", indexType, map[string]any{"manifests": []any{inner, nested(push(t, a.client, "r", indexType, map[string]any{"manifests": []any{inner, image}}), levels)}})
+	}
+	var many []any
+	for n := range maxManifests + 1 {
+		many = append(many, distribution.Descriptor{MediaType: imageType, Digest: distribution.Digest(fmt.Append(nil, n)), Size: 1})
+	}
+	body, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": indexType, "manifests": many})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.meddle(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if !strings.HasSuffix(r.URL.Path, distribution.Digest(body)) {
+			return false
+		}
+		w.Header().Set("Content-Type", indexType)
+		w.Write(body)
+		return true
+	})
+	for name, tc := range map[string]struct {
+		top  distribution.Descriptor
+		want string
+	}{
+		"as deep as it may be":    {nested(image, maxDepth), ""},
+		"deeper":                  {nested(image, maxDepth+1), "deeper than 8"},
+		"as deep, by one way":     {both(maxDepth - 6), ""},
+		"deeper, by one way only": {both(maxDepth - 5), "deeper than 8"},
+		"too many":                {distribution.Descriptor{Digest: distribution.Digest(body)}, "more than 16384 manifests"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newReplica(t)
+			_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: tc.top, Sources: from(a)})
+			var never *NotReplicableError
+			if tc.want == "" && err != nil || tc.want != "" && (!errors.As(err, &never) || !strings.Contains(never.Reason, tc.want)) {
+				t.Errorf("got %v", err)
+			}
+			if n := b.count("GET manifest"); n > 50 {
+				t.Errorf("%d manifests were looked for", n)
+			}
+		})
+	}
+}
+
 func TestForeignLayersAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	a, b := newReplica(t), newReplica(t)
