@@ -59,9 +59,9 @@ type Options struct {
 	DeleteConfirmation time.Duration
 	// Drain is how long clients may still come to a replica after routing to it ended: the longest TTL of an answer. Default 60 s.
 	Drain time.Duration
-	// Copies is how many tags or manifests are brought to one replica at a time. Default 6.
+	// Copies is how many tags or manifests are brought to one replica at a time. Default 4.
 	Copies int
-	// RequestsPerSecond is the budget of scans for one replica. Default 200.
+	// RequestsPerSecond is the budget of scans for one replica. Default 50.
 	RequestsPerSecond float64
 	// UserAgent is the first part of the User-Agent: "portolan/1.2".
 	UserAgent string
@@ -93,8 +93,8 @@ func New(o Options) (*Replicator, error) {
 	setDefault(&o.ScanInterval, 5*time.Minute)
 	setDefault(&o.DeleteConfirmation, 10*time.Minute)
 	setDefault(&o.Drain, time.Minute)
-	setDefault(&o.Copies, 6)
-	setDefault(&o.RequestsPerSecond, 200)
+	setDefault(&o.Copies, 4)
+	setDefault(&o.RequestsPerSecond, 50)
 	memory, err := recall(o.Memory)
 	if err != nil {
 		return nil, err
