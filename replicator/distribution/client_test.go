@@ -139,9 +139,9 @@ func TestManifestsTagsAndReferrers(t *testing.T) {
 		t.Fatalf("Repositories = %v, %v", repos, err)
 	}
 	r := pushImage(t, c, "team/app", "", &d, []byte("signature"))
-	refs, err := c.Referrers(ctx, "team/app", d.Digest)
-	if err != nil || !refs.API || len(refs.Descriptors) != 1 || refs.Descriptors[0].Digest != r.Digest {
-		t.Fatalf("Referrers = %+v, %v", refs, err)
+	refs, found, err := c.ReferrersByAPI(ctx, "team/app", d.Digest)
+	if err != nil || !found || len(refs) != 1 || refs[0].Digest != r.Digest {
+		t.Fatalf("ReferrersByAPI = %+v, %t, %v", refs, found, err)
 	}
 	if err := c.DeleteTag(ctx, "team/app", "1.0", ""); err != nil {
 		t.Fatal(err)

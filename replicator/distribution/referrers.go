@@ -7,21 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
-
-// Referrers is what refers to a subject, and how that is known.
-type Referrers struct {
-	// API is true where the registry lists referrers itself. Elsewhere they are what the fallback tag's index lists.
-	API bool
-	// Descriptors are in the registry's order.
-	Descriptors []Descriptor
-	// Fallback is the digest of the fallback tag's index, "" if there is none.
-	Fallback string
-}
 
 // probed is a remembered answer to whether there is a referrers API.
 type probed struct {
@@ -32,54 +21,8 @@ type probed struct {
 // probeTTL is how long that is remembered: registries are upgraded.
 const probeTTL = 10 * time.Minute
 
-// ReferrersTag is the fallback tag of a subject (spec, "Referrers Tag Schema").
-func ReferrersTag(subject string) string {
-	algorithm, encoded, _ := strings.Cut(subject, ":")
-	return clip(algorithm, 32) + "-" + clip(encoded, 64)
-}
-
-func clip(s string, n int) string {
-	if len(s) > n {
-		return s[:n]
-	}
-	return s
-}
-
-// Referrers lists what refers to a subject: by the API (spec, "Listing Referrers"), where asking it shows that there is one, else by the fallback tag. No referrers
-// is an empty list and no error.
-func (c *Client) Referrers(ctx context.Context, repo, subject string) (Referrers, error) {
-	full, err := c.full(repo)
-	if err != nil {
-		return Referrers{}, err
-	}
-	if _, err := NewHash(subject); err != nil {
-		return Referrers{}, err
-	}
-	if p := c.referrers.Load(); p == nil || p.api || time.Now().After(p.until) {
-		list, found, err := c.referrersByAPI(ctx, full, subject)
-		if err != nil {
-			return Referrers{}, fmt.Errorf("listing the referrers of %s@%s: %w", repo, subject, err)
-		}
-		if found {
-			return Referrers{API: true, Descriptors: list}, nil
-		}
-	}
-	body, media, digest, err := c.Manifest(ctx, repo, ReferrersTag(subject))
-	if errors.Is(err, ErrNotFound) {
-		return Referrers{}, nil
-	}
-	if err != nil {
-		return Referrers{}, fmt.Errorf("reading the referrers of %s@%s: %w", repo, subject, err)
-	}
-	m, err := ParseManifest(media, body)
-	if err != nil {
-		return Referrers{}, fmt.Errorf("reading the referrers of %s@%s: %w", repo, subject, err)
-	}
-	return Referrers{Descriptors: m.Children, Fallback: digest}, nil
-}
-
-// ReferrersByAPI lists what refers to a subject, as far as the registry has an API for it; found is false where it has none. Unlike Referrers it costs no
-// request there, but for one now and then.
+// ReferrersByAPI lists what refers to a subject (spec, "Listing Referrers"), as far as the registry has an API for it; found is false where it has none, which
+// costs a request now and then. No referrers are an empty list and no error.
 func (c *Client) ReferrersByAPI(ctx context.Context, repo, subject string) (list []Descriptor, found bool, err error) {
 	full, err := c.full(repo)
 	if err != nil {
