@@ -5,10 +5,13 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +27,48 @@ func servers(t *testing.T, f func(t *testing.T, server bed.Distribution)) {
 			f(t, server)
 		})
 	}
+}
+
+// meter tells how many bytes of bodies have been read through it, all in all.
+type meter struct {
+	http.RoundTripper
+	read atomic.Int64
+	tell func(read int64)
+}
+
+func (m *meter) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := m.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = &meteredBody{resp.Body, m}
+	}
+	return resp, err
+}
+
+type meteredBody struct {
+	io.ReadCloser
+	meter *meter
+}
+
+func (b *meteredBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.meter.tell(b.meter.read.Add(int64(n)))
+	return n, err
+}
+
+// dialMetered makes a client of which tell hears after every read how many bytes came by it, from several goroutines.
+func dialMetered(t testing.TB, address string, tell func(read int64)) *distribution.Client {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	t.Cleanup(transport.CloseIdleConnections)
+	c, err := distribution.New(distribution.Options{Endpoint: u, Transport: &meter{RoundTripper: transport, tell: tell}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func TestRealCopy(t *testing.T) {
@@ -57,25 +102,22 @@ func TestRealCopyOverBrokenLinks(t *testing.T) {
 		ra, rb := bed.NewRegistry(t, bed.RegistryConfig{}), bed.NewRegistry(t, bed.RegistryConfig{Server: server})
 		pa, pb := bed.NewProxy(t, ra.Addr()), bed.NewProxy(t, rb.Addr())
 		img := pushImage(t, dial(t, ra.URL()), "a", random(1, 24<<20))
-		a, b := dial(t, "http://"+pa.Addr()), dial(t, "http://"+pb.Addr())
+		var once atomic.Bool
+		a, b := dialMetered(t, "http://"+pa.Addr(), func(read int64) {
+			// 2.8 has to begin anew after each cut, and would never be done with this one.
+			if server == bed.DistributionV2 && read > 20<<20 && once.CompareAndSwap(false, true) {
+				if err := pb.Set(bed.Conditions{}); err != nil {
+					t.Error(err)
+				}
+			}
+		}), dial(t, "http://"+pb.Addr())
 		if err := pa.Set(bed.Conditions{CutDown: 5 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		if err := pb.Set(bed.Conditions{CutUp: 9 << 20}); err != nil {
 			t.Fatal(err)
 		}
-		var once atomic.Bool
-		s, err := NewTarget(b, Limits{}, nil).Copy(t.Context(), Request{
-			Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}},
-			Progress: func(s Stats) {
-				// 2.8 has to begin anew after each cut, and would never be done with this one.
-				if server == bed.DistributionV2 && s.Read > 20<<20 && once.CompareAndSwap(false, true) {
-					if err := pb.Set(bed.Conditions{}); err != nil {
-						t.Error(err)
-					}
-				}
-			},
-		})
+		s, err := NewTarget(b, Limits{}, nil).Copy(t.Context(), Request{Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +189,7 @@ func TestRealCopyMendsEmptyLinks(t *testing.T) {
 			t.Fatalf("an empty link is answered with %v", err)
 		}
 		target := NewTarget(b, Limits{Attempts: 1}, nil)
-		target.Hint("one", distribution.Digest(base)) // from where it cannot be mounted
+		target.hints.add(distribution.Digest(base), "one") // from where it cannot be mounted
 		if _, err := target.Copy(t.Context(), Request{Repository: "two", Manifest: two, Sources: sources}); err != nil {
 			t.Fatal(err)
 		}
@@ -203,22 +245,25 @@ func TestRealMemory(t *testing.T) {
 	}
 	img := push(t, a, "a", imageType, map[string]any{"config": pushBlob(t, a, "a", []byte("{}")), "layers": []any{layer}})
 
+	var mu sync.Mutex
 	var before, after runtime.MemStats
 	var peak uint64
+	var last, samples int64
+	source := dialMetered(t, ra.URL(), func(read int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		if read-last < 8<<20 {
+			return
+		}
+		last, samples = read, samples+1
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		peak = max(peak, m.HeapAlloc)
+	})
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	samples := 0
-	s, err := NewTarget(b, Limits{}, nil).Copy(ctx, Request{
-		Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}},
-		Progress: func(Stats) {
-			if samples++; samples%16 == 0 {
-				var m runtime.MemStats
-				runtime.ReadMemStats(&m)
-				peak = max(peak, m.HeapAlloc)
-			}
-		},
-	})
-	if err != nil || s.Sent < size || samples < 100 {
+	s, err := NewTarget(b, Limits{}, nil).Copy(ctx, Request{Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: source}}})
+	if err != nil || s.Sent < size || samples < size>>23-1 {
 		t.Fatalf("%+v, %v, %d samples", s, err, samples)
 	}
 	runtime.ReadMemStats(&after)
@@ -242,23 +287,23 @@ func TestRealCopyGoesOn(t *testing.T) {
 		a, b := dial(t, ra.URL()), dial(t, "http://"+link.Addr())
 		img := pushImage(t, a, "a", random(1, size))
 		path := filepath.Join(t.TempDir(), "uploads.json")
-		run := func(limits Limits, progress func(Stats)) (Stats, error) {
+		run := func(limits Limits, source *distribution.Client) (Stats, error) {
 			j, err := OpenJournal(path)
 			if err != nil {
 				t.Fatal(err)
 			}
 			target := NewTarget(b, limits, nil)
 			target.Remember(j, "b")
-			return target.Copy(t.Context(), Request{Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: a}}, Progress: progress})
+			return target.Copy(t.Context(), Request{Repository: "a", Manifest: img, Sources: []Source{{Name: "a", Client: source}}})
 		}
 		var once atomic.Bool
-		cut, err := run(Limits{Attempts: 1}, func(s Stats) {
-			if s.Read > size*3/4 && once.CompareAndSwap(false, true) {
+		cut, err := run(Limits{Attempts: 1}, dialMetered(t, ra.URL(), func(read int64) {
+			if read > size*3/4 && once.CompareAndSwap(false, true) {
 				if err := link.Set(bed.Conditions{Refuse: true}); err != nil {
 					t.Error(err)
 				}
 			}
-		})
+		}))
 		if err == nil {
 			t.Fatal("it was not cut off")
 		}
@@ -266,7 +311,7 @@ func TestRealCopyGoesOn(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The registry may still be busy with what came before the cut, so that the upload moves on for a moment.
-		next, err := run(Limits{}, nil)
+		next, err := run(Limits{}, a)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -88,8 +88,6 @@ type Request struct {
 	WriteID string
 	// Root, if not nil, is called with the manifest itself before Copy succeeds.
 	Root func(mediaType string, body []byte)
-	// Progress, if not nil, is called now and then, never twice at once, and must return soon.
-	Progress func(Stats)
 }
 
 // Stats is what a copy did.
@@ -187,9 +185,6 @@ func NewTarget(client *distribution.Client, limits Limits, log *zap.Logger) *Tar
 // is the same when the process is started again. It is called before the first Copy.
 func (t *Target) Remember(j *Journal, name string) { t.journal, t.name = j, name }
 
-// Hint tells that the blob is probably in that repository of the target. It is proved before it is relied on.
-func (t *Target) Hint(repository, digest string) { t.hints.add(digest, repository) }
-
 // Forget drops what is known of the target: after it was wiped or restored.
 func (t *Target) Forget() { t.hints.clear() }
 
@@ -229,7 +224,6 @@ type copying struct {
 	trees map[string]*tree
 	// distrust: hints lead nowhere, manifests that are there are put again.
 	distrust bool
-	reported int64
 }
 
 func (c *copying) snapshot() Stats {
@@ -238,19 +232,11 @@ func (c *copying) snapshot() Stats {
 	return c.stats
 }
 
-// count changes the statistics and reports them, for bytes only every BufferSize.
+// count changes the statistics.
 func (c *copying) count(change func(*Stats)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	bytes := c.stats.Read + c.stats.Sent
 	change(&c.stats)
-	if now := c.stats.Read + c.stats.Sent; now != bytes && now-c.reported < BufferSize {
-		return
-	}
-	c.reported = c.stats.Read + c.stats.Sent
-	if c.Progress != nil {
-		c.Progress(c.stats)
-	}
 }
 
 func (c *copying) restart() {
