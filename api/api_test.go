@@ -72,11 +72,12 @@ func (f *fakeReplicator) Pending(registry, region string, limit int) []PendingIt
 
 func newRig(t *testing.T, change func(*Options)) *rig {
 	t.Helper()
-	s, err := bolt.Open(filepath.Join(t.TempDir(), "portolan.db"))
+	db, err := bolt.OpenDB(filepath.Join(t.TempDir(), "portolan.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { db.Close() })
+	s := bolt.New(db)
 	r := &rig{store: s, replicator: &fakeReplicator{}}
 	core, logs := observer.New(zap.InfoLevel)
 	r.logs = logs

@@ -336,10 +336,8 @@ func (d *daemon) openStore() error {
 		if err != nil {
 			return fmt.Errorf("the store: %w", err)
 		}
-		d.close = append(d.close, db.Close)
-		s := bolt.New(db)
-		d.store = s
-		d.close = append(d.close, s.Close)
+		d.store = bolt.New(db)
+		d.close = append(d.close, d.store.Close)
 		if d.ledger, err = boltledger.New(db); err != nil {
 			return err
 		}

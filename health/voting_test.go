@@ -81,10 +81,11 @@ type server struct {
 // vote starts servers over one store, each with a net of its own.
 func vote(t *testing.T, names ...string) (map[string]*server, store.Store) {
 	t.Helper()
-	base, err := bolt.Open(filepath.Join(t.TempDir(), "votes.db"))
+	db, err := bolt.OpenDB(filepath.Join(t.TempDir(), "votes.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	base := bolt.New(db)
 	servers := map[string]*server{}
 	for _, name := range names {
 		s := &server{store: &shared{Store: base, changed: make(chan struct{})}}

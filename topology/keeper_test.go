@@ -98,12 +98,12 @@ func (a *away) Watch(ctx context.Context, prefix string, deliver func(store.Upda
 
 func open(t *testing.T) *away {
 	t.Helper()
-	s, err := bolt.Open(filepath.Join(t.TempDir(), "store.db"))
+	db, err := bolt.OpenDB(filepath.Join(t.TempDir(), "store.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
-	return &away{Store: s, flip: make(chan struct{})}
+	t.Cleanup(func() { _ = db.Close() })
+	return &away{Store: bolt.New(db), flip: make(chan struct{})}
 }
 
 // deadline bounds the wait for a condition; it passes only when something is broken.

@@ -28,8 +28,7 @@ var storeBucket = []byte("store")
 
 // Store is a store.Store in a DB. There must be one only for a DB, since watchers learn of its own commits alone.
 type Store struct {
-	db    *DB
-	owner bool
+	db *DB
 
 	mu       sync.Mutex
 	watchers map[*watcher]struct{}
@@ -40,18 +39,7 @@ type watcher struct {
 	changed chan struct{} // holds one token while there is something to read
 }
 
-// Open opens the store in the file at path: see OpenDB for its errors. Close closes the file.
-func Open(path string) (*Store, error) {
-	db, err := OpenDB(path)
-	if err != nil {
-		return nil, err
-	}
-	s := New(db)
-	s.owner = true
-	return s, nil
-}
-
-// New returns the store in db, which stays the caller's to close.
+// New returns the store in db.
 func New(db *DB) *Store {
 	return &Store{db: db, watchers: make(map[*watcher]struct{})}
 }
@@ -221,13 +209,8 @@ func (s *Store) notify(written []string) {
 	}
 }
 
-// Close implements store.Store: it closes the file if Open opened it.
-func (s *Store) Close() error {
-	if !s.owner {
-		return nil
-	}
-	return s.db.Close()
-}
+// Close implements store.Store. It closes the DB, and so whatever else is kept in the file; a DB may be closed again.
+func (s *Store) Close() error { return s.db.Close() }
 
 func encode(revision uint64, value string) []byte {
 	b := make([]byte, 8, 8+len(value))

@@ -20,25 +20,26 @@ import (
 	"portolan/store/storetest"
 )
 
+// open opens the store in a file; whoever needs the file again closes it before.
+func open(t testing.TB, path string) *bolt.Store {
+	t.Helper()
+	db, err := bolt.OpenDB(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return bolt.New(db)
+}
+
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, func(t *testing.T) store.Store {
-		s, err := bolt.Open(filepath.Join(t.TempDir(), "portolan.db"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = s.Close() })
-		return s
-	})
+	storetest.Run(t, func(t *testing.T) store.Store { return open(t, filepath.Join(t.TempDir(), "portolan.db")) })
 }
 
 func TestReopen(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "portolan.db")
-	s, err := bolt.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := open(t, path)
 	revision, err := s.Commit(t.Context(), store.Put("a", "1"))
 	if err != nil {
 		t.Fatal(err)
@@ -49,11 +50,7 @@ func TestReopen(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the file: %v, %v; want mode 0600", info.Mode(), err)
 	}
-	s, err = bolt.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s = open(t, path)
 	if entry, err := s.Get(t.Context(), "a"); err != nil || entry.Value != "1" || entry.Revision != revision {
 		t.Errorf("after reopening: %+v, %v", entry, err)
 	}
@@ -71,10 +68,7 @@ func TestLeaseAfterACrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "portolan.db")
 	options := store.LeaseOptions{Renew: time.Minute, TTL: time.Hour}
 	for life := range 3 {
-		s, err := bolt.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := open(t, path)
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		held := false
 		_ = store.NewLease(s, "leases/k", fmt.Sprintf("life-%d", life), options).Run(ctx, func(context.Context, store.Grant) {
@@ -112,10 +106,7 @@ func TestOpenDamaged(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	whole := filepath.Join(dir, "whole")
-	s, err := bolt.Open(whole)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := open(t, whole)
 	for i := range 8 {
 		var ops []store.Op
 		for j := range 50 {
@@ -156,16 +147,12 @@ func TestOpenDamaged(t *testing.T) {
 func TestInUse(t *testing.T) {
 	t.Parallel()
 	if path := os.Getenv("BOLT_TEST_OPEN"); path != "" {
-		_, err := bolt.Open(path)
+		_, err := bolt.OpenDB(path)
 		fmt.Println(err)
 		return
 	}
 	path := filepath.Join(t.TempDir(), "portolan.db")
-	s, err := bolt.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	open(t, path)
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestInUse$")
 	cmd.Env = append(os.Environ(), "BOLT_TEST_OPEN="+path)
 	out, err := cmd.CombinedOutput()
@@ -239,11 +226,7 @@ func TestUpdateWithdrawn(t *testing.T) {
 func BenchmarkCommit(b *testing.B) {
 	for _, writers := range []int{1, 64} {
 		b.Run(fmt.Sprint(writers), func(b *testing.B) {
-			s, err := bolt.Open(filepath.Join(b.TempDir(), "portolan.db"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer s.Close()
+			s := open(b, filepath.Join(b.TempDir(), "portolan.db"))
 			var group sync.WaitGroup
 			for w := range writers {
 				group.Go(func() {

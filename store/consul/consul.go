@@ -33,22 +33,10 @@ const (
 // Store is a store.Store in Consul.
 type Store struct {
 	client *Client
-	owner  bool
 	root   string // what every key begins with, slash included
 
 	closed context.Context
 	close  context.CancelFunc
-}
-
-// Open returns the store in the Consul that cfg names. It does not contact it: see Dial.
-func Open(cfg Config) (*Store, error) {
-	client, err := Dial(cfg)
-	if err != nil {
-		return nil, err
-	}
-	s := New(client)
-	s.owner = true
-	return s, nil
 }
 
 // New returns the store below the prefix of client, which stays the caller's to close.
@@ -268,11 +256,8 @@ func (w *watch) judge(ctx context.Context) (Reading, error) {
 	return again, nil
 }
 
-// Close implements store.Store.
+// Close implements store.Store. The client stays open.
 func (s *Store) Close() error {
 	s.close()
-	if s.owner {
-		s.client.Close()
-	}
 	return nil
 }

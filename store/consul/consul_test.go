@@ -33,11 +33,12 @@ func server(t testing.TB, config bed.ConsulConfig) *bed.Consul {
 
 func open(t testing.TB, config consul.Config) *consul.Store {
 	t.Helper()
-	s, err := consul.Open(config)
+	client, err := consul.Dial(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	s := consul.New(client)
+	t.Cleanup(func() { _ = s.Close(); client.Close() })
 	return s
 }
 
@@ -260,7 +261,7 @@ func TestDialErrors(t *testing.T) {
 		"no-such-to": {TokenFile: "/no-such-token"},
 		"prefix":     {Prefix: "a//b"},
 	} {
-		if _, err := consul.Open(config); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := consul.Dial(config); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want an error with %q", config, err, want)
 		}
 	}
