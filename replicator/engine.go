@@ -97,26 +97,21 @@ func (e *UnavailableError) Error() string { return e.Err.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
 // SourcesRestError says that the replicas which could give some content want to be left alone: their state, neither that of the replica that it is for,
-// nor a failure of the image. It matches errAgain.
+// nor a failure of the image.
 type SourcesRestError struct {
 	// RetryAfter is when the first of them may be asked again.
 	RetryAfter time.Duration
 	Err        error
 }
 
-func (e *SourcesRestError) Error() string        { return e.Err.Error() }
-func (e *SourcesRestError) Unwrap() error        { return e.Err }
-func (e *SourcesRestError) Is(target error) bool { return target == errAgain }
+func (e *SourcesRestError) Error() string { return e.Err.Error() }
+func (e *SourcesRestError) Unwrap() error { return e.Err }
 
-// retryAfter is how long the replica that refused, or all that could give what is wanted, asked to be left alone; zero if they did not.
+// retryAfter is how long the replica that refused asked to be left alone; zero if it did not.
 func retryAfter(err error) time.Duration {
 	var unavailable *UnavailableError
-	var rest *SourcesRestError
-	switch {
-	case errors.As(err, &unavailable):
+	if errors.As(err, &unavailable) {
 		return unavailable.RetryAfter
-	case errors.As(err, &rest):
-		return rest.RetryAfter
 	}
 	return 0
 }

@@ -152,13 +152,14 @@ func TestErrorsOfSources(t *testing.T) {
 		"nowhere":           {transfer.SourceError{Missing: true, Lasting: true}, ErrGone},
 		"damaged":           {transfer.SourceError{Lasting: true}, errUnreadable},
 		"away for a moment": {transfer.SourceError{}, nil},
-		"to be left alone":  {transfer.SourceError{RetryAfter: time.Minute}, errAgain},
+		"to be left alone":  {transfer.SourceError{RetryAfter: time.Minute}, nil},
 	} {
 		err := translate(&c.err)
-		if retryAfter(err) != c.err.RetryAfter {
-			t.Errorf("%s: to be asked again after %v", name, retryAfter(err))
+		var rest *SourcesRestError
+		if errors.As(err, &rest) != (c.err.RetryAfter > 0) || rest != nil && rest.RetryAfter != c.err.RetryAfter {
+			t.Errorf("%s: to be asked again after %+v", name, rest)
 		}
-		for _, kind := range []error{ErrGone, errUnreadable, ErrRefused, errAgain} {
+		for _, kind := range []error{ErrGone, errUnreadable, ErrRefused} {
 			if errors.Is(err, kind) != (kind == c.want) {
 				t.Errorf("%s is %v", name, err)
 			}

@@ -1020,21 +1020,6 @@ func TestUnreadableTagIsGivenUp(t *testing.T) {
 	}
 }
 
-// What can be had only from replicas that want to be left alone has not failed, and says nothing of the replica that it is for.
-func TestSourcesThatRestCostNoAttempt(t *testing.T) {
-	t.Parallel()
-	s, _, north, _ := seeded(t)
-	of := &registry{name: "contoso", log: zap.NewNop(), options: &Options{RequestsPerSecond: 1}, engine: s.engines[0]}
-	r := newReplica(of, &topology.Replica{Region: "northeurope"}, stored{})
-	i := &item{key: s.key("a"), sequence: 1, begun: 1}
-	for range maxFailed + 1 {
-		r.settle(t.Context(), s.region(north), i, fmt.Errorf("copying: %w", &SourcesRestError{RetryAfter: time.Minute, Err: errors.New("429")}))
-	}
-	if i.attempts != 0 || i.state != delaying || len(r.queue.parked) != 0 || r.writing.reason != "" || r.queue.blocked.After(time.Now()) {
-		t.Errorf("%+v, parked %v, the replica's trouble is %q", i, r.queue.parked, r.writing.reason)
-	}
-}
-
 // While a plan waits for the operator, nothing is written, whatever is left in the queue.
 func TestNothingIsWrittenBeforeThePlanIsAccepted(t *testing.T) {
 	t.Parallel()

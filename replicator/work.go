@@ -86,6 +86,7 @@ func (r *replica) stuck(i *item) bool {
 func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	var never *NotReplicableError
 	var away *UnavailableError
+	var rest *SourcesRestError
 	before := i.before(failureOf(err))
 	switch {
 	case err == nil:
@@ -101,7 +102,7 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	case errors.As(err, &never):
 		r.log.Warn("not replicable", zap.String("image", i.key.String()), zap.String("reason", never.Reason))
 		r.park(ctx, m, i, never.Reason, parkTime)
-	case errors.As(err, &away) && !r.stuck(i):
+	case errors.As(err, &away) && (away.RetryAfter > 0 || !r.stuck(i)):
 		r.fault(&r.writing, err)
 		wait := max(away.RetryAfter, backoff(i.attempts, time.Second, 30*time.Second))
 		r.queue.block(time.Now().Add(wait), away.RetryAfter > 0)
@@ -116,6 +117,8 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	case errors.Is(err, errAgain):
 		// Somebody else was quicker. Where that does not end, something is wrong.
 		r.queue.retry(i, backoff(i.races, 20*time.Millisecond, 10*time.Second), nil)
+	case errors.As(err, &rest):
+		r.queue.retry(i, max(rest.RetryAfter, time.Second), err)
 	case errors.Is(err, errElsewhere):
 		r.queue.retry(i, backoff(i.attempts, time.Second, 30*time.Second), err)
 	case errors.Is(err, ErrUnsupported):

@@ -73,6 +73,29 @@ func TestGivingUp(t *testing.T) {
 	}
 }
 
+// What can be had only from replicas that want to be left alone waits as long as they ask for, and the replica that it is for takes
+// everything else meanwhile.
+func TestSourcesThatRest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &replica{log: zap.NewNop(), queue: newQueue(time.Now)}
+		r.queue.add(queueKey("app", "1"), 1, false, time.Now())
+		i, began := expect(t, r.queue, "app:1"), time.Now()
+		for range maxFailed + 1 {
+			r.settle(t.Context(), nil, i, fmt.Errorf("copying: %w", &SourcesRestError{RetryAfter: time.Minute, Err: errors.New("429")}))
+			r.queue.add(queueKey("app", "2"), 1, false, time.Now())
+			r.settle(t.Context(), nil, expect(t, r.queue, "app:2"), nil)
+			var err error
+			if i, err = r.queue.take(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if waited := time.Since(began); waited != (maxFailed+1)*time.Minute || r.writing.reason != "" {
+			t.Errorf("after %v the replica's trouble is %q", waited, r.writing.reason)
+		}
+	})
+}
+
 // After an outage of the ledger, however long, what waits for it goes on within seconds.
 func TestLedgerOutageIsWaitedOut(t *testing.T) {
 	t.Parallel()

@@ -265,9 +265,13 @@ func (c *copying) manifest(ctx context.Context, digest string, depth int) (heigh
 		return 0, tooDeep
 	}
 	for {
-		v, _, _ := c.manifests.Do(digest, func() (any, error) { return c.tree(ctx, digest, depth), nil })
+		mine := false
+		v, _, _ := c.manifests.Do(digest, func() (any, error) {
+			mine = true
+			return c.tree(ctx, digest, depth), nil
+		})
 		switch t := v.(*tree); {
-		case errors.Is(t.err, context.Canceled) && ctx.Err() == nil:
+		case !mine && errors.Is(t.err, context.Canceled) && ctx.Err() == nil:
 			// It was another index's context, which has failed alone.
 		case t.err == nil && depth+t.height > maxDepth:
 			return 0, tooDeep // it was copied by a shorter way
