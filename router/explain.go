@@ -96,6 +96,9 @@ func (r *Registry) Explain(c Client) Explanation {
 		e.Region = r.replicas[e.Decision.Replica].region
 	}
 	e.Sentence = e.sentence(r)
+	if not := e.bypassed(r, order); len(not) > 0 {
+		e.Sentence += "; not " + strings.Join(not, ", ")
+	}
 	return e
 }
 
@@ -253,6 +256,50 @@ func (e *Explanation) candidates(r *Registry, order []uint16, ch choice, cell Ce
 	slices.SortFunc(e.Candidates[candidates:], func(a, b Candidate) int { return strings.Compare(a.Region, b.Region) })
 }
 
+// maxBypassed bounds how many replicas a sentence names.
+const maxBypassed = 3
+
+// bypassed names the replicas that a client would expect the answer to be, each with why it is not: those before the chosen one in the
+// order of the client, or nearer and outside of its fence. Where no candidate is healthy they are those that are none.
+func (e *Explanation) bypassed(r *Registry, order []uint16) (not []string) {
+	rank := func(c Candidate) int {
+		return slices.IndexFunc(order, func(region uint16) bool { return r.chart.regions[region].name == c.Region })
+	}
+	expected := func(c Candidate) bool { return c.Position == 0 }
+	if e.Decision.Outcome == Kept || e.Decision.Outcome == Fallback {
+		chosen := e.Candidates[slices.IndexFunc(e.Candidates, func(c Candidate) bool { return c.Chosen })]
+		expected = func(c Candidate) bool {
+			if at := rank(c); at >= 0 {
+				return at < rank(chosen)
+			}
+			return c.away() <= chosen.away()
+		}
+	}
+	more := 0
+	for _, c := range e.Candidates {
+		switch {
+		case c.Chosen || !expected(c):
+		case len(not) == maxBypassed:
+			more++
+		default:
+			_, why, _ := strings.Cut(c.Reason, ": ")
+			not = append(not, fmt.Sprintf("%s (%s)", c.Region, why))
+		}
+	}
+	if more > 0 {
+		not[len(not)-1] += fmt.Sprintf(" and %d more", more)
+	}
+	return not
+}
+
+// away is how far the replica counts as, in kilometres.
+func (c Candidate) away() int {
+	if c.Latency > 0 {
+		return c.Latency * kilometresPerMillisecond
+	}
+	return c.Distance
+}
+
 // String is the exclusion in words.
 func (x exclusion) String() string {
 	switch x {
@@ -263,7 +310,7 @@ func (x exclusion) String() string {
 	case weightZero:
 		return "excluded: its weight is 0"
 	case notSeeded:
-		return "excluded: not seeded yet"
+		return "excluded: not seeded yet: it has never been Ready"
 	case held:
 		return "excluded: the guard holds its content, which may be gone or old"
 	case fencedOff:
@@ -326,7 +373,7 @@ func (e *Explanation) sentence(r *Registry) string {
 		if chosen.Position == 1 {
 			return fmt.Sprintf("%s: first choice, %s", chosen.Region, distance(chosen))
 		}
-		return fmt.Sprintf("%s: choice %d, %s; those before it are unhealthy or did not keep this cell", chosen.Region, chosen.Position, distance(chosen))
+		return fmt.Sprintf("%s: choice %d, %s", chosen.Region, chosen.Position, distance(chosen))
 	case Fallback:
 		return fmt.Sprintf("%s: no healthy replica kept this cell, and it has the highest weight of them, %d", chosen.Region, chosen.Weight)
 	case AllDownNearest:
