@@ -137,6 +137,17 @@ type Applied struct {
 	Refusal string `json:"refusal,omitempty"`
 }
 
+// Pruned names the replicas whose deletion the edit begins, as registry/region.
+func (a Applied) Pruned() []string {
+	var names []string
+	for _, c := range a.Changes {
+		if registry, region, field, ok := partsOf(c.Key); ok && field == "" && c.Op == topology.Removed {
+			names = append(names, registry+"/"+region)
+		}
+	}
+	return names
+}
+
 // Drain is a replica that clients leave.
 type Drain struct {
 	// Replica is registry/region.

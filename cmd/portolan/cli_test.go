@@ -231,14 +231,20 @@ func TestCommands(t *testing.T) {
 	}
 
 	// Files.
-	out, _ = w.must(t, 0, "export")
-	file := w.write(t, "export.yaml", out)
+	exported, _ := w.must(t, 0, "export")
+	file := w.write(t, "export.yaml", exported)
 	w.must(t, 0, "diff", "-f", file)
-	changed := w.write(t, "changed.yaml", strings.Replace(out, "weight: 90", "weight: 80", 1))
+	changed := w.write(t, "changed.yaml", strings.Replace(exported, "weight: 90", "weight: 80", 1))
 	out, _ = w.must(t, 1, "diff", "-f", changed)
 	contains(t, "diff", out, "~ registries/contoso/replicas/westus/weight: 90 -> 80")
 	out, _ = w.must(t, 0, "apply", "-f", changed, "--dry-run")
-	contains(t, "apply --dry-run", out, "westus 80%, westeurope 20%", "nothing was changed")
+	contains(t, "apply --dry-run", out, "Clients of contoso would go", "westus 80%, westeurope 20%", "nothing was changed, nothing was deleted")
+	less := w.write(t, "less.yaml", regexp.MustCompile(`(?s)      - region: westeurope\n.*?(      - region: |$)`).ReplaceAllString(exported, "$1"))
+	out, _ = w.must(t, 0, "apply", "-f", less, "--prune", "--dry-run")
+	contains(t, "apply --prune --dry-run", out, "Replica contoso/westeurope would be drained and then deleted", "nothing was changed, nothing was deleted")
+	if out, _ = w.must(t, 0, "apply", "-f", less, "--dry-run"); strings.Contains(out, "Replica contoso/westeurope would") {
+		t.Errorf("apply --dry-run without --prune deletes:\n%s", out)
+	}
 	w.must(t, 0, "diff", "-f", file)
 	w.must(t, 0, "apply", "-f", changed)
 	w.must(t, 0, "diff", "-f", changed)
@@ -642,7 +648,7 @@ func TestWaitsOutliveAServerAndAreBounded(t *testing.T) {
 func TestSharesThatAreNone(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
-	printShares(&b, []api.RegistryShares{{Registry: "contoso", Splits: []router.Split{{Nearest: "westus"}, {Nearest: "eastus", Shares: []router.Share{{Region: "eastus", Percent: 100}}}}}})
+	printShares(&b, []api.RegistryShares{{Registry: "contoso", Splits: []router.Split{{Nearest: "westus"}, {Nearest: "eastus", Shares: []router.Share{{Region: "eastus", Percent: 100}}}}}}, "go")
 	if text := b.String(); !strings.Contains(text, "Warning: clients nearest to westus get no address") || strings.Contains(text, "nearest to eastus get") {
 		t.Error(text)
 	}

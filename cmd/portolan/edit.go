@@ -70,11 +70,7 @@ changes nothing, nor without --force one after which clients would get no addres
 			if err != nil {
 				return err
 			}
-			note := ""
-			if change.DryRun {
-				note = "nothing was changed: --dry-run"
-			}
-			return a.print(r, func(w io.Writer) { printApplied(w, r, note) })
+			return a.print(r, func(w io.Writer) { printApplied(w, r, change.DryRun) })
 		},
 	}
 	f := cmd.Flags()
@@ -85,12 +81,20 @@ changes nothing, nor without --force one after which clients would get no addres
 	return cmd
 }
 
-func printApplied(w io.Writer, r api.Applied, note string) {
+// printApplied tells what was changed, or, of a dry run, what would be.
+func printApplied(w io.Writer, r api.Applied, dryRun bool) {
 	if len(r.Changes) == 0 {
 		fmt.Fprintln(w, "nothing to change")
 	}
 	printChanges(w, r.Changes)
-	printShares(w, r.Shares)
+	deleted, verb := "is drained and then deleted; its content stays", "go"
+	if dryRun {
+		deleted, verb = "would be drained and then deleted; its content would stay", "would go"
+	}
+	for _, name := range r.Pruned() {
+		fmt.Fprintf(w, "\nReplica %s %s.\n", name, deleted)
+	}
+	printShares(w, r.Shares, verb)
 	sent := "No more"
 	for _, ramp := range r.Ramps {
 		fmt.Fprintf(w, "\nThe weight of %s/%s goes from %d to %d by %s; the shares are those at its end.\n", ramp.Registry, ramp.Region, ramp.From, ramp.To, clock(ramp.End))
@@ -103,8 +107,8 @@ func printApplied(w io.Writer, r api.Applied, note string) {
 	if r.Refusal != "" {
 		fmt.Fprintln(w, "\n"+r.Refusal)
 	}
-	if note != "" {
-		fmt.Fprintln(w, "\n"+note)
+	if dryRun {
+		fmt.Fprintln(w, "\nnothing was changed, nothing was deleted: --dry-run")
 	}
 }
 

@@ -184,10 +184,10 @@ func printChanges(w io.Writer, changes []topology.Change) {
 	}
 }
 
-// printShares tells where the clients nearest to each region go.
-func printShares(w io.Writer, shares []api.RegistryShares) {
+// printShares tells where the clients nearest to each region go, or would: verb says which.
+func printShares(w io.Writer, shares []api.RegistryShares, verb string) {
 	for _, s := range shares {
-		fmt.Fprintf(w, "\nClients of %s go\n", s.Registry)
+		fmt.Fprintf(w, "\nClients of %s %s\n", s.Registry, verb)
 		for _, split := range s.Splits {
 			parts := make([]string, len(split.Shares))
 			for i, share := range split.Shares {

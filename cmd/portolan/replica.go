@@ -449,7 +449,7 @@ enabled and a weight above 0) is refused without --force.`,
 			if err != nil {
 				return badValue(err)
 			}
-			return a.print(r, func(w io.Writer) { printApplied(w, r, "") })
+			return a.print(r, func(w io.Writer) { printApplied(w, r, false) })
 		},
 	}
 	flags.add(cmd)
