@@ -60,6 +60,9 @@ type Replica struct {
 	Pending int `json:"pending"`
 	// Reason says in a sentence what keeps the replica from being Ready and Healthy; empty if nothing does.
 	Reason string `json:"reason,omitempty"`
+	// SharedWith are the replicas of other registries, as registry/region, that are the same server with repositories in common: what is
+	// pushed there is replicated by both registries.
+	SharedWith []string `json:"shared_with,omitempty"`
 	// Requests are what operators asked for and the replicator has not finished: delete, resync, accept.
 	Requests []string `json:"requests,omitempty"`
 	// Replication is what the replicator reports; absent before it looked.

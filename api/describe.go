@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -36,7 +37,7 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	r := Replica{
 		Registry: declared.Name, Region: d.Region, Home: d.Region == declared.Home, Endpoint: d.Endpoint, Addresses: d.Addresses,
 		Hostname: d.Hostname, Routing: RoutingEnabled, Weight: 100, Status: topology.Creating, Health: router.Unknown.String(),
-		Requests: v.Requests[key],
+		Requests: v.Requests[key], SharedWith: sharedWith(v, declared, d),
 	}
 	if d.Routing != "" {
 		r.Routing = d.Routing
@@ -103,6 +104,15 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	reasons = append(reasons, r.health(v, key)...)
 	r.Reason = strings.Join(reasons, "; ")
 	return r
+}
+
+// sharedWith names the replicas of other registries that are the server of d, with repositories in common. It may not be served yet.
+func sharedWith(v *View, declared topology.RegistryDocument, d topology.ReplicaDocument) []string {
+	endpoint, err := url.Parse(d.Endpoint)
+	if err != nil || d.Endpoint == "" || v.Snapshot == nil || declared.Policy.Replication == "disabled" {
+		return nil
+	}
+	return v.Snapshot.Sharers(declared.Name, &topology.Replica{Endpoint: endpoint, Access: topology.Access{Prefix: d.Prefix}})
 }
 
 // replication fills in the status, and says what keeps it from being Ready.

@@ -135,24 +135,18 @@ func sharedWarnings(v *api.View) []string {
 	if v.Snapshot == nil {
 		return nil
 	}
-	type copied struct {
-		registry string
-		*topology.Replica
-	}
-	var all []copied
-	for _, r := range v.Snapshot.Registries {
-		for _, p := range r.Replicas {
-			if r.Policy.Replication {
-				all = append(all, copied{r.Name, p})
-			}
-		}
-	}
 	var warnings []string
-	for i, p := range all {
-		for _, q := range all[i+1:] {
-			if p.registry != q.registry && p.Overlaps(q.Replica) {
-				warnings = append(warnings, fmt.Sprintf("replicas %s/%s and %s/%s have one endpoint, %s, and repositories in common: what is pushed there is replicated by both registries; give each an access prefix of its own",
-					p.registry, p.Region, q.registry, q.Region, p.Endpoint))
+	for _, r := range v.Snapshot.Registries {
+		if !r.Policy.Replication {
+			continue
+		}
+		for _, p := range r.Replicas {
+			own := r.Name + "/" + p.Region
+			for _, other := range v.Snapshot.Sharers(r.Name, p) {
+				if own < other { // else it was, or will be, told of the other
+					warnings = append(warnings, fmt.Sprintf("replicas %s and %s have one endpoint, %s, and repositories in common: what is pushed there is replicated by both registries; give each an access prefix of its own",
+						own, other, p.Endpoint))
+				}
 			}
 		}
 	}

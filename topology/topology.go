@@ -235,13 +235,30 @@ type Access struct {
 	Realms string
 }
 
-// Overlaps reports whether two replicas are one server and have repositories in common, since neither's prefix sets them apart.
-func (r *Replica) Overlaps(other *Replica) bool {
+// overlaps reports whether two replicas are one server and have repositories in common, since neither's prefix sets them apart.
+func (r *Replica) overlaps(other *Replica) bool {
 	if hostPort(r.Endpoint) != hostPort(other.Endpoint) {
 		return false
 	}
 	within := func(inner, outer string) bool { return outer == "" || strings.HasPrefix(inner+"/", outer+"/") }
 	return within(r.Access.Prefix, other.Access.Prefix) || within(other.Access.Prefix, r.Access.Prefix)
+}
+
+// Sharers names the replicas, as registry/region, of other registries than that of p that are its server with repositories in common, and
+// that are replicated: what is pushed there is replicated by both registries, if that of p is too.
+func (s *Snapshot) Sharers(registry string, p *Replica) []string {
+	var names []string
+	for _, other := range s.Registries {
+		if other.Name == registry || !other.Policy.Replication {
+			continue
+		}
+		for _, q := range other.Replicas {
+			if p.overlaps(q) {
+				names = append(names, other.Name+"/"+q.Region)
+			}
+		}
+	}
+	return names
 }
 
 // Match says which clients a rule is for. Exactly one field is set.

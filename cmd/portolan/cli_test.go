@@ -202,8 +202,15 @@ func TestCommands(t *testing.T) {
 		_, out, _ := w.portolan(args...)
 		contains(t, strings.Join(args, " "), out, " 90 (to 0 by ")
 	}
-	out, _ = w.must(t, 0, "status")
-	contains(t, "status", out, "contoso/westus has the weight 90, to 0 by ")
+	err := bed.Until(t.Context(), 10*time.Second, func(context.Context) error { // the server hears of the ramp soon
+		if out, _ = w.must(t, 0, "status"); !strings.Contains(out, "contoso/westus has the weight 90, to 0 by ") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, errout = w.must(t, 2, "replica", "update", "contoso/westus", "--weight", "0", "--over", "1s")
 	contains(t, "--over 1s", errout, "want a duration of 10s to 168h")
 	out, _ = w.must(t, 0, "replica", "update", "contoso/westus", "--weight", "90")
@@ -259,7 +266,7 @@ func TestCommands(t *testing.T) {
 	w.must(t, 0, "replica", "create", "contoso/southeastasia", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1")
 	w.must(t, 0, "replica", "wait", "contoso/southeastasia", "--timeout", "30s")
 	// The table of distances to a new region is made after it was declared, beside everything else.
-	err := bed.Until(t.Context(), 30*time.Second, func(context.Context) error {
+	err = bed.Until(t.Context(), 30*time.Second, func(context.Context) error {
 		if out, _ = w.must(t, 0, "explain", "contoso", "--ecs", "133.11.0.0/24"); !strings.Contains(out, "southeastasia: first choice") {
 			return errors.New(out)
 		}
@@ -320,6 +327,20 @@ func TestCommands(t *testing.T) {
 	out, _ = w.must(t, 0, "registry", "create", "fabrikam", "--home", "westus", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1", "--weight", "70")
 	contains(t, "registry create", out, "fabrikam.geo.example.net", "70")
 	w.must(t, 0, "replica", "wait", "fabrikam/westus", "--timeout", "30s")
+	// A server of two registries is taken, with a warning, unless each has a prefix, or one does not replicate.
+	const shared = "warning: northwind/westus is the same server as fabrikam/westus"
+	for flag, warns := range map[string]bool{"--prefix=": true, "--prefix=team": true, "--replication=disabled": false} {
+		_, errout = w.must(t, 0, "registry", "create", "northwind", "--home", "westus", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1", flag)
+		if strings.Contains(errout, shared) != warns {
+			t.Errorf("registry create %s on a server of another's: %q", flag, errout)
+		}
+		w.must(t, 0, "registry", "delete", "northwind", "--yes", "--force")
+	}
+	_, errout = w.must(t, 0, "replica", "create", "contoso/eastus", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1", "--timeout", "0")
+	contains(t, "replica create on a server of another's", errout, "warning: contoso/eastus is the same server as fabrikam/westus")
+	out, _ = w.must(t, 0, "replica", "show", "contoso/eastus", "--pending", "0")
+	contains(t, "replica show", out, "Shared with:", "fabrikam/westus")
+	w.must(t, 0, "replica", "delete", "contoso/eastus", "--force", "--no-wait")
 	_, errout = w.must(t, 2, "registry", "delete", "fabrikam")
 	contains(t, "registry delete without --yes", errout, "--yes is needed")
 	w.must(t, 0, "registry", "show", "fabrikam")

@@ -147,6 +147,16 @@ func replicaTable(w io.Writer, replicas []api.Replica) {
 	}
 }
 
+// warnShared warns of replicas that are the server of another registry's, too.
+func (a *app) warnShared(replicas ...api.Replica) {
+	for _, r := range replicas {
+		if len(r.SharedWith) > 0 {
+			a.progress("warning: %s/%s is the same server as %s, with repositories in common: what is pushed there is replicated by both\nregistries; give each a --prefix of its own",
+				r.Registry, r.Region, strings.Join(r.SharedWith, ", "))
+		}
+	}
+}
+
 // weightOf is a replica's weight, and where it goes.
 func weightOf(r api.Replica) string {
 	weight := strconv.Itoa(r.Weight)

@@ -44,6 +44,7 @@ deleted while the registry exists.`,
 			if err != nil {
 				return badValue(err)
 			}
+			a.warnShared(r.Replicas...)
 			return a.print(r, func(w io.Writer) { showRegistry(w, r) })
 		},
 	}

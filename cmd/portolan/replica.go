@@ -145,6 +145,7 @@ Clients are sent there once it has been Ready: portolan replica wait waits for t
 			if err != nil {
 				return badValue(err)
 			}
+			a.warnShared(r)
 			if accept {
 				if r, err = c.Accept(cmd.Context(), registry, region); err != nil {
 					return err
@@ -309,6 +310,9 @@ func showReplica(w io.Writer, r api.Replica) {
 	row(w, "Name:", r.Registry+"/"+r.Region)
 	row(w, "Home:", map[bool]string{true: "yes", false: "no"}[r.Home])
 	row(w, "Endpoint:", dash(r.Endpoint))
+	if len(r.SharedWith) > 0 {
+		row(w, "Shared with:", strings.Join(r.SharedWith, ", "))
+	}
 	row(w, "Clients are sent to:", dash(strings.Join(append(slices.Clone(r.Addresses), nonEmpty(r.Hostname)...), ", ")))
 	row(w, "Location:", dash(r.Location))
 	row(w, "Status:", r.Status)
