@@ -116,6 +116,17 @@ type ReplicaPatch struct {
 	Realms      *string `json:"realms,omitempty"`
 }
 
+// RegistryPatch changes a registry itself; what is nil stays as it is. An empty string or list removes the key, so that its default holds.
+type RegistryPatch struct {
+	// Home is the region of one of its replicas; it cannot be empty.
+	Home        *string   `json:"home,omitempty"`
+	Names       *[]string `json:"names,omitempty"`
+	AllDown     *string   `json:"all_down,omitempty"`
+	Replication *string   `json:"replication,omitempty"`
+	MaxLag      *string   `json:"max_lag,omitempty"`
+	Merge       *string   `json:"merge,omitempty"`
+}
+
 // Apply makes a document the topology of the registries that it names.
 type Apply struct {
 	Document topology.Document `json:"document"`
@@ -127,7 +138,7 @@ type Apply struct {
 	Force bool `json:"force,omitempty"`
 }
 
-// Applied is what an Apply, or an edit of one replica, changed, and what becomes of the clients.
+// Applied is what an Apply, or an edit of one registry or replica, changed, and what becomes of the clients.
 type Applied struct {
 	Changes []topology.Change `json:"changes"`
 	// Shares tells, for the registries that changed, where the clients nearest to each region go.

@@ -825,3 +825,39 @@ func TestHeldIsShownAsServed(t *testing.T) {
 		t.Errorf("it is not back: %v, %v", tree.Entries, err)
 	}
 }
+
+// An edit of a registry tells what it changed, and is refused where nobody would be left to send clients to.
+func TestUpdateRegistry(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { // nobody is seeded but the home
+		view := o.View
+		o.View = func() *View {
+			v := view()
+			for k, c := range v.Conditions {
+				c.Seeded = false
+				v.Conditions[k] = c
+			}
+			return v
+		}
+	})
+	update := func(p RegistryPatch, force bool) (Applied, error) {
+		return r.client.UpdateRegistry(t.Context(), "contoso", p, force)
+	}
+	disabled, enabled, none := "disabled", "enabled", 0
+	applied, err := update(RegistryPatch{Replication: &disabled}, false)
+	if err != nil || len(applied.Changes) != 1 || applied.Changes[0].New != disabled || len(applied.Shares) != 1 {
+		t.Fatalf("%+v, %v", applied, err)
+	}
+	if _, err := r.client.UpdateReplica(t.Context(), "contoso", "westus", ReplicaPatch{Weight: &none}, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := update(RegistryPatch{Replication: &enabled}, false); !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("with the home alone seeded, and without weight: %v", err)
+	}
+	if _, err := update(RegistryPatch{Replication: &enabled}, true); err != nil {
+		t.Error(err)
+	}
+	if _, err := update(RegistryPatch{Home: new(string)}, false); !IsCode(err, CodeInvalid) {
+		t.Errorf("no home: %v", err)
+	}
+}

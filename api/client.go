@@ -181,6 +181,11 @@ func (c *Client) CreateRegistry(ctx context.Context, d topology.RegistryDocument
 	return r, c.do(ctx, http.MethodPost, path("registries"), nil, d, &r)
 }
 
+// UpdateRegistry changes a registry itself; with force also if clients that get an address now would get none.
+func (c *Client) UpdateRegistry(ctx context.Context, name string, p RegistryPatch, force bool) (a Applied, err error) {
+	return a, c.do(ctx, http.MethodPatch, path("registries", name), url.Values{"force": {strconv.FormatBool(force)}}, p, &a)
+}
+
 // DeleteRegistry removes a registry; the content of its replicas stays. With force also where pushes are in one region alone.
 func (c *Client) DeleteRegistry(ctx context.Context, name string, force bool) error {
 	return c.do(ctx, http.MethodDelete, path("registries", name), url.Values{"force": {strconv.FormatBool(force)}}, nil, nil)

@@ -39,6 +39,7 @@ type Editor interface {
 	Diff(ctx context.Context, d topology.Document) ([]topology.Change, error)
 	Export(ctx context.Context) (topology.Document, error)
 	CreateRegistry(ctx context.Context, r topology.RegistryDocument) error
+	UpdateRegistry(ctx context.Context, name string, change func(*topology.RegistryDocument)) error
 	DeleteRegistry(ctx context.Context, name string) error
 	CreateReplica(ctx context.Context, registry string, r topology.ReplicaDocument) error
 	UpdateReplica(ctx context.Context, registry, region string, change func(*topology.ReplicaDocument)) error
@@ -150,6 +151,7 @@ func Handler(o Options) http.Handler {
 		"GET /v1/registries":                                      s.registries,
 		"POST /v1/registries":                                     s.createRegistry,
 		"GET /v1/registries/{registry}":                           s.registry,
+		"PATCH /v1/registries/{registry}":                         s.updateRegistry,
 		"DELETE /v1/registries/{registry}":                        s.deleteRegistry,
 		"POST /v1/registries/{registry}/confirm":                  s.confirm,
 		"GET /v1/registries/{registry}/explain":                   s.explain,
@@ -803,6 +805,61 @@ func (s *server) createRegistry(r *http.Request) (any, error) {
 	}
 	r.SetPathValue("registry", d.Name)
 	return s.registry(r)
+}
+
+func (s *server) updateRegistry(r *http.Request) (any, error) {
+	var p RegistryPatch
+	if err := decodeStrict(r, &p); err != nil {
+		return nil, err
+	}
+	registry, err := s.find(r)
+	if err != nil {
+		return nil, err
+	}
+	before, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	if !forced(r) {
+		if err := s.strand(before.Values(), p.patched(before, registry.Name), "--force does it all the same"); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.Editor.UpdateRegistry(r.Context(), registry.Name, p.patch); err != nil {
+		return nil, err
+	}
+	after, err := s.declared(r)
+	if err != nil {
+		return nil, err
+	}
+	// What others change at the same moment is not what was asked for here.
+	prefix := topology.RegistriesPrefix + registry.Name + "/"
+	changes := slices.DeleteFunc(topology.Diff(before, after), func(c topology.Change) bool {
+		_, _, _, replica := partsOf(c.Key)
+		return replica || !strings.HasPrefix(c.Key, prefix)
+	})
+	return s.applied(after.Values(), changes), nil
+}
+
+// patch changes d as p says.
+func (p *RegistryPatch) patch(d *topology.RegistryDocument) {
+	set(&d.Home, p.Home)
+	set(&d.Names, p.Names)
+	set(&d.Policy.AllDown, p.AllDown)
+	set(&d.Policy.Replication, p.Replication)
+	set(&d.Policy.MaxLag, p.MaxLag)
+	set(&d.Policy.Merge, p.Merge)
+}
+
+// patched are the values of d with the patch on one registry.
+func (p *RegistryPatch) patched(d topology.Document, registry string) topology.Values {
+	d.Registries = slices.Clone(d.Registries)
+	for i := range d.Registries {
+		if r := &d.Registries[i]; r.Name == registry {
+			p.patch(r)
+		}
+	}
+	return d.Values()
 }
 
 func (s *server) deleteRegistry(r *http.Request) (any, error) {

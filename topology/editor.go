@@ -97,6 +97,13 @@ func (w *workspace) regions(registry string) []string {
 
 func (w *workspace) has(prefix string) bool { return w.after.has(prefix) }
 
+// declared is what operators declared below prefix, before the edit.
+func (w *workspace) declared(prefix string) Document {
+	own := w.before.declared()
+	maps.DeleteFunc(own, func(name, _ string) bool { return !strings.HasPrefix(name, prefix) })
+	return documentOf(own)
+}
+
 func (w *workspace) remove(prefix string) {
 	maps.DeleteFunc(w.after, func(name, _ string) bool { return strings.HasPrefix(name, prefix) })
 }
@@ -209,6 +216,49 @@ func (e *Editor) DeleteRegistry(ctx context.Context, name string) error {
 	})
 }
 
+// UpdateRegistry lets change modify what is declared of a registry itself: its home, client names and policy. What change leaves as it
+// is is not written, so a value that is there but cannot be used stays as well; nor are orders, fences and replicas.
+func (e *Editor) UpdateRegistry(ctx context.Context, name string, change func(*RegistryDocument)) error {
+	err := e.edit(ctx, func(w *workspace) error {
+		if err := w.need(name, ""); err != nil {
+			return err
+		}
+		r := RegistryDocument{Name: name}
+		if d := w.declared(registryPrefix(name)); len(d.Registries) == 1 {
+			r = d.Registries[0]
+		}
+		r.Orders, r.Fences, r.Replicas = RulesDocument{}, RulesDocument{}, nil
+		d := Document{Registries: []RegistryDocument{r}}
+		before := d.outline()
+		change(&d.Registries[0])
+		if d.Registries[0].Name != name {
+			return failf(ErrRefused, "the name of a registry cannot be changed: create one named %q and delete this one", clip(d.Registries[0].Name))
+		}
+		after := d.outline()
+		if len(after.faults) > 0 {
+			return &InvalidError{Faults: after.faults}
+		}
+		w.path = after.path
+		w.replace(before.values, after.values)
+		return nil
+	})
+	return within(err, "registries[0].")
+}
+
+// replace writes where after differs from before; what else is there stays.
+func (w *workspace) replace(before, after Values) {
+	for name := range before {
+		if _, stays := after[name]; !stays {
+			delete(w.after, name)
+		}
+	}
+	for name, value := range after {
+		if value != before[name] {
+			w.after[name] = value
+		}
+	}
+}
+
 // CreateReplica adds a replica to a registry.
 func (e *Editor) CreateReplica(ctx context.Context, registry string, r ReplicaDocument) error {
 	values, err := replicaValues(registry, r)
@@ -251,10 +301,8 @@ func (e *Editor) update(ctx context.Context, registry, region string, change fun
 			return err
 		}
 		prefix := ReplicaPrefix(registry, region)
-		own := w.before.declared()
-		maps.DeleteFunc(own, func(name, _ string) bool { return !strings.HasPrefix(name, prefix) })
 		r := ReplicaDocument{Region: region}
-		if d := documentOf(own); len(d.Registries) == 1 && len(d.Registries[0].Replicas) == 1 {
+		if d := w.declared(prefix); len(d.Registries) == 1 && len(d.Registries[0].Replicas) == 1 {
 			r = d.Registries[0].Replicas[0]
 		}
 		before, err := replicaValues(registry, r)
@@ -276,16 +324,7 @@ func (e *Editor) update(ctx context.Context, registry, region string, change fun
 		if ramp != nil || differs(fieldWeight) || differs(fieldRouting) {
 			w.endRamp(registry, region)
 		}
-		for name := range before {
-			if _, stays := after[name]; !stays {
-				delete(w.after, name)
-			}
-		}
-		for name, value := range after {
-			if value != before[name] {
-				w.after[name] = value
-			}
-		}
+		w.replace(before, after)
 		if ramp != nil {
 			if err := ramp(w); err != nil {
 				return err
@@ -378,7 +417,7 @@ func (w *workspace) leave(registry, region string) error {
 		return err
 	}
 	if w.after[registryPrefix(registry)+fieldHome] == region {
-		return failf(ErrRefused, "%s is the home region of registry %s: its replica stays: make another the home first (portolan export, change home in the file, portolan apply -f), or end the whole registry with portolan registry delete %s", region, registry, registry)
+		return failf(ErrRefused, "%s is the home region of registry %s: its replica stays: make another the home first with portolan registry update %s --home REGION, or end the whole registry with portolan registry delete %s", region, registry, registry, registry)
 	}
 	for name, value := range w.after {
 		if k, err := parseKey(name); err == nil && k.registry == registry && k.field == "fences" && slices.Equal(splitList(value), []string{region}) {
@@ -411,10 +450,20 @@ func (w *workspace) requestDelete(registry, region string, r Request) error {
 	return nil
 }
 
-// stayDrained refuses to send clients again to a replica whose deletion has begun: it would end under them.
+// stayDrained refuses to send clients again to a replica whose deletion has begun: it would end under them; and to make it the home,
+// which stays: it would never end.
 func (w *workspace) stayDrained() error {
 	for _, name := range slices.Sorted(maps.Keys(w.before)) {
 		k, err := parseKey(name)
+		if home := w.after[name]; err == nil && k.field == fieldHome && home != w.before[name] && w.has(ReplicaPrefix(k.registry, home)) {
+			deleting, err := w.deleting(k.registry, home)
+			if err != nil {
+				return err
+			}
+			if deleting {
+				return failf(ErrDeleting, "replica %s/%s is being deleted, which cannot be called off: it cannot become the home", k.registry, home)
+			}
+		}
 		if err != nil || k.field != fieldRouting || w.before[name] != "disabled" || w.after[name] == "disabled" || !w.has(ReplicaPrefix(k.registry, k.region)) {
 			continue
 		}

@@ -137,6 +137,62 @@ func TestEditor(t *testing.T) {
 	}
 }
 
+// An edit of a registry writes what it changes and nothing else, is validated as a whole, and makes no replica the home that is about to
+// leave.
+func TestUpdateRegistry(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	e := NewEditor(s, EditorOptions{})
+	if err := e.CreateRegistry(ctx, contoso()); err != nil {
+		t.Fatal(err)
+	}
+	const raw = "registries/contoso/policy/untagged"
+	if _, err := s.Commit(ctx, store.Put(raw, "perhaps"), store.Put("registries/contoso/orders/country/DE", "eastus")); err != nil {
+		t.Fatal(err)
+	}
+	update := func(change func(*RegistryDocument)) error { return e.UpdateRegistry(ctx, "contoso", change) }
+	if err := update(func(r *RegistryDocument) {
+		r.Home, r.Names, r.Policy.MaxLag = "eastus", []string{"a.example.net", "b.example.net"}, "10m"
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := update(func(r *RegistryDocument) { r.Policy.MaxLag = "" }); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := s.List(ctx, RegistriesPrefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ValuesOf(tree)
+	for key, want := range map[string]string{"home": "eastus", "names": "a.example.net,b.example.net", "policy/max_lag": "", "policy/untagged": "perhaps", "orders/country/DE": "eastus", "replicas/westus/addresses": "192.0.2.1"} {
+		if got["registries/contoso/"+key] != want {
+			t.Errorf("%s is %q, want %q", key, got["registries/contoso/"+key], want)
+		}
+	}
+	if err := e.DeleteReplica(ctx, "contoso", "westus", Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		change func(*RegistryDocument)
+		kind   error
+		part   string
+	}{
+		{func(r *RegistryDocument) { r.Home = "" }, ErrInvalid, "home"},
+		{func(r *RegistryDocument) { r.Home = "uksouth" }, ErrInvalid, "home: the home region has no complete replica"},
+		{func(r *RegistryDocument) { r.Home = "westus" }, ErrDeleting, "cannot become the home"},
+		{func(r *RegistryDocument) { r.Names = []string{"a,b"} }, ErrInvalid, "names: "},
+		{func(r *RegistryDocument) { r.Policy.Merge = "on" }, ErrInvalid, "policy.merge: "},
+		{func(r *RegistryDocument) { r.Name = "fabrikam" }, ErrRefused, "cannot be changed"},
+	} {
+		if err := update(c.change); !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.part) {
+			t.Errorf("%v, want %q", err, c.part)
+		}
+	}
+	if err := e.UpdateRegistry(ctx, "contosso", func(*RegistryDocument) {}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of no registry: %v", err)
+	}
+}
+
 // A held edit that took the home away cannot be confirmed; deleting the registry, which the refusal names as the way out, is one.
 func TestDeleteRegistryWhileAnEditIsHeld(t *testing.T) {
 	t.Parallel()

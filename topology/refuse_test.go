@@ -41,19 +41,11 @@ func TestAnotherHome(t *testing.T) {
 		t.Fatal(err)
 	}
 	home := contoso().Home
-	if err := e.DeleteReplica(t.Context(), "contoso", home, Request{}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "portolan export, change home") {
+	if err := e.DeleteReplica(t.Context(), "contoso", home, Request{}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "portolan registry update contoso --home") {
 		t.Fatal(err)
 	}
-	d, err := e.Export(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range d.Registries[0].Replicas {
-		if p.Region != home {
-			d.Registries[0].Home = p.Region
-		}
-	}
-	if _, err := e.Apply(t.Context(), d, false, false); err != nil {
+	other := contoso().Replicas[1].Region
+	if err := e.UpdateRegistry(t.Context(), "contoso", func(r *RegistryDocument) { r.Home = other }); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.DeleteReplica(t.Context(), "contoso", home, Request{}); err != nil {

@@ -12,7 +12,18 @@ import (
 )
 
 func (a *app) registry() *cobra.Command {
-	return group("registry", "Create, list, show and delete registries", a.registryCreate(), a.registryList(), a.registryShow(), a.registryDelete())
+	return group("registry", "Create, list, show, change and delete registries", a.registryCreate(), a.registryList(), a.registryShow(), a.registryUpdate(), a.registryDelete())
+}
+
+// registryFlags adds the flags that say what a registry is, but for its replicas.
+func registryFlags(cmd *cobra.Command, d *topology.RegistryDocument) {
+	f := cmd.Flags()
+	f.StringVar(&d.Home, "home", "", "the home region, such as westus")
+	f.StringSliceVar(&d.Names, "names", nil, "names that clients use, whose certificates every replica serves")
+	f.StringVar(&d.Policy.AllDown, "all-down", "", "answer when no replica is healthy: nearest (default), none, cname:HOSTNAME")
+	f.StringVar(&d.Policy.Replication, "replication", "", "enabled (default), or disabled: the front door alone")
+	f.StringVar(&d.Policy.MaxLag, "max-lag", "", "how far a replica may be behind before its clients are sent elsewhere, such as 10m (default: never)")
+	f.StringVar(&d.Policy.Merge, "merge", "", "tags that differ at first contact: ask (default), or home: the home's wins, the other is kept aside")
 }
 
 func (a *app) registryCreate() *cobra.Command {
@@ -48,13 +59,7 @@ deleted while the registry exists.`,
 			return a.print(r, func(w io.Writer) { showRegistry(w, r) })
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&d.Home, "home", "", "the home region, such as westus")
-	f.StringSliceVar(&d.Names, "names", nil, "names that clients use, whose certificates every replica serves")
-	f.StringVar(&d.Policy.AllDown, "all-down", "", "answer when no replica is healthy: nearest (default), none, cname:HOSTNAME")
-	f.StringVar(&d.Policy.Replication, "replication", "", "enabled (default), or disabled: the front door alone")
-	f.StringVar(&d.Policy.MaxLag, "max-lag", "", "how far a replica may be behind before its clients are sent elsewhere, such as 10m (default: never)")
-	f.StringVar(&d.Policy.Merge, "merge", "", "tags that differ at first contact: ask (default), or home: the home's wins, the other is kept aside")
+	registryFlags(cmd, &d)
 	home.add(cmd)
 	return cmd
 }
@@ -116,6 +121,46 @@ func showRegistry(w io.Writer, r api.Registry) {
 	}
 	fmt.Fprintln(w)
 	replicaTable(w, r.Replicas)
+}
+
+func (a *app) registryUpdate() *cobra.Command {
+	var d topology.RegistryDocument
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "update NAME [--names NAME,...] [--all-down POLICY] ...",
+		Short: "Change a registry",
+		Long: `Change a registry. Only the flags that are given change anything; an empty value removes
+a setting, so that its default holds. Another home is the region of one of its replicas;
+there is no default. The change and the shares of clients that result are printed.
+
+A change after which clients would get no address any more is refused without --force.`,
+		Example: `  portolan registry update contoso --names registry.contoso.com,images.contoso.com
+  portolan registry update contoso --max-lag 10m
+  portolan registry update contoso --home westeurope`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p := api.RegistryPatch{
+				Home: picked(cmd, "home", &d.Home), Names: picked(cmd, "names", &d.Names), AllDown: picked(cmd, "all-down", &d.Policy.AllDown),
+				Replication: picked(cmd, "replication", &d.Policy.Replication), MaxLag: picked(cmd, "max-lag", &d.Policy.MaxLag),
+				Merge: picked(cmd, "merge", &d.Policy.Merge),
+			}
+			if p == (api.RegistryPatch{}) {
+				return usagef("nothing is to be changed: give at least one flag, such as --max-lag 10m")
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.UpdateRegistry(cmd.Context(), args[0], p, force)
+			if err != nil {
+				return badValue(err)
+			}
+			return a.print(r, func(w io.Writer) { printApplied(w, r, false) })
+		},
+	}
+	registryFlags(cmd, &d)
+	cmd.Flags().BoolVar(&force, "force", false, "change it also if clients that get an address now get none then")
+	return cmd
 }
 
 func (a *app) registryDelete() *cobra.Command {

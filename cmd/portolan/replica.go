@@ -375,6 +375,14 @@ func nonEmpty(s string) []string {
 	return []string{s}
 }
 
+// picked is the value of a flag; nil where the flag is not given.
+func picked[T any](cmd *cobra.Command, flag string, value *T) *T {
+	if !cmd.Flags().Changed(flag) {
+		return nil
+	}
+	return value
+}
+
 func (a *app) replicaUpdate() *cobra.Command {
 	var flags replicaFlags
 	var force bool
@@ -403,38 +411,25 @@ enabled and a weight above 0) is refused without --force.`,
 			if err != nil {
 				return err
 			}
-			var p api.ReplicaPatch
-			changed := false
-			pick := func(name string, into **string, value *string) {
-				if cmd.Flags().Changed(name) {
-					*into, changed = value, true
-				}
+			p := api.ReplicaPatch{
+				Endpoint: picked(cmd, "endpoint", &flags.endpoint), Addresses: picked(cmd, "addresses", &flags.addresses),
+				Hostname: picked(cmd, "hostname", &flags.hostname), Weight: picked(cmd, "weight", &flags.weight),
+				Routing: picked(cmd, "routing", &flags.routing), Probe: picked(cmd, "probe", &flags.probe), Canary: picked(cmd, "canary", &flags.canary),
+				Credentials: picked(cmd, "credentials", &flags.credentials), CA: picked(cmd, "ca", &flags.ca),
+				ClientCert: picked(cmd, "client-cert", &flags.clientCert), Prefix: picked(cmd, "prefix", &flags.prefix),
+				Realms: picked(cmd, "realms", &flags.realms),
 			}
-			pick("endpoint", &p.Endpoint, &flags.endpoint)
-			pick("hostname", &p.Hostname, &flags.hostname)
-			pick("routing", &p.Routing, &flags.routing)
-			pick("probe", &p.Probe, &flags.probe)
-			pick("canary", &p.Canary, &flags.canary)
-			pick("credentials", &p.Credentials, &flags.credentials)
-			pick("ca", &p.CA, &flags.ca)
-			pick("client-cert", &p.ClientCert, &flags.clientCert)
-			pick("prefix", &p.Prefix, &flags.prefix)
-			pick("realms", &p.Realms, &flags.realms)
-			if cmd.Flags().Changed("addresses") {
-				p.Addresses, changed = &flags.addresses, true
-			}
-			if cmd.Flags().Changed("weight") {
+			if p.Weight != nil {
 				if err := flags.checkWeight(); err != nil {
 					return err
 				}
-				p.Weight, changed = &flags.weight, true
 			}
 			if cmd.Flags().Changed("location") {
 				place, err := flags.coordinates()
 				if err != nil {
 					return err
 				}
-				p.Location, changed = &place, true
+				p.Location = &place
 			}
 			if cmd.Flags().Changed("over") {
 				if p.Weight == nil && (p.Routing == nil || *p.Routing != api.RoutingEnabled) {
@@ -442,7 +437,7 @@ enabled and a weight above 0) is refused without --force.`,
 				}
 				p.Over = over.String()
 			}
-			if !changed {
+			if p == (api.ReplicaPatch{}) {
 				return usagef("nothing is to be changed: give at least one flag, such as --weight 90")
 			}
 			c, err := a.client()
