@@ -711,11 +711,23 @@ func TestClientSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// What has several lines, as the faults of a file, is seen to be one thing.
-func TestLines(t *testing.T) {
+// Whoever asks without the token hears whether the server is ready, or why it is not, and nothing of what operators are warned of.
+func TestReadiness(t *testing.T) {
 	t.Parallel()
-	if got, want := lines("warning: ", []string{"a\nb", "c"}), "warning: a\n         b\nwarning: c\n"; got != want {
-		t.Errorf("%q, want %q", got, want)
+	for _, c := range []struct {
+		status Status
+		code   int
+		text   string
+	}{
+		{Status{Ready: true, Warnings: []string{"replica contoso/westus is old"}}, http.StatusOK, "ready\n"},
+		{Status{Warnings: []string{"replica contoso/westus is old"}, NotReady: []string{"one", "two"}}, http.StatusServiceUnavailable, "not ready\none\ntwo\n"},
+	} {
+		w := httptest.NewRecorder()
+		h := Handler(Options{Status: func() Status { return c.status }, Token: "0123456789abcdef"})
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+		if w.Code != c.code || w.Body.String() != c.text {
+			t.Errorf("%d %q, want %d %q", w.Code, w.Body, c.code, c.text)
+		}
 	}
 }
 

@@ -291,23 +291,14 @@ func clip(s string) string {
 	return s
 }
 
+// readyz tells everybody whether the server is ready, or why it is not. Warnings are for operators: the status has them.
 func (s *server) readyz(w http.ResponseWriter, r *http.Request) {
 	status := s.Status()
 	if status.Ready {
-		plain(w, http.StatusOK, "ready\n"+lines("warning: ", status.Warnings))
+		plain(w, http.StatusOK, "ready\n")
 		return
 	}
-	plain(w, http.StatusServiceUnavailable, "not ready\n"+lines("", status.NotReady))
-}
-
-// lines gives each of list a line behind head; what has several has the others indented as far.
-func lines(head string, list []string) string {
-	var b strings.Builder
-	indent := "\n" + strings.Repeat(" ", len(head))
-	for _, l := range list {
-		b.WriteString(head + strings.ReplaceAll(l, "\n", indent) + "\n")
-	}
-	return b.String()
+	plain(w, http.StatusServiceUnavailable, "not ready\n"+strings.Join(status.NotReady, "\n")+"\n")
 }
 
 func (s *server) status(*http.Request) (any, error) { return s.Status(), nil }
