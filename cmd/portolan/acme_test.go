@@ -53,6 +53,17 @@ func TestACME(t *testing.T) {
 	w.must(t, exitUsage, "acme", "set", "--lifetime", "1ms", "contoso", token)
 	w.must(t, exitDone, "acme", "set", "contoso", "-o"+token[2:]) // no flag
 	served("-o" + token[2:])
-	w.must(t, exitDone, "acme", "clear", "contoso", "-o"+token[2:])
+	out, _ = w.must(t, exitDone, "acme", "clear", "contoso", "-o"+token[2:], "-o", "json")
+	contains(t, "acme clear with a flag behind", out, `"token": "-o`)
 	served("")
+	out, _ = w.must(t, exitDone, "acme", "set", "contoso", token, "--help")
+	contains(t, "acme set with --help behind", out, "Usage:")
+	_, errout = w.must(t, exitUsage, "acme", "set", "contoso", token, "--lifetyme", "10m")
+	contains(t, "acme set with a flag that there is not", errout, `did you mean "--lifetime"?`)
+	_, errout = w.must(t, exitUsage, "acme", "clear", "contoso", token, "-o", "json", "more")
+	contains(t, "acme clear with too much", errout, `"more" is one argument too many`)
+	out, _ = w.must(t, exitDone, "acme", "list")
+	if strings.Contains(out, "contoso") {
+		t.Errorf("what was refused was done:\n%s", out)
+	}
 }

@@ -186,8 +186,9 @@ flag that is refused, or no file where a flag names one; of portolan diff, as of
 		if args := cmd.Args; args != nil {
 			cmd.Args = func(cmd *cobra.Command, given []string) error {
 				err := args(cmd, given)
-				if err == nil {
-					return nil
+				var said *exitError
+				if err == nil || errors.Is(err, pflag.ErrHelp) || errors.As(err, &said) {
+					return err
 				}
 				if !cmd.HasSubCommands() && cmd.Name() != "help" {
 					err = wrongCount(cmd, args, given)
