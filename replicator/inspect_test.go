@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,6 @@ func TestInspectTellsWhatDoesNotCome(t *testing.T) {
 	})
 	f.until("it to be deleted", func() bool {
 		i := inspect()
-		return i.Digest == "" && time.Since(i.Deleted) < time.Hour && !i.Replicas[0].Gone
+		return i.Digest == "" && time.Since(i.Deleted) < time.Hour && !i.Replicas[0].Gone && slices.Contains(i.Earlier, homes)
 	})
 }

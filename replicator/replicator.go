@@ -264,6 +264,8 @@ func (r *Replicator) registry(name string) (*registry, error) {
 type Inspection struct {
 	// Digest is the head of the tag; empty if there is none anywhere.
 	Digest string `json:"digest"`
+	// Earlier are the digests that the tag had before, the newest first: of the last ledger.MaxHistory versions at least.
+	Earlier []string `json:"earlier,omitempty"`
 	// Deleted is when it was deleted, at the latest, if there was one before.
 	Deleted  time.Time           `json:"deleted,omitzero"`
 	Replicas []ReplicaInspection `json:"replicas"`
@@ -316,6 +318,11 @@ func (r *Replicator) Inspect(ctx context.Context, registry, repository, referenc
 	out.Digest, out.Replicas = row.Record.Head.Digest, shown
 	if key.Kind == ledger.Manifest && row.Revision == 0 {
 		out.Digest = reference // known by its tag alone, or not at all: what the replicas show tells
+	}
+	for _, p := range row.Record.History {
+		if p.Digest != ledger.Absent && !slices.Contains(out.Earlier, p.Digest) {
+			out.Earlier = append(out.Earlier, p.Digest)
+		}
 	}
 	if head := row.Record.Head; head.Sequence > 0 && head.Tombstone() {
 		out.Deleted = head.Latest().UTC()

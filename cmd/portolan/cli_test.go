@@ -702,6 +702,9 @@ func TestJudge(t *testing.T) {
 	all := func(digest string, replicas ...api.ReplicaInspection) api.Inspection {
 		return api.Inspection{Digest: digest, Replicas: replicas}
 	}
+	had := func(earlier, digest string, replicas ...api.ReplicaInspection) api.Inspection {
+		return api.Inspection{Digest: digest, Earlier: []string{earlier}, Replicas: replicas}
+	}
 	for name, c := range map[string]struct {
 		digest string
 		looks  []look
@@ -723,9 +726,10 @@ func TestJudge(t *testing.T) {
 		"deleted, but not there yet": {"", []look{{all("", in("x", "", false), late("y", a)), "app:1 is only in y (its deletion is on its way there)"}}},
 		"the last copy failed":       {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Failed: "the blob is gone"}), "waiting for y (the blob is gone)"}}},
 		"awaits":                     {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Awaits: "the guard holds it"}), "waiting for y (the guard holds it)"}}},
-		"too late":                   {a, []look{{all(b, in("x", b, true), in("y", b, true)), "not noticed"}, {all(b, in("x", b, true), in("y", b, true)), "error: superseded"}}},
+		"too late":                   {a, []look{{had(a, b, in("x", b, true), in("y", b, true)), "not noticed"}, {had(a, b, in("x", b, true), in("y", b, true)), "error: superseded"}}},
+		"never there":                {a, []look{{had("sha256:c", b, in("x", b, true)), "not noticed"}, {had("sha256:c", b, in("x", b, true)), "error: app:1 is sha256:b: sha256:a is not there in any replica, nor among the versions"}}},
 		"too early":                  {a, []look{{all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(b, in("x", a, false), in("y", b, true)), "not noticed"}, {all(a, in("x", a, true), in("y", a, true)), "done"}}},
-		"lagging":                    {a, []look{{all(b, late("x", a), in("y", b, true)), "not noticed"}, {all(b, late("x", a), in("y", b, true)), "error: superseded"}}},
+		"lagging":                    {a, []look{{had(a, b, late("x", a), in("y", b, true)), "not noticed"}, {had(a, b, late("x", a), in("y", b, true)), "error: superseded"}}},
 		"unsure":                     {a, []look{{all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}, {all(b, api.ReplicaInspection{Region: "x", Error: "down"}, in("y", b, true)), "not noticed"}}},
 		"cannot be":                  {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", NotReplicable: "schema 1"}), "error: cannot be replicated to y: schema 1"}}},
 		"no clients": {"", []look{{all(a, in("x", "", false), api.ReplicaInspection{Region: "y", Error: "refused", Excused: "it is being deleted"}), "waiting for x"},

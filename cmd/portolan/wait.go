@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,10 +26,10 @@ The digest that is waited for is printed: the one given, or the first one that t
 seen with. A tag that exists nowhere yet is waited for too.
 
 It fails at once when the image cannot be replicated to a replica at all, when the tag
-has another digest by now (superseded), and when it is deleted meanwhile. It says at once
-when an operator is waited for: a replica's plan that has conflicts, or the guard. A
-replica that gets no clients, because it has not been seeded yet or is being deleted, is
-not waited for.`,
+has another digest, by now (superseded) or for all that is remembered of it, and when it
+is deleted meanwhile. It says at once when an operator is waited for: a replica's plan
+that has conflicts, or the guard. A replica that gets no clients, because it has not been
+seeded yet or is being deleted, is not waited for.`,
 		Example: `  portolan wait contoso/team/app:1.2 --timeout 5m
   portolan wait contoso/team/app:1.2@sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b`,
 		Args: cobra.ExactArgs(1),
@@ -189,8 +190,12 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		w.missed = 0
 	}
 	if w.seen || w.missed >= 2 {
-		if i.Digest == "" {
+		switch {
+		case i.Digest == "":
 			return false, "", fmt.Errorf("%s:%s was deleted", w.repository, w.reference)
+		case !w.seen && !slices.Contains(i.Earlier, w.digest):
+			return false, "", fmt.Errorf("%s:%s is %s: %s is not there in any replica, nor among the versions that are remembered of it: was it pushed under that tag?",
+				w.repository, w.reference, i.Digest, w.digest)
 		}
 		return false, "", fmt.Errorf("superseded: %s:%s is %s by now", w.repository, w.reference, i.Digest)
 	}

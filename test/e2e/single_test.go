@@ -127,9 +127,9 @@ func TestPushesOfPublicClientsReachEveryRegion(t *testing.T) {
 	}
 
 	// What can never become true is told at once, or when the time is over.
-	superseded := s.cli("wait", "contoso/team/one:1@"+web, "--timeout", "60s")
-	if superseded.code != 1 || !strings.Contains(superseded.stderr, "superseded") {
-		t.Errorf("waiting for a digest that the tag does not have:\n%v", superseded)
+	never := s.cli("wait", "contoso/team/one:1@"+web, "--timeout", "60s")
+	if never.code != 1 || !strings.Contains(never.stderr, "nor among the versions that are remembered of it") {
+		t.Errorf("waiting for a digest that the tag never had:\n%v", never)
 	}
 	if o := s.cli("wait", "contoso/no/such:1", "--timeout", "1s"); o.code != 1 || !strings.Contains(o.stderr, "no/such:1 exists nowhere yet") {
 		t.Errorf("waiting for what exists nowhere:\n%v", o)
