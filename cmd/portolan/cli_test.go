@@ -637,6 +637,7 @@ func TestWaitsOutliveAServerAndAreBounded(t *testing.T) {
 	t.Parallel()
 	const ready, syncing = `{"registry":"contoso","region":"westus","status":"Ready"}`, `{"registry":"contoso","region":"westus","status":"Syncing"}`
 	const here, nowhere = `{"digest":"sha256:a","replicas":[{"region":"x","digest":"sha256:a","applied":true}]}`, `{"digest":"","replicas":[{"region":"x"}]}`
+	const planned = `{"digest":"sha256:a","replicas":[{"region":"x","digest":"sha256:a","applied":true},{"region":"y","awaits":"its plan waits","excused":"not seeded"}]}`
 	away := func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		io.WriteString(w, `{"error":{"code":"unavailable","message":"the store is away"}}`)
@@ -651,14 +652,15 @@ func TestWaitsOutliveAServerAndAreBounded(t *testing.T) {
 		code    int
 		stderr  string
 	}{
-		"replica, away for a moment":   {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{says(syncing), away, says(ready)}, exitDone, "the store is away"},
-		"replica, away from the start": {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{away, says(ready)}, exitDone, "the store is away"},
-		"replica, no portolan":         {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{http.NotFound}, exitFailed, "is it one?"},
-		"replica, silent":              {"replica wait contoso/westus --timeout 1s", []http.HandlerFunc{says(syncing), silent}, exitFailed, "contoso/westus is not Ready after 1s: Syncing, 0 pending"},
-		"image, away for a moment":     {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{says(nowhere), away, says(here)}, exitDone, "the store is away"},
-		"image, away from the start":   {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{away, says(here)}, exitDone, "the store is away"},
-		"image, no portolan":           {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{http.NotFound}, exitFailed, "is it one?"},
-		"image, silent":                {"wait contoso/app:1 --timeout 1s", []http.HandlerFunc{says(nowhere), silent}, exitFailed, "not in every replica after 1s: app:1 exists nowhere yet"},
+		"replica, away for a moment":    {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{says(syncing), away, says(ready)}, exitDone, "the store is away"},
+		"replica, away from the start":  {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{away, says(ready)}, exitDone, "the store is away"},
+		"replica, no portolan":          {"replica wait contoso/westus --timeout 1m", []http.HandlerFunc{http.NotFound}, exitFailed, "is it one?"},
+		"replica, silent":               {"replica wait contoso/westus --timeout 1s", []http.HandlerFunc{says(syncing), silent}, exitFailed, "contoso/westus is not Ready after 1s: Syncing, 0 pending"},
+		"image, away for a moment":      {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{says(nowhere), away, says(here)}, exitDone, "the store is away"},
+		"image, away from the start":    {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{away, says(here)}, exitDone, "the store is away"},
+		"image, an operator waited for": {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{says(planned)}, exitDone, "not waiting for y (its plan waits)"},
+		"image, no portolan":            {"wait contoso/app:1 --timeout 1m", []http.HandlerFunc{http.NotFound}, exitFailed, "is it one?"},
+		"image, silent":                 {"wait contoso/app:1 --timeout 1s", []http.HandlerFunc{says(nowhere), silent}, exitFailed, "not in every replica after 1s: app:1 exists nowhere yet"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -697,7 +699,7 @@ func TestJudge(t *testing.T) {
 	}
 	type look struct {
 		inspection api.Inspection
-		want       string // "done", "error: part", or part of the state
+		want       string // "done" and part of the state, "error: part", or part of the state
 	}
 	all := func(digest string, replicas ...api.ReplicaInspection) api.Inspection {
 		return api.Inspection{Digest: digest, Replicas: replicas}
@@ -734,6 +736,8 @@ func TestJudge(t *testing.T) {
 		"cannot be":                  {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", NotReplicable: "schema 1"}), "error: cannot be replicated to y: schema 1"}}},
 		"no clients": {"", []look{{all(a, in("x", "", false), api.ReplicaInspection{Region: "y", Error: "refused", Excused: "it is being deleted"}), "waiting for x"},
 			{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Error: "refused", Excused: "it is being deleted"}), "done"}}},
+		"no clients, and somebody is to decide": {"", []look{{all(a, in("x", "", false), api.ReplicaInspection{Region: "y", Awaits: "its plan waits", Excused: "not seeded"}), "waiting for x; not waiting for y (its plan waits)"},
+			{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Awaits: "its plan waits", Excused: "not seeded"}), "done not waiting for y (its plan waits)"}}},
 		"down": {"", []look{{all(a, in("x", a, true), api.ReplicaInspection{Region: "y", Error: "refused"}), "waiting for y (refused)"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -745,10 +749,10 @@ func TestJudge(t *testing.T) {
 				if err != nil {
 					got = "error: " + err.Error()
 				} else if done {
-					got = "done"
+					got = "done " + state
 				}
 				want, isError := strings.CutPrefix(l.want, "error: ")
-				if !strings.Contains(got, want) || isError != (err != nil) || done != (l.want == "done") {
+				if !strings.Contains(got, want) || isError != (err != nil) || done != strings.HasPrefix(l.want, "done") {
 					t.Fatalf("look %d: %q, want %q", i, got, l.want)
 				}
 			}

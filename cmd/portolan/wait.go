@@ -29,7 +29,8 @@ It fails at once when the image cannot be replicated to a replica at all, when t
 has another digest, by now (superseded) or for all that is remembered of it, and when it
 is deleted meanwhile. It says at once when an operator is waited for: a replica's plan
 that has conflicts, or the guard. A replica that gets no clients, because it has not been
-seeded yet or is being deleted, is not waited for.`,
+seeded yet or is being deleted, is not waited for, which is said where only an operator
+can go on.`,
 		Example: `  portolan wait contoso/team/app:1.2 --timeout 5m
   portolan wait contoso/team/app:1.2@sha256:6c3c624b58dbbcd3c0dd82b4c53f04194d1247c6eebdaab7c610cf7d66709b3b`,
 		Args: cobra.ExactArgs(1),
@@ -106,19 +107,16 @@ func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api
 	var found api.Inspection
 	for asking := ctx; ; asking = bounded { // the first look is had, whatever time it takes
 		now, err := w.client.Inspect(asking, w.registry, w.repository, w.reference)
+		done := false
 		switch {
 		case err == nil:
 			found = now
 			had := w.digest
-			var done bool
 			if done, state, err = w.judge(found); err != nil {
 				return found, err
 			}
 			if had == "" && w.digest != "" && a.output == "table" {
 				fmt.Fprintln(a.stdout, w.digest)
-			}
-			if done {
-				return found, nil
 			}
 		case ctx.Err() != nil:
 			return found, ctx.Err()
@@ -127,9 +125,12 @@ func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api
 		case bounded.Err() == nil:
 			state = err.Error()
 		}
-		if state != last {
+		if state != "" && state != last {
 			a.progress("%s", state)
 			last = state
+		}
+		if done {
+			return found, nil
 		}
 		if bounded.Err() != nil {
 			return found, &api.Error{Code: api.CodeTimeout, Message: fmt.Sprintf("not in every replica after %v: %s", timeout, state), Details: w.missing}
@@ -140,7 +141,8 @@ func (a *app) await(ctx context.Context, w *waiting, timeout time.Duration) (api
 	}
 }
 
-// judge says whether the image is everywhere, or in words how far it is; an error, if it never will be.
+// judge says whether the image is everywhere, and in words how far it is and what does not go on by itself; an error, if it never will be
+// everywhere.
 func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 	if i.Digest == "" && !w.seen && (w.digest == "" || i.Deleted.IsZero()) {
 		return false, w.nowhere(i), nil
@@ -148,7 +150,7 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 	if w.digest == "" {
 		w.digest = i.Digest
 	}
-	var waiting []string
+	var waiting, apart []string
 	w.missing = nil
 	misses := func(region, why string) {
 		w.missing = append(w.missing, topology.Fault{Path: region, Reason: cmp.Or(why, "it is not there yet")})
@@ -163,7 +165,10 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 		unsure = unsure || r.Error != "" && r.Excused == ""
 		switch {
 		case r.Excused != "" && !(r.Applied && r.Digest == w.digest):
-			continue // whoever needs it there waits for the replica: portolan replica wait
+			// Whoever needs it there waits for the replica: portolan replica wait.
+			if r.Awaits != "" {
+				apart = append(apart, fmt.Sprintf("%s (%s)", r.Region, r.Awaits))
+			}
 		case r.NotReplicable != "" && i.Digest == w.digest:
 			return false, "", fmt.Errorf("%s:%s cannot be replicated to %s: %s", w.repository, w.reference, r.Region, r.NotReplicable)
 		case r.Error != "":
@@ -178,10 +183,14 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 	}
 	if i.Digest == w.digest {
 		w.seen, w.missed = true, 0
-		if len(waiting) == 0 && len(i.Replicas) > 0 {
-			return true, "", nil
+		var parts []string
+		if len(waiting) > 0 {
+			parts = append(parts, "waiting for "+strings.Join(waiting, ", "))
 		}
-		return false, "waiting for " + strings.Join(waiting, ", "), nil
+		if len(apart) > 0 {
+			parts = append(parts, "not waiting for "+strings.Join(apart, ", "))
+		}
+		return len(waiting) == 0 && len(i.Replicas) > 0, strings.Join(parts, "; "), nil
 	}
 	// The tag has another digest. Unless this one was its version a moment ago, its push may not have been noticed yet: then it is
 	// under the tag in some region, other than by being late there, unless that region cannot be asked.
