@@ -136,21 +136,48 @@ func Run(ctx context.Context, o Options) (err error) {
 	return d.run(ctx, o)
 }
 
-// Check reads what operators write besides the configuration, the topology file and the static records, as Run does, and returns
-// all that is wrong with them. What belongs to one machine, as databases, keys and ports do, is not looked at: a configuration is
-// often checked on another.
-func Check(c Config) error {
+// Checked tells what Check looked at, by the paths of the files.
+type Checked struct {
+	// Files are those in which nothing is wrong.
+	Files []string `json:"files"`
+	// Absent are the databases that are not on this machine.
+	Absent []string `json:"absent,omitempty"`
+}
+
+// Check reads what the configuration names, as Run does: the topology file, the static records, and the databases and tables of where
+// clients are. The error tells of all that is wrong with them. A configuration is often checked on another machine than its own, so
+// databases may be absent, and keys, certificates, tokens and ports are not looked at.
+func Check(c Config) (Checked, error) {
 	d := &daemon{config: c, log: zap.NewNop(), metrics: prometheus.NewRegistry()}
+	checked := Checked{Files: []string{}}
 	var records, file error
+	if c.Topology != "" {
+		checked.Files = append(checked.Files, c.Topology)
+		_, file = d.parseTopologyFile()
+	}
 	if c.Has(RoleDNS) {
 		o := d.dnsOptions()
 		o.CookieSecret = ""
 		_, records = dns.New(o)
+		if o.StaticFile != "" {
+			checked.Files = append(checked.Files, o.StaticFile)
+		}
 	}
-	if c.Topology != "" {
-		_, file = d.parseTopologyFile()
+	absent := func(path string) bool {
+		if exists(path) {
+			return false
+		}
+		checked.Absent = append(checked.Absent, path)
+		return true
 	}
-	return errors.Join(records, file, new(databases).openTables(c.Geo))
+	c.Geo.Database, c.Geo.ASN = slices.DeleteFunc(slices.Clone(c.Geo.Database), absent), slices.DeleteFunc(slices.Clone(c.Geo.ASN), absent)
+	databases, clients := openDatabases(c.Geo, nil)
+	for _, info := range databases.all() {
+		if info.Path != "" { // else it is the table that comes with the program
+			checked.Files = append(checked.Files, info.Path)
+		}
+	}
+	return checked, errors.Join(records, file, clients)
 }
 
 // prepare makes all parts and binds all listeners but DNS's. What is wrong with the configuration, files or ports is found

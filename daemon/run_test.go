@@ -307,22 +307,23 @@ func TestCheck(t *testing.T) {
 	write(t, dir, "zone.db", "x NS y\n")
 	write(t, dir, "prefixes", "192.0.2.0/33 westus\n")
 	write(t, dir, "latencies", "country/ZZ westus 1\n")
-	text := strings.Replace(base, "dns: {", "dns: {static: zone.db, ", 1) + "topology: topology.yaml\ngeo: {database: elsewhere.mmdb, prefixes: prefixes, latencies: latencies}\n"
-	check := func() error {
+	text := strings.Replace(base, "dns: {", "dns: {static: zone.db, ", 1) + "topology: topology.yaml\ngeo: {database: city.mmdb, asn: elsewhere.mmdb, prefixes: prefixes, latencies: latencies}\n"
+	write(t, dir, "city.mmdb", "not one")
+	check := func() (Checked, error) {
 		t.Helper()
 		config, err := Parse(filepath.Join(dir, "p.yaml"), []byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
 		before := files(t, dir)
-		err = Check(config)
+		checked, err := Check(config)
 		if after := files(t, dir); !slices.Equal(before, after) {
 			t.Errorf("left behind: %q, and there was %q", after, before)
 		}
-		return err
+		return checked, err
 	}
-	err := check()
-	for _, want := range []string{"zone.db:1", "prefixes:1: ", "latencies:1: ", `topology.yaml:6:9: registries[0].replicas[1]: the name "ns1" is reserved`, "topology.yaml:7:47: registries[1].replicas: is missing"} {
+	_, err := check()
+	for _, want := range []string{"zone.db:1", "prefixes:1: ", "latencies:1: ", "geo.database: ", `topology.yaml:6:9: registries[0].replicas[1]: the name "ns1" is reserved`, "topology.yaml:7:47: registries[1].replicas: is missing"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in: %v", want, err)
 		}
@@ -331,8 +332,14 @@ func TestCheck(t *testing.T) {
 	write(t, dir, "prefixes", "192.0.2.0/24 westus\n")
 	write(t, dir, "latencies", "country/DE westus 1\n")
 	write(t, dir, "topology.yaml", twoRegions("127.0.0.1:1", "127.0.0.2:1"))
-	if err := check(); err != nil {
-		t.Error(err)
+	writeCity(t, filepath.Join(dir, "city.mmdb"), "DE", 52.5, 13.4)
+	checked, err := check()
+	var paths []string
+	for _, name := range []string{"topology.yaml", "zone.db", "city.mmdb", "prefixes", "latencies"} {
+		paths = append(paths, filepath.Join(dir, name))
+	}
+	if err != nil || !slices.Equal(checked.Files, paths) || !slices.Equal(checked.Absent, []string{filepath.Join(dir, "elsewhere.mmdb")}) {
+		t.Errorf("%+v, %v", checked, err)
 	}
 }
 

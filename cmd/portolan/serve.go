@@ -23,11 +23,6 @@ const defaultConfig = "/etc/portolan/portolan.yaml"
 // serveName is the command that is a daemon.
 const serveName = "serve"
 
-// checked is what serve --check found nothing wrong with.
-type checked struct {
-	Files []string `json:"files"`
-}
-
 func (a *app) serve() *cobra.Command {
 	var file string
 	var roles []string
@@ -41,8 +36,9 @@ listener, and the HTTP API, or the part of them that --role names.
 Signals: SIGTERM and SIGINT end it in order, a second one at once. SIGHUP reads the
 location databases, the static records and the certificates again.
 
-With --check nothing is started. What belongs to one machine, as databases, keys and
-ports do, is not looked at then.`,
+With --check nothing is started: the configuration and what it names are read, and each
+file is told of. Databases that are not on this machine may be on the one that serves;
+keys, certificates, tokens and ports are not looked at.`,
 		Example: `  portolan serve --config portolan.yaml
   portolan serve --role dns`,
 		Args: cobra.NoArgs,
@@ -63,13 +59,17 @@ ports do, is not looked at then.`,
 				return err
 			}
 			if checkOnly {
-				if err := daemon.Check(config); err != nil {
+				checked, err := daemon.Check(config)
+				if err != nil {
 					return err
 				}
-				right := checked{slices.DeleteFunc([]string{file, config.Topology, config.DNS.Static}, func(file string) bool { return file == "" })}
-				return a.print(right, func(w io.Writer) {
-					for _, file := range right.Files {
+				checked.Files = slices.Insert(checked.Files, 0, file)
+				return a.print(checked, func(w io.Writer) {
+					for _, file := range checked.Files {
 						fmt.Fprintln(w, file+": nothing is wrong with it")
+					}
+					for _, file := range checked.Absent {
+						fmt.Fprintln(w, file+": is not on this machine, so it was not looked at; serve needs it")
 					}
 				})
 			}
@@ -83,7 +83,7 @@ ports do, is not looked at then.`,
 	}
 	cmd.Flags().StringVar(&file, "config", defaultConfig, "the configuration")
 	cmd.Flags().StringSliceVar(&roles, "role", nil, "dns, replicator or all (default: roles in the configuration, else all)")
-	cmd.Flags().BoolVar(&checkOnly, "check", false, "only read the configuration, the topology file, the static records and the tables of prefixes and latencies")
+	cmd.Flags().BoolVar(&checkOnly, "check", false, "only read the configuration, the topology file, the static records, and the databases and tables of where clients are")
 	return cmd
 }
 

@@ -30,14 +30,18 @@ func TestServeCheck(t *testing.T) {
 	t.Parallel()
 	w := &world{dir: t.TempDir()}
 	const good = "registries:\n  - name: contoso\n    home: westus\n    replicas: [{region: westus, endpoint: \"http://x\", addresses: [192.0.2.1]}]\n"
-	file := w.write(t, "p.yaml", "store: bolt:portolan.db\ntopology: topology.yaml\ndns: {zone: geo.example.net, nameservers: {ns1: [192.0.2.53]}}\n")
+	file := w.write(t, "p.yaml", "store: bolt:portolan.db\ntopology: topology.yaml\ngeo: {database: city.mmdb}\ndns: {zone: geo.example.net, nameservers: {ns1: [192.0.2.53]}}\n")
 	topology := w.write(t, "topology.yaml", good)
 	stdout, stderr := w.must(t, exitDone, "serve", "--check", "--config", file)
-	if want := file + ": nothing is wrong with it\n" + topology + ": nothing is wrong with it\n"; stdout != want || stderr != "" {
+	database := filepath.Join(w.dir, "city.mmdb")
+	if want := file + ": nothing is wrong with it\n" + topology + ": nothing is wrong with it\n" + database + ": is not on this machine, so it was not looked at; serve needs it\n"; stdout != want || stderr != "" {
 		t.Errorf("%q and %q, want %q", stdout, stderr, want)
 	}
 	stdout, _ = w.must(t, exitDone, "serve", "--check", "--config", file, "-o", "json")
-	contains(t, "serve --check -o json", stdout, `"files": [`, `"`+topology+`"`)
+	contains(t, "serve --check -o json", stdout, `"files": [`, `"`+topology+`"`, `"absent": [`)
+	w.write(t, "city.mmdb", "no database")
+	_, stderr = w.must(t, exitFailed, "serve", "--check", "--config", file)
+	contains(t, "serve --check", stderr, "geo.database: ", database)
 	w.write(t, "topology.yaml", strings.ReplaceAll(good, "westus", "ns1"))
 	_, stderr = w.must(t, exitFailed, "serve", "--check", "--config", file)
 	contains(t, "serve --check", stderr, topology+":4:16", `the name "ns1" is reserved`)
