@@ -779,9 +779,9 @@ func (d *daemon) follow(ctx context.Context, reload <-chan struct{}) error {
 	}
 }
 
-// reload reads databases, static records, keys of cookies and certificates again. What cannot be used leaves what was good, and is told.
+// reload reads the files that may change meanwhile again: see reloaded. What cannot be used leaves what was good, and is told.
 func (d *daemon) reload() {
-	d.log.Info("reading databases, static records, keys of cookies and certificates again")
+	d.log.Info("reading files again; a changed configuration holds from the next start on", zap.Strings("files", d.reloaded()))
 	report := func(what string, err error) {
 		text := ""
 		if err != nil {
@@ -801,6 +801,22 @@ func (d *daemon) reload() {
 	if d.eventsPair != nil {
 		report("events.tls", d.eventsPair.Reload())
 	}
+}
+
+// reloaded are the files that reload reads.
+func (d *daemon) reloaded() []string {
+	c := &d.config
+	files := slices.Concat(c.Geo.Database, c.Geo.ASN, []string{c.Geo.Prefixes, c.Geo.Latencies})
+	if d.server != nil {
+		files = append(files, c.DNS.Static, c.DNS.Cookies.Secret)
+	}
+	if d.apiPair != nil {
+		files = append(files, c.API.TLS.Cert, c.API.TLS.Key)
+	}
+	if d.eventsPair != nil {
+		files = append(files, c.Events.TLS.Cert, c.Events.TLS.Key)
+	}
+	return slices.DeleteFunc(files, func(file string) bool { return file == "" })
 }
 
 func (d *daemon) apiOptions() api.Options {

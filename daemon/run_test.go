@@ -86,7 +86,7 @@ func startDaemon(t *testing.T, text, dir string, dns bool) *running {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	core, logs := observer.New(zap.WarnLevel)
+	core, logs := observer.New(zap.InfoLevel)
 	r := &running{reload: make(chan struct{}, 1), logs: logs}
 	bound, ended := make(chan Addresses, 1), make(chan error, 1)
 	logger := zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel), zaptest.WrapOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, core) })))
@@ -374,6 +374,10 @@ func TestServe(t *testing.T) {
 		}
 		return nil
 	})
+	read := r.logs.FilterMessageSnippet("a changed configuration holds from the next start on").All()
+	if len(read) != 1 || fmt.Sprint(read[0].ContextMap()["files"]) != fmt.Sprint([]string{filepath.Join(dir, "zone.db")}) {
+		t.Errorf("%v", read)
+	}
 	write(t, dir, "zone.db", "www 60 IN A nowhere\n")
 	r.reload <- struct{}{}
 	eventually(t, "the fault is in the status", func() error {
@@ -593,7 +597,7 @@ func TestListensOnOneFamily(t *testing.T) {
 func TestEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zap.WarnLevel)
+		core, logs := observer.New(zap.InfoLevel)
 		d := &daemon{log: zap.New(core)}
 		failed := make(chan error, 1)
 		held := make(chan struct{})

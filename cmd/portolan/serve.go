@@ -34,7 +34,8 @@ func (a *app) serve() *cobra.Command {
 listener, and the HTTP API, or the part of them that --role names.
 
 Signals: SIGTERM and SIGINT end it in order, a second one at once. SIGHUP reads the
-location databases, the static records and the certificates again.
+files of where clients are, the static records, the keys of cookies and the certificates
+again, and the log names them; the configuration itself is read at the start alone.
 
 With --check nothing is started: the configuration and what it names are read, and each
 file is told of. Databases that are not on this machine may be on the one that serves;
