@@ -143,18 +143,19 @@ func (r *replica) ask(ctx context.Context, m *member, plan topology.Plan) error 
 	if err != nil {
 		return err
 	}
-	for {
-		r.mu.Lock()
-		accepted := r.accepted
-		r.accepted = false
-		r.mu.Unlock()
-		if accepted {
-			return nil
-		}
+	for !r.isAccepted() { // which it stays until the baseline is made: the next attempt need not ask again
 		select {
 		case <-r.look:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+	return nil
+}
+
+// isAccepted reports whether an operator accepted what waits for that, and it was not carried out yet.
+func (r *replica) isAccepted() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.accepted
 }

@@ -359,6 +359,8 @@ func (r *replica) excuse() string {
 func (r *replica) awaits() string {
 	name := r.of.name + "/" + r.config.Region
 	switch state := r.current(); {
+	case r.isAccepted():
+		return ""
 	case state.Held != "":
 		return "the guard holds it: see portolan replica show " + name
 	case state.Phase == topology.PhasePlanned:

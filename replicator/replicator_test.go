@@ -501,6 +501,22 @@ func TestHomeAwayAtTheFirstStart(t *testing.T) {
 	f.arrives("app:1.conflict-other-1", others, "home", "other")
 }
 
+// What was accepted stays so when the replica cannot be read just then.
+func TestAcceptedWhileAway(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	homes, others := f.push("home", "app:1"), f.push("other", "app:1")
+	f.start()
+	f.until("the plan", func() bool { return f.state("other").Phase == topology.PhasePlanned })
+	down := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	registry := f.replace("other", down)
+	f.ask("other", topology.RequestAccept)
+	f.until("it to be found away", func() bool { return strings.Contains(f.state("other").Reason, "403") })
+	f.replace("other", registry)
+	f.arrives("app:1", homes, "home", "other")
+	f.arrives("app:1.conflict-other-1", others, "home", "other")
+}
+
 // The home is waited for also while it is not known yet what it needs.
 func TestFilesThatComeLater(t *testing.T) {
 	t.Parallel()
