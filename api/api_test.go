@@ -378,6 +378,13 @@ func TestAnswersHaveWhatWasAsked(t *testing.T) {
 	if list, err := r.client.Replicas(ctx, "contoso"); err != nil || list[0].Status != topology.Syncing {
 		t.Errorf("a replicator took it up: %+v, %v", list, err)
 	}
+	r.report(t, "westeurope", topology.Replication{Status: topology.Creating, Phase: topology.PhasePlanned, Reason: "look at the plan", Endpoint: "http://127.0.2.1:5000"})
+	if p, err := r.client.Replica(ctx, "contoso", "westeurope"); err != nil || p.Reason != "look at the plan" {
+		t.Errorf("a plan waits: %+v, %v", p, err)
+	}
+	if p, err := r.client.Accept(ctx, "contoso", "westeurope"); err != nil || p.Status != topology.Creating || !strings.HasPrefix(p.Reason, "it was accepted") {
+		t.Errorf("it was accepted: %+v, %v", p, err)
+	}
 	gone, err := r.client.DeleteReplica(ctx, "contoso", "westeurope", false)
 	if err != nil || gone.Status != topology.Deleting || gone.Routing != RoutingDisabled || !strings.HasPrefix(gone.Reason, "no more clients") {
 		t.Errorf("a deletion was asked for: %+v, %v", gone, err)

@@ -132,9 +132,12 @@ func (r *Replica) replication(v *View, key router.ReplicaKey, served *topology.R
 	}
 	r.Replication, r.Status, r.Pending = &report, report.Status, report.Pending
 	var reasons []string
-	if report.Reason != "" {
+	switch {
+	case slices.Contains(r.Requests, topology.RequestAccept) && (report.Phase == topology.PhasePlanned || report.Held != ""):
+		reasons = append(reasons, "it was accepted, and goes on by itself") // what was reported asks for just that
+	case report.Reason != "":
 		reasons = append(reasons, report.Reason)
-	} else if report.NotReplicable > 0 {
+	case report.NotReplicable > 0:
 		reasons = append(reasons, fmt.Sprintf("%d not replicable", report.NotReplicable))
 	}
 	if report.Unreadable > 0 {
@@ -198,7 +201,7 @@ func Summarize(v *View) []ReplicaSummary {
 			switch {
 			case r.Status == topology.Degraded:
 				states = append(states, string(r.Status))
-			case r.Status != topology.Deleting && r.Replication != nil && r.Replication.Phase == topology.PhasePlanned:
+			case r.Status != topology.Deleting && r.Replication != nil && r.Replication.Phase == topology.PhasePlanned && !slices.Contains(r.Requests, topology.RequestAccept):
 				states = append(states, "waiting for an operator")
 			}
 			if len(states) > 0 {

@@ -48,6 +48,10 @@ func TestSummarize(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v; the other is %s", name, c.got, c.want, one.Region)
 		}
 	}
+	v.Requests = map[router.ReplicaKey][]string{key(1): {topology.RequestAccept}}
+	if got := says(router.Healthy, "", topology.Replication{Status: topology.Creating, Phase: topology.PhasePlanned, Reason: "1 in conflict"}); !reflect.DeepEqual(got, summary(2, 0)) {
+		t.Errorf("once it is accepted: %+v", got)
+	}
 	if got := Summarize(&View{}); got != nil {
 		t.Errorf("before the first topology: %+v", got)
 	}
