@@ -138,7 +138,7 @@ func Run(ctx context.Context, o Options) (err error) {
 
 // Checked tells what Check looked at, by the paths of the files.
 type Checked struct {
-	// Files are those in which nothing is wrong.
+	// Files are those that were read. Where there is no error, nothing is wrong in them.
 	Files []string `json:"files"`
 	// Absent are the databases that are not on this machine.
 	Absent []string `json:"absent,omitempty"`

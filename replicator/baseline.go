@@ -112,11 +112,7 @@ func (r *replica) baseline(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	// What was accepted is this plan. Left standing, it would let the next wipe pass the guard.
-	r.mu.Lock()
-	r.accepted = false
-	r.mu.Unlock()
-	r.retract(ctx, topology.RequestAccept)
+	r.settleAcceptance(ctx)
 	r.missed(b.unread)
 	for _, d := range b.due {
 		r.queue.add(d.key, d.sequence, true, began) // it need not wait for the last of them
@@ -151,11 +147,4 @@ func (r *replica) ask(ctx context.Context, m *member, plan topology.Plan) error 
 		}
 	}
 	return nil
-}
-
-// isAccepted reports whether an operator accepted what waits for that, and it was not carried out yet.
-func (r *replica) isAccepted() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.accepted
 }

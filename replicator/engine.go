@@ -70,8 +70,8 @@ var (
 	errPush = errors.New("pushed to meanwhile")
 	// errRegressed says that the replica shows less, or older, than it had: the guard of the next scan decides.
 	errRegressed = errors.New("the replica shows an older version than it had, and no event tells of it: the next scan decides")
-	// errElsewhere says that none of the replicas that can be asked has it, or gives it; but those are not all.
-	errElsewhere = errors.New("not all replicas can be asked at the moment")
+	// errNotAllAsked says that none of the replicas that can be asked has it, or gives it; but those are not all.
+	errNotAllAsked = errors.New("not all replicas can be asked at the moment")
 	// errLease says that the lease does not last long enough for a write.
 	errLease = errors.New("the lease is about to end")
 )
@@ -134,14 +134,22 @@ type fleet struct {
 	// generation is that of which all are known.
 	generation ledger.Generation
 	members    []*member
-	// absent are those of which nothing can be asked at the moment, replicas these and the members.
-	absent, replicas version.Fleet
+	// replicas are the members, and those of which nothing can be asked at the moment.
+	replicas version.Fleet
+	// unasked are the regions in which there is nobody to ask.
+	unasked []string
 }
 
 func newFleet(generation ledger.Generation, members []*member, absent ...version.Replica) *fleet {
-	f := &fleet{generation: generation, members: members, absent: absent, replicas: slices.Clone(absent)}
+	f := &fleet{generation: generation, members: members, replicas: slices.Clone(absent)}
 	for _, m := range members {
 		f.replicas = append(f.replicas, m.Replica)
+	}
+	for _, r := range absent {
+		// Where something else stands by now, that is asked.
+		if !slices.ContainsFunc(members, func(m *member) bool { return m.Region == r.Region }) {
+			f.unasked = append(f.unasked, r.Region)
+		}
 	}
 	return f
 }
@@ -156,13 +164,10 @@ func (f *fleet) member(incarnation string) *member {
 	return nil
 }
 
-// elsewhere is what not to find something means while replicas are absent: it is not gone, and nobody may give it up.
-func (f *fleet) elsewhere(err error) error {
-	var regions []string
-	for _, r := range f.absent {
-		regions = append(regions, r.Region)
-	}
-	return fmt.Errorf("%w: not %s; elsewhere: %v", errElsewhere, strings.Join(regions, ", "), err)
+// notAllAsked is what not to find something means while there are regions in which nobody can be asked: it is not gone, and nobody may
+// give it up.
+func (f *fleet) notAllAsked(err error) error {
+	return fmt.Errorf("%w: not %s; elsewhere: %v", errNotAllAsked, strings.Join(f.unasked, ", "), err)
 }
 
 // present returns the fleet as it is now, the member m as that knows it, and the record of a key, read after it; errAgain if m is none any
@@ -717,8 +722,8 @@ func (e *engine) carry(ctx context.Context, f *fleet, m *member, row ledger.Row,
 			row.Record.Head.Origin, row.Record.History[0].Origin)}
 	}
 	cost, err := m.Bring(ctx, key.Repository, row.Record.Head.Digest, e.sourcesFor(m, row.Record))
-	if (errors.Is(err, ErrGone) || errors.Is(err, errUnreadable)) && len(f.absent) > 0 {
-		err = f.elsewhere(err)
+	if (errors.Is(err, ErrGone) || errors.Is(err, errUnreadable)) && len(f.unasked) > 0 {
+		err = f.notAllAsked(err)
 	}
 	if err != nil {
 		if out.Changed {
@@ -1100,8 +1105,8 @@ func (e *engine) forgetGone(ctx context.Context, key ledger.Key, sequence uint64
 		return false, err
 	case row.Record.Head.Sequence != sequence:
 		return false, errAgain
-	case len(f.absent) > 0:
-		return false, f.elsewhere(ErrGone)
+	case len(f.unasked) > 0:
+		return false, f.notAllAsked(ErrGone)
 	}
 	for _, m := range f.members {
 		if digest, err := m.Head(ctx, key.Repository, key.Reference); err != nil || digest != ledger.Absent {

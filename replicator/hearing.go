@@ -115,11 +115,7 @@ func (r *replica) observe(ctx context.Context, i events.Item) error {
 		return errUndecided
 	}
 	if i.Repository == "" || i.Reference == "" {
-		if state.LastScan.After(i.Marked) {
-			return nil // whoever made it
-		}
-		r.lookNow()
-		return errUndecided
+		return r.scanned(i.Marked, state.LastScan)
 	}
 	key := keyOf(r.of.name, i.Repository, i.Reference)
 	ev := r.evidence(i, state.LastScan)
@@ -131,6 +127,24 @@ func (r *replica) observe(ctx context.Context, i events.Item) error {
 		r.of.metrics.heard.WithLabelValues(r.of.name, r.config.Region).Observe(time.Since(i.Since).Seconds())
 	}
 	return err
+}
+
+// scanned is nil if the last scan, whoever made it, began after that time. Otherwise it asks for one, unless one that did is under way,
+// or has failed and will be repeated.
+func (r *replica) scanned(after, last time.Time) error {
+	if last.After(after) {
+		return nil
+	}
+	r.mu.Lock()
+	begun := r.scanning.After(after)
+	r.mu.Unlock()
+	if !begun {
+		r.lookNow()
+	}
+	if after.After(time.Now()) {
+		return nil // the clock was set back: it tells nothing any more
+	}
+	return errUndecided
 }
 
 // evidence is what an item's events tell.

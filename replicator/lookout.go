@@ -57,11 +57,13 @@ func (r *replica) scan(ctx context.Context) bool {
 	if m == nil {
 		return false
 	}
-	r.mu.Lock()
-	sure := r.accepted && r.state.Held != ""
-	since := r.state.LastScan
-	r.mu.Unlock()
 	began := time.Now().UTC()
+	r.mu.Lock()
+	held := r.state.Held
+	since := r.state.LastScan
+	r.scanning = began
+	r.mu.Unlock()
+	sure := held != "" && r.isAccepted()
 	if since.IsZero() {
 		since = began
 	}
@@ -81,7 +83,7 @@ func (r *replica) scan(ctx context.Context) bool {
 		r.log.Warn("much of the replica is gone or old at once; it is looked at again, because events may tell of it yet", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
 		return false
 	}
-	held := ""
+	held = ""
 	if s.guarded {
 		held = s.accident()
 		r.log.Error("the guard holds the replica: too much of it is gone or old at once", zap.Int("tags", s.tags), zap.Int("regressions", s.regressions))
@@ -99,12 +101,7 @@ func (r *replica) scan(ctx context.Context) bool {
 	if held == "" {
 		r.rewrite(ctx, m)
 	}
-	if sure {
-		r.mu.Lock()
-		r.accepted = false
-		r.mu.Unlock()
-		r.retract(ctx, topology.RequestAccept)
-	}
+	r.settleAcceptance(ctx)
 	return true
 }
 

@@ -37,15 +37,7 @@ type item struct {
 	since   time.Time
 	// sequence is the newest version that is known to be due, begun the one that is being worked on.
 	sequence, begun uint64
-	// attempts counts how often it was tried and failed, since failing; lastError says how, last time.
-	attempts  int
-	failing   time.Time
-	lastError string
-	// failed is how it failed last time, and streak how often in a row it failed that way.
-	failed failure
-	streak int
-	// races counts how often it has to be looked at again, with nothing wrong, since it last came to an end.
-	races     int
+	tries
 	state     itemState
 	notBefore time.Time
 	// again says that the key changed while it was being worked on.
@@ -54,12 +46,25 @@ type item struct {
 	probe bool
 }
 
-// before is how often in a row it failed that way until now.
-func (i *item) before(f failure) int {
-	if i.failed != f {
+// tries is what came of the tries to apply the version of an item that is due.
+type tries struct {
+	// failed counts those that failed, since failing; lastError says how the last one did.
+	failed    int
+	failing   time.Time
+	lastError string
+	// why is the cause of the last failure, streak how often in a row it was that.
+	why    cause
+	streak int
+	// races counts how often it has to be looked at again, with nothing wrong.
+	races int
+}
+
+// before is how often in a row the cause was that until now.
+func (t *tries) before(why cause) int {
+	if t.why != why {
 		return 0
 	}
-	return i.streak
+	return t.streak
 }
 
 // parked is what will not succeed by being tried again soon.
@@ -172,7 +177,7 @@ func (q *queue) add(key ledger.Key, sequence uint64, seeding bool, since time.Ti
 
 // push gives an item a place in its lane, and a fresh start. The caller holds mu.
 func (q *queue) push(i *item) {
-	i.state, i.again, i.probe, i.attempts, i.streak, i.races, i.lastError = waiting, false, false, 0, 0, 0, ""
+	i.state, i.again, i.probe, i.tries = waiting, false, false, tries{}
 	q.lane(i).push(i)
 	q.wake()
 }
@@ -271,23 +276,33 @@ func (q *queue) done(i *item) {
 	q.wake()
 }
 
-// retry gives an item back that has to be tried again after a while. err is nil if nothing was wrong with it.
-func (q *queue) retry(i *item, after time.Duration, err error) {
+// retry gives an item back that has to be tried again after a while, and counts that.
+func (q *queue) retry(i *item, after time.Duration, why cause, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if why == causeRace {
+		i.races++
+	} else {
+		if i.failed == 0 {
+			i.failing = q.now()
+		}
+		i.failed, i.lastError, i.why, i.streak = i.failed+1, err.Error(), why, i.before(why)+1
+	}
+	q.delay(i, after)
+}
+
+// postpone gives an item back for a while of which nothing was found out.
+func (q *queue) postpone(i *item, after time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.delay(i, after)
+}
+
+// delay puts an item into the heap; or in its lane, if a new version came meanwhile. The caller holds mu.
+func (q *queue) delay(i *item, after time.Duration) {
 	if i.sequence > i.begun {
 		q.push(i)
 		return
-	}
-	if err != nil {
-		if i.attempts == 0 {
-			i.failing = q.now()
-		}
-		f := failureOf(err)
-		i.attempts, i.failed, i.streak = i.attempts+1, f, i.before(f)+1
-		i.lastError = err.Error()
-	} else {
-		i.races++
 	}
 	i.again, i.state, i.notBefore = false, delaying, q.now().Add(after)
 	heap.Push(&q.delayed, delay{i, i.notBefore})
@@ -418,7 +433,7 @@ func (q *queue) list(limit int) []PendingItem {
 		all = append(all, PendingItem{Image: key.String(), NotReplicable: p.reason})
 	}
 	for _, i := range q.items {
-		all = append(all, PendingItem{Image: i.key.String(), Since: i.since, Attempts: i.attempts, Error: i.lastError})
+		all = append(all, PendingItem{Image: i.key.String(), Since: i.since, Attempts: i.failed, Error: i.lastError})
 	}
 	q.mu.Unlock()
 	slices.SortFunc(all, func(a, b PendingItem) int {

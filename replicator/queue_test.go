@@ -80,10 +80,10 @@ func TestQueueKeepsWhatChangedMeanwhile(t *testing.T) {
 		q.done(i)
 		i = expect(t, q, "app:1")
 		q.add(key, 2, false, time.Now())
-		q.retry(i, time.Hour, errors.New("of the old version"))
+		q.retry(i, time.Hour, causeOther, errors.New("of the old version"))
 		i = expect(t, q, "app:1")
-		if i.attempts != 0 || i.lastError != "" {
-			t.Errorf("the new version begins with %d failures", i.attempts)
+		if i.failed != 0 || i.lastError != "" {
+			t.Errorf("the new version begins with %d failures", i.failed)
 		}
 		q.add(key, 3, false, time.Now())
 		q.park(i, "the old version was too large", time.Hour)
@@ -101,24 +101,24 @@ func TestQueueDelays(t *testing.T) {
 		q := newQueue(time.Now)
 		failing, other := queueKey("app", "failing"), queueKey("app", "other")
 		q.add(failing, 1, false, time.Now())
-		q.retry(expect(t, q, "app:failing"), time.Minute, errors.New("no"))
+		q.retry(expect(t, q, "app:failing"), time.Minute, causeOther, errors.New("no"))
 		q.add(other, 1, false, time.Now())
-		q.retry(expect(t, q, "app:other"), time.Second, nil)
+		q.postpone(expect(t, q, "app:other"), time.Second)
 		expect(t, q, "")
 		q.add(failing, 1, false, time.Now()) // no new version: it waits
 		expect(t, q, "")
 		time.Sleep(time.Second)
 		q.done(expect(t, q, "app:other"))
 		q.add(failing, 2, false, time.Now()) // a new version has its turn at once
-		q.retry(expect(t, q, "app:failing"), time.Hour, errors.New("no"))
+		q.retry(expect(t, q, "app:failing"), time.Hour, causeOther, errors.New("no"))
 		time.Sleep(59 * time.Second) // its former place in the heap comes up
 		expect(t, q, "")
 		time.Sleep(time.Hour)
 		i := expect(t, q, "app:failing")
-		if i.attempts != 1 {
-			t.Errorf("%d attempts are counted", i.attempts)
+		if i.failed != 1 {
+			t.Errorf("%d attempts are counted", i.failed)
 		}
-		q.retry(i, time.Second, nil)
+		q.postpone(i, time.Second)
 		q.remove(failing)
 		time.Sleep(time.Second)
 		expect(t, q, "")
@@ -221,7 +221,7 @@ func TestQueueBlocks(t *testing.T) {
 		q.block(time.Now().Add(time.Minute), false)
 		expect(t, q, "")
 		q.unblock()
-		q.retry(expect(t, q, "app:1"), 0, nil)
+		q.postpone(expect(t, q, "app:1"), 0)
 		// What the registry asked for itself holds.
 		q.block(time.Now().Add(time.Minute), true)
 		q.block(time.Now().Add(time.Hour), false)
@@ -229,7 +229,7 @@ func TestQueueBlocks(t *testing.T) {
 		time.Sleep(59 * time.Second)
 		expect(t, q, "")
 		time.Sleep(time.Second)
-		q.retry(expect(t, q, "app:1"), 5*time.Minute, errors.New("no"))
+		q.retry(expect(t, q, "app:1"), 5*time.Minute, causeOther, errors.New("no"))
 		// What waits for its time alone does not make what can be taken at the end of the block wait for that time, too.
 		q.add(queueKey("app", "2"), 1, false, time.Now())
 		q.block(time.Now().Add(time.Minute), true)

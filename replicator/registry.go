@@ -228,12 +228,16 @@ func (r *registry) forget(ctx context.Context, region string) {
 // topology, by an edit of hand, has these still, and keeps its records. What is left of them, should the process end first, goes when
 // a registry of that name is made again.
 func (r *registry) discard(ctx context.Context) {
-	states, err := r.options.Store.List(ctx, r.statesPrefix())
-	if err == nil && len(states.Entries) > 0 {
+	// A registry that is made again meanwhile begins generations of its own, in which nothing of this one is written: the present
+	// one was read before it was known that there is no state.
+	err := r.readStates(ctx)
+	r.mu.Lock()
+	there := len(r.stored) > 0
+	r.mu.Unlock()
+	if err == nil && there {
 		return
 	}
 	if err == nil {
-		// A registry that is made again meanwhile begins a generation of its own, in which nothing of this one is written.
 		err = r.engine.purge(ctx)
 	}
 	switch {

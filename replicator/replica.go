@@ -48,7 +48,8 @@ type replica struct {
 	reading  trouble
 	writing  trouble
 	doubted  time.Time              // since when the guard would hold the replica; zero: it would not
-	accepted bool                   // the operator accepts what the guard holds, or the baseline's plan
+	accepted string                 // what an operator accepts, as matter has it; empty: nothing
+	scanning time.Time              // when the newest scan began
 	leaving  string                 // what a delete waits for
 	unheard  map[ledger.Key]misread // what events told of and cannot be looked at
 	unread   map[ledger.Key]misread // what the last look at it could not read
@@ -142,6 +143,7 @@ func (r *replica) lead(ctx context.Context) error {
 	defer cancel(nil)
 	r.mu.Lock()
 	r.restart = cancel
+	r.accepted = "" // the request stands in the store, unless another process carried it out
 	r.mu.Unlock()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.obey(ctx) })

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -622,6 +623,76 @@ func TestRegistryDeleted(t *testing.T) {
 	f.until("the records to go", func() bool { return len(records()) == 0 })
 }
 
+// That nothing was written since the start does not keep the records of a registry that is deleted.
+func TestIdleRegistryDeleted(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	digest := f.push("home", "app:1")
+	f.start()
+	f.ready("home", "other")
+	f.arrives("app:1", digest, "other")
+	f.stop()
+	f.start()
+	f.ready("home", "other")
+	started := time.Now()
+	f.until("scans", func() bool {
+		return f.state("home").LastScan.After(started) && f.state("other").LastScan.After(started)
+	})
+	if _, err := f.store.Commit(t.Context(), store.Delete(topology.ReplicationKey("contoso", "home")), store.Delete(topology.ReplicationKey("contoso", "other"))); err != nil {
+		t.Fatal(err)
+	}
+	f.topology.Store(&topology.Snapshot{})
+	f.until("the records to go", func() bool {
+		rows, err := f.ledger.Page(t.Context(), "contoso", "", ledger.Key{}, 10)
+		return err == nil && len(rows) == 0
+	})
+}
+
+// An acceptance that comes when a scan has already found nothing more to hold is over with that scan. It is not kept for the next wipe.
+func TestAcceptanceEndsWithItsMatter(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	digest := f.push("home", "app:1")
+	f.arrives("app:1", digest, "other")
+	f.ready("other")
+	whole := f.replace("other", emptyRegistry())
+	f.until("the guard", func() bool { return f.state("other").Held != "" })
+	scanning, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	f.replace("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/_catalog") {
+			once.Do(func() { close(scanning) })
+			<-goOn
+		}
+		whole.ServeHTTP(w, r)
+	}))
+	<-scanning
+	f.ask("other", topology.RequestAccept)
+	f.until("the acceptance", f.replicator.all()[0].replica("other").isAccepted)
+	close(goOn)
+	f.until("the end of the hold", func() bool { return f.state("other").Held == "" })
+	f.until("the request to go", func() bool {
+		_, err := f.store.Get(t.Context(), topology.RequestKey("contoso", "other", topology.RequestAccept))
+		return errors.Is(err, store.ErrNotFound)
+	})
+	var scans atomic.Int32
+	wiped := emptyRegistry()
+	f.replace("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/_catalog") {
+			scans.Add(1)
+		}
+		wiped.ServeHTTP(w, r)
+	}))
+	f.until("the guard again", func() bool { return f.state("other").Held != "" })
+	held := scans.Load()
+	f.until("more scans", func() bool { return scans.Load() > held+3 })
+	if f.digest("home", "app:1") != digest || f.state("other").Held == "" {
+		t.Error("the second wipe was believed")
+	}
+}
+
 // A home that is replaced by another server is compared with what the others have: the ledger stands, its deletes too.
 func TestHomeReplaced(t *testing.T) {
 	t.Parallel()
@@ -946,9 +1017,18 @@ func TestMarkWaitsForAScan(t *testing.T) {
 	if err := standby.observe(t.Context(), item); !errors.Is(err, errUndecided) || len(standby.look) != 1 {
 		t.Errorf("before the scan: %v, asked for: %d", err, len(standby.look))
 	}
+	<-standby.look
+	standby.scanning = marked.Add(time.Second)
+	if err := standby.observe(t.Context(), item); !errors.Is(err, errUndecided) || len(standby.look) != 0 {
+		t.Errorf("during the scan: %v, asked for another: %d", err, len(standby.look))
+	}
 	standby.state.LastScan = marked.Add(time.Second)
 	if err := standby.observe(t.Context(), item); err != nil {
 		t.Errorf("after it: %v", err)
+	}
+	item.Marked = marked.Add(time.Hour)
+	if err := standby.observe(t.Context(), item); err != nil || len(standby.look) != 1 {
+		t.Errorf("of a time that is still to come: %v, asked for: %d", err, len(standby.look))
 	}
 }
 
@@ -1054,7 +1134,7 @@ func TestNothingIsWrittenBeforeThePlanIsAccepted(t *testing.T) {
 	f.until("its turn", func() bool {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		return q.items[key] == nil || q.items[key].races > 0
+		return q.items[key] == nil || q.items[key].state == delaying
 	})
 	if f.digest("other", "app:2") != "" {
 		t.Error("it was written")

@@ -90,7 +90,7 @@ func (r *replica) compareOrAccept(ctx context.Context, asked map[string]topology
 			return err
 		}
 		r.mu.Lock()
-		r.accepted = false
+		r.accepted = ""
 		r.mu.Unlock()
 		r.retract(ctx, topology.RequestResync)
 		r.startOver(errResync)
@@ -98,19 +98,56 @@ func (r *replica) compareOrAccept(ctx context.Context, asked map[string]topology
 	}
 	if request, ok := asked[topology.RequestAccept]; ok {
 		r.mu.Lock()
-		// Before the plan is there, as 'replica create --accept' asks, it is accepted beforehand.
 		before := r.accepted
-		r.accepted = r.state.Held != "" || !decided(r.state)
+		r.accepted = r.matter()
 		accepted := r.accepted
 		r.mu.Unlock()
-		if !accepted || !r.of.config.Policy.Replication {
+		if accepted == "" || !r.of.config.Policy.Replication {
 			r.retract(ctx, topology.RequestAccept) // there is nothing to accept
 			return nil
 		}
-		if !before {
+		if before != accepted {
 			r.log.Info("accepted", zap.String("by", request.Actor))
 			r.lookNow()
 		}
 	}
 	return nil
+}
+
+// matter is what an operator can accept at the moment: what the guard holds, or the baseline's plan (before it is there, too, as 'replica
+// create --accept' asks); empty if there is nothing. The caller holds mu.
+func (r *replica) matter() string {
+	switch {
+	case r.state.Held != "":
+		return r.state.Incarnation + ": " + r.state.Held
+	case !decided(r.state):
+		return "the plan"
+	}
+	return ""
+}
+
+// isAccepted reports whether an operator accepted what waits for that now.
+func (r *replica) isAccepted() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.accepted != "" && r.accepted == r.matter()
+}
+
+// settleAcceptance ends an acceptance of what does not wait any more: it was carried out, or something else happened. Left standing, it
+// would let the next wipe pass the guard.
+func (r *replica) settleAcceptance(ctx context.Context) {
+	r.mu.Lock()
+	matter := r.matter()
+	over := r.accepted != "" && r.accepted != matter
+	if over {
+		r.accepted = ""
+	}
+	r.mu.Unlock()
+	if !over {
+		return
+	}
+	if matter != "" {
+		r.log.Warn("what was accepted is not what waits by now: that is to be accepted anew")
+	}
+	r.retract(ctx, topology.RequestAccept)
 }

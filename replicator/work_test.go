@@ -23,7 +23,7 @@ func TestGivingUp(t *testing.T) {
 	lost := fmt.Errorf("looked everywhere: %w", ErrGone)
 	outage := fmt.Errorf("reading: %w", ledger.ErrUnavailable)
 	link := errors.New("the link is cut")
-	elsewhere := fmt.Errorf("%w: %v", errElsewhere, lost)
+	elsewhere := fmt.Errorf("%w: %v", errNotAllAsked, lost)
 	times := func(n int, err error) []error { return slices.Repeat([]error{err}, n) }
 	for name, c := range map[string]struct {
 		kind   ledger.Kind
@@ -45,6 +45,7 @@ func TestGivingUp(t *testing.T) {
 		"refused":                            {ledger.Tag, times(maxRefused+1, ErrRefused), true},
 		"refused once, after a cut link":     {ledger.Tag, append(times(30, link), ErrRefused), false},
 		"refused, and the outcome is not in": {ledger.Tag, times(100, errors.Join(ErrRefused, outage)), false},
+		"the replica is away":                {ledger.Tag, times(100, &UnavailableError{Err: link}), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -67,6 +68,54 @@ func TestGivingUp(t *testing.T) {
 				}
 				if b := r.queue.backlog(); (b.parked == 1) != c.parked || b.pending+b.parked != 1 {
 					t.Errorf("%+v", b)
+				}
+			})
+		})
+	}
+}
+
+// What fails while the replica is away says nothing of the item when the replica is back: to give it up takes as many failures from
+// then on. While it fails nothing waits for it, also if the registry asks for a pause each time.
+func TestStuckItem(t *testing.T) {
+	t.Parallel()
+	for name, pause := range map[string]time.Duration{"at once": 0, "with Retry-After": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, _, north, _ := seeded(t)
+				key := s.key("a")
+				r := &replica{of: &registry{engine: s.engines[0]}, log: zap.NewNop(), queue: newQueue(time.Now)}
+				r.queue.add(key, s.ledger.rows[key].Record.Head.Sequence, false, time.Now())
+				failed := 0
+				fail := func(pause time.Duration) {
+					i, err := r.queue.take(t.Context())
+					for ; err == nil && i.key != key; i, err = r.queue.take(t.Context()) {
+						r.settle(t.Context(), nil, i, nil)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					r.settle(t.Context(), s.region(north), i, &UnavailableError{RetryAfter: pause, Err: errSim})
+				}
+				for range 3 * maxFailed {
+					fail(0)
+				}
+				r.queue.unblock()
+				r.queue.add(queueKey("app", "other"), 1, false, time.Now())
+				if i := next(t, r.queue); i == nil || i.key.Reference != "other" {
+					t.Fatalf("%+v", i)
+				} else {
+					time.Sleep(time.Second)
+					r.settle(t.Context(), nil, i, nil)
+				}
+				for ; r.queue.backlog().parked == 0; failed++ {
+					if failed > maxFailed {
+						t.Fatal("it is not given up")
+					}
+					fail(pause)
+				}
+				if failed != maxFailed+1 {
+					t.Errorf("it was given up after %d failures since the replica was back", failed)
 				}
 			})
 		})
@@ -112,12 +161,12 @@ func TestLedgerOutageIsWaitedOut(t *testing.T) {
 			r.settle(t.Context(), nil, i, ledger.ErrUnavailable)
 		}
 		began := time.Now()
-		for range 3 {
+		for n := range 6 { // the first three lose a race
 			i, err := r.queue.take(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.settle(t.Context(), nil, i, nil)
+			r.settle(t.Context(), nil, i, []error{errAgain, nil}[n/3])
 		}
 		if waited := time.Since(began); waited > 2*time.Second {
 			t.Errorf("they waited for %v", waited)
@@ -151,7 +200,7 @@ func TestWhatIsElsewhereIsNotGone(t *testing.T) {
 	s.absent(east)
 	for range maxGoneManifest + 1 {
 		_, err := s.engines[0].apply(t.Context(), s.region(north), s.key("a"), s.clock, false)
-		if !errors.Is(err, errElsewhere) || errors.Is(err, ErrGone) {
+		if !errors.Is(err, errNotAllAsked) || errors.Is(err, ErrGone) {
 			t.Fatal(err)
 		}
 	}
@@ -166,7 +215,7 @@ func TestForgetGone(t *testing.T) {
 		failed    error
 	}{
 		"nobody has it":     {func(*simulation, *simRegistry, *simRegistry, string) {}, true, nil},
-		"somebody is away":  {func(s *simulation, east, _ *simRegistry, _ string) { s.absent(east) }, false, errElsewhere},
+		"somebody is away":  {func(s *simulation, east, _ *simRegistry, _ string) { s.absent(east) }, false, errNotAllAsked},
 		"somebody has it":   {func(_ *simulation, east, _ *simRegistry, digest string) { east.manifests[digest] = true }, false, nil},
 		"it is due to have": {func(_ *simulation, _, north *simRegistry, digest string) { north.manifests[digest] = true }, false, nil},
 		"somebody fails": {func(_ *simulation, east, _ *simRegistry, _ string) {
@@ -221,7 +270,7 @@ func TestSeedingWaitsForWhoeverCannotBeAsked(t *testing.T) {
 	}
 	f.start()
 	f.until("home to say who cannot be asked", func() bool {
-		return strings.Contains(f.state("home").LastError, errElsewhere.Error()+": not other")
+		return strings.Contains(f.state("home").LastError, errNotAllAsked.Error()+": not other")
 	})
 	f.change("other", func(r *topology.Replica) { r.Access.CA = "" })
 	f.arrives("app:1", digest, "home")
