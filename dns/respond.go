@@ -221,7 +221,6 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 			r.answer = set
 			return
 		}
-		r.authority = &z.passing
 	}
 	switch {
 	case kind != variesOther:
@@ -229,6 +228,9 @@ func (w *worker) decide(r *response, z *zone, n *node, from netip.AddrPort) {
 		r.answer = &z.hinfo
 	default:
 		r.answer = n.set(q.qtype)
+	}
+	if r.answer == nil && d.varies[kind] {
+		r.authority = &z.passing
 	}
 }
 

@@ -524,6 +524,30 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// Static records beside a registry that has no answer of its own for their type are truncated like all others, not denied.
+func TestStaticBesideARegistryIsTruncated(t *testing.T) {
+	t.Parallel()
+	var static strings.Builder
+	for _, registry := range []string{"adatum", "contoso"} { // with the all-down policy of a CNAME, and without
+		for i := range 20 {
+			fmt.Fprintf(&static, "%s IN TXT \"%d%s\"\n", registry, i, strings.Repeat("x", 100))
+		}
+	}
+	s := newServer(t, func(o *Options) { o.StaticFile = writeFile(t, static.String()) })
+	snapshot := testSnapshot()
+	s.Update(snapshot, routerOf(snapshot), nil)
+	at := serve(t, s)
+	for _, registry := range []string{"adatum", "contoso"} {
+		m := question(registry+".geo.example.net.", mdns.TypeTXT)
+		if a := ask(t, "udp", at, m); !a.Truncated || len(a.Answer)+len(a.Ns) > 0 {
+			t.Errorf("%s over UDP: %v", registry, a)
+		}
+		if a := ask(t, "tcp", at, m); a.Truncated || len(a.Answer) != 20 || len(a.Ns) > 0 {
+			t.Errorf("%s over TCP: %v", registry, a)
+		}
+	}
+}
+
 // A negative answer without its SOA is none: where that does not fit, it is truncated.
 func TestNegativeAnswerIsTruncated(t *testing.T) {
 	t.Parallel()
