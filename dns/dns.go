@@ -31,7 +31,8 @@ const (
 	// WhoamiSeen tells what the server saw of the asker and the region it gave, and digests of what it decides by: the default.
 	// It tells nobody more than asking for the address would.
 	WhoamiSeen Whoami = "seen"
-	// WhoamiFull adds why: the place, its source, and each candidate with what spoke against it.
+	// WhoamiFull adds why: the place, its source, and each candidate with what spoke against it. It does so for 20 queries a second,
+	// as many of which may come at once; others get what WhoamiSeen tells.
 	WhoamiFull Whoami = "full"
 	// WhoamiOff answers with no record.
 	WhoamiOff Whoami = "off"

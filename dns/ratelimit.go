@@ -120,7 +120,7 @@ func (r *response) kind() responseKind {
 		return kindNoName
 	case r.rcode != mdns.RcodeSuccess:
 		return kindError
-	case r.answer == nil:
+	case !r.positive():
 		return kindEmpty
 	}
 	return kindAnswer

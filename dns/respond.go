@@ -7,6 +7,7 @@ import (
 	"time"
 
 	mdns "github.com/miekg/dns"
+	"golang.org/x/time/rate"
 
 	"portolan/router"
 )
@@ -19,7 +20,9 @@ type responder struct {
 	sampler  *sampler // nil without a record of clients
 	identity *identity
 	metrics  *metrics
-	now      func() time.Time // the clock
+	// explanations bounds how often whoami tells why.
+	explanations *rate.Limiter
+	now          func() time.Time // the clock
 }
 
 // worker answers the queries of one goroutine over one transport. It is not for concurrent use: it holds the scratch space.
@@ -52,7 +55,13 @@ type response struct {
 	ede           int
 	count         *counter // of the decision; nil if there was none to count
 	cut           bool     // to be sent without records, truncated
+	// whoami is what is to be described in the answer; nil for other answers. That is costly beside all others, so that it is
+	// done when nothing is left that might keep the answer from being sent.
+	whoami *dynamic
 }
+
+// positive is whether there is an answer, or will be.
+func (r *response) positive() bool { return r.answer != nil || r.whoami != nil }
 
 // respond appends the answer to message, which came from from, to dst. It appends nothing when the message is not to be
 // answered. It does not allocate while dst has room, except for whoami.
@@ -82,7 +91,7 @@ func (w *worker) reply(dst []byte, q *query, from netip.AddrPort) []byte {
 		w.metrics.dropped[w.via][q.drop][w.shard].n.Add(1)
 		return dst
 	}
-	r := response{rcode: q.rcode, ede: edeNone}
+	r, z := response{rcode: q.rcode, ede: edeNone}, w.zone.Load()
 	state := cookieNone
 	if len(q.cookie) > 0 {
 		state = w.bake(from)
@@ -90,7 +99,7 @@ func (w *worker) reply(dst []byte, q *query, from netip.AddrPort) []byte {
 	switch {
 	case q.rcode != mdns.RcodeSuccess:
 	case len(q.question) > 0:
-		w.resolve(&r, from)
+		w.resolve(&r, z, from)
 	case state == cookieUnknown:
 		// Who asks nothing but for a cookie is told what the one it has is worth (RFC 7873, section 5.4).
 		r.rcode = mdns.RcodeBadCookie
@@ -108,6 +117,9 @@ func (w *worker) reply(dst []byte, q *query, from netip.AddrPort) []byte {
 		r.count[w.shard].n.Add(1)
 	}
 	w.metrics.queries[w.via][typeIndex(q.qtype)][codeIndex(r.rcode)][w.shard].n.Add(1)
+	if r.whoami != nil && !r.cut {
+		r.answer = w.describe(z, r.whoami, from)
+	}
 	return w.write(dst, &r, from)
 }
 
@@ -124,9 +136,9 @@ func (w *worker) bake(from netip.AddrPort) cookieState {
 	return state
 }
 
-// resolve finds the answer to a well-formed query.
-func (w *worker) resolve(r *response, from netip.AddrPort) {
-	q, z := w.query, w.zone.Load()
+// resolve finds the answer to a well-formed query in z, nil before there is a zone.
+func (w *worker) resolve(r *response, z *zone, from netip.AddrPort) {
+	q := w.query
 	switch q.qtype {
 	case mdns.TypeOPT, mdns.TypeTSIG, mdns.TypeTKEY:
 		r.rcode = mdns.RcodeNotImplemented
@@ -162,7 +174,7 @@ func (w *worker) resolve(r *response, from netip.AddrPort) {
 		switch {
 		case q.qtype == mdns.TypeTXT && z.whoami != WhoamiOff:
 			// Another subnet has another answer: it is good for no more than was sent.
-			r.answer, r.scope = z.describe(q, n.whoami, from, w.via), max(0, q.subnet.Bits())
+			r.whoami, r.scope = n.whoami, max(0, q.subnet.Bits())
 		case q.qtype == mdns.TypeANY && z.whoami != WhoamiOff:
 			r.answer = &z.hinfo
 		}
@@ -175,7 +187,7 @@ func (w *worker) resolve(r *response, from netip.AddrPort) {
 			r.additional = &z.glue
 		}
 	}
-	if r.answer == nil && r.authority == nil {
+	if !r.positive() && r.authority == nil {
 		r.authority = &z.soa
 	}
 }
@@ -267,7 +279,7 @@ func (w *worker) write(dst []byte, r *response, from netip.AddrPort) []byte {
 	size := headerSize + len(q.question) + opt
 	var questions, answers, authorities, additionals uint16
 	switch {
-	case r.cut && (r.answer != nil || r.authority != nil): // an error has no records, and TCP would not change it
+	case r.cut && (r.positive() || r.authority != nil): // an error has no records, and TCP would not change it
 		flags |= flagTC
 	case r.answer != nil && size+len(r.answer.body) <= limit:
 		answers = r.answer.count

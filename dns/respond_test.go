@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	mdns "github.com/miekg/dns"
 
@@ -663,6 +665,72 @@ func TestWhoami(t *testing.T) {
 	}
 }
 
+// consulted is the test's world, which counts how often it is looked into for a place.
+type consulted struct {
+	places
+	times atomic.Int64
+}
+
+func (c *consulted) Locate(a netip.Addr) router.Place {
+	c.times.Add(1)
+	return c.places.Locate(a)
+}
+
+// A place is a walk through a file, which no number of queries may make of a server: none is looked up for what tells none or is
+// not sent, and few in all.
+func TestWhoamiLooksFewPlacesUp(t *testing.T) {
+	t.Parallel()
+	const asked = 10 * explanationsPerSecond
+	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	for name, c := range map[string]struct {
+		whoami Whoami
+		server func() *Server
+		sent   int // of those asked
+		places int64
+	}{
+		"seen":    {WhoamiSeen, func() *Server { return newServer(t, nil) }, asked, 0},
+		"full":    {WhoamiFull, func() *Server { return newServer(t, nil) }, asked, explanationsPerSecond},
+		"dropped": {WhoamiFull, func() *Server { return limited(t, 0, from) }, 0, 0},
+		"slipped": {WhoamiFull, func() *Server { return limited(t, 1, from) }, asked, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, snapshot, world := c.server(), testSnapshot(), new(consulted)
+			charts, err := router.Chart(t.Context(), snapshot, router.Sources{Places: world}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.base.whoami = c.whoami
+			s.Update(snapshot, router.New(snapshot, charts), nil)
+			now := limitEpoch
+			s.responder.now = func() time.Time { return now }
+			sent := 0
+			ask := func() {
+				m := question("whoami.contoso.geo.example.net.", mdns.TypeTXT)
+				a := answerOf(t, s, ecs(m, fmt.Sprintf("80.1.%d.0/24", sent%256)), from)
+				if a == nil {
+					return
+				}
+				sent++
+				if txt := a.Answer; len(txt) > 0 && !slices.Contains(txt[0].(*mdns.TXT).Txt, "region=westeurope") || len(txt) == 0 && !a.Truncated {
+					t.Fatalf("got %v", a)
+				}
+			}
+			for range asked {
+				ask()
+			}
+			if sent != c.sent || world.times.Load() != c.places {
+				t.Errorf("%d answers with %d places, want %d with %d", sent, world.times.Load(), c.sent, c.places)
+			}
+			if now = now.Add(time.Second); c.places > 0 {
+				if ask(); world.times.Load() != c.places+1 {
+					t.Errorf("a second later %d places were looked up, want one more", world.times.Load())
+				}
+			}
+		})
+	}
+}
+
 // A change of conditions is in the next answer, and the serial stands still.
 func TestUpdate(t *testing.T) {
 	t.Parallel()
@@ -833,6 +901,17 @@ func TestRespondDoesNotAllocate(t *testing.T) {
 		}
 		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
 			t.Errorf("FORMERR: %v allocations", n)
+		}
+	}
+	// What whoami tells is put together only if it is sent.
+	raw, err := question("whoami.contoso.geo.example.net.", mdns.TypeTXT).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, l := range map[string]*Server{"slipped": slipped, "dropped": dropped} {
+		w, out := l.responder.worker(udp, 0), make([]byte, 0, ednsSize)
+		if n := testing.AllocsPerRun(1000, func() { w.respond(out, raw, from) }); n != 0 {
+			t.Errorf("whoami, %s: %v allocations", name, n)
 		}
 	}
 }

@@ -91,6 +91,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{options: o, log: o.Logger, base: b, static: static, troubles: rate.Sometimes{First: 3, Interval: time.Second}, responder: responder{
 		identity: who, limiter: newLimiter(o.RateLimit, time.Now()), sampler: recorder, metrics: m, now: time.Now,
+		explanations: rate.NewLimiter(explanationsPerSecond, explanationsPerSecond),
 	}}
 	s.responder.secrets.Store(keys)
 	return s, nil

@@ -161,6 +161,9 @@ func (r *Router) At(i int) *Registry { return &r.registries[i] }
 // Topology returns the registry as it was compiled: Decision.Replica is an index into its Replicas.
 func (r *Registry) Topology() *topology.Registry { return r.topology }
 
+// Databases is the digest of all that clients are looked up in: servers with another may decide otherwise. Empty if there is none.
+func (r *Registry) Databases() string { return r.digest }
+
 // Outcome says how a decision came to its replica.
 type Outcome uint8
 
