@@ -208,9 +208,6 @@ func (t *Table[V]) Ranges() iter.Seq2[netip.Addr, V] {
 	}
 }
 
-// Len counts the ranges of both families.
-func (t *Table[V]) Len() int { return len(t.low4) + len(t.low6) }
-
 // Lookup returns the value of a and the length of the largest aligned prefix around a whose addresses all have it.
 // An invalid address has the zero value. It does not allocate.
 func (t *Table[V]) Lookup(a netip.Addr) (value V, prefixLen int) {

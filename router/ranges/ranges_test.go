@@ -48,7 +48,7 @@ func TestLookupWhole(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Equal(back.low4, table.low4) || !slices.Equal(back.low6, table.low6) || back.Len() != table.Len() {
+			if !slices.Equal(back.low4, table.low4) || !slices.Equal(back.low6, table.low6) {
 				t.Fatalf("%v: read back %v, want %v", entries, back, table)
 			}
 			compiled := table.compile(0)
@@ -197,7 +197,7 @@ func TestCompiled(t *testing.T) {
 	if compiled.blocks == nil || compiled.index6 == nil {
 		t.Fatalf("%d ranges of IPv4 or %d of IPv6 are few", len(table.low4), len(table.low6))
 	}
-	if back := compiled.Table(); !slices.Equal(back.low4, table.low4) || !slices.Equal(back.value4, table.value4) || back.Len() != table.Len() {
+	if back := compiled.Table(); !slices.Equal(back.low4, table.low4) || !slices.Equal(back.value4, table.value4) || !slices.Equal(back.low6, table.low6) {
 		t.Error("made a table again, it is another one")
 	}
 	check := func(a netip.Addr) {
@@ -260,9 +260,10 @@ func TestPrefetch(t *testing.T) { // not parallel: it counts allocations
 		if n := testing.AllocsPerRun(10, func() { Prefetch(places) }); n != 0 {
 			t.Errorf("it allocates %v times", n)
 		}
+		plain := c.Table()
 		for _, p := range places {
 			value, bits := c.Lookup(p.Addr)
-			if v, n := table.Lookup(p.Addr); c.Table().Len() > 0 && (v != value || n != bits) {
+			if v, n := plain.Lookup(p.Addr); v != value || n != bits {
 				t.Errorf("%v: %d /%d, and %d /%d before", p.Addr, value, bits, v, n)
 			}
 		}
