@@ -665,6 +665,23 @@ func TestWhoami(t *testing.T) {
 	}
 }
 
+// The TTL that whoami tells is that of the answer to A.
+func TestWhoamiTTL(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, nil)
+	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	for _, registry := range []string{"adatum", "contoso", "empty", "fabrikam", "tailwind"} {
+		for _, subnet := range []string{"8.8.8.0/24", "80.1.2.0/24"} {
+			a := answerOf(t, s, ecs(question(registry+".geo.example.net.", mdns.TypeA), subnet), from)
+			want := fmt.Sprintf("ttl=%d", append(a.Answer, a.Ns...)[0].Header().Ttl)
+			told := answerOf(t, s, ecs(question("whoami."+registry+".geo.example.net.", mdns.TypeTXT), subnet), from).Answer[0].(*mdns.TXT).Txt
+			if !slices.Contains(told, want) {
+				t.Errorf("%s for %s: %q, want %s", registry, subnet, told, want)
+			}
+		}
+	}
+}
+
 // consulted is the test's world, which counts how often it is looked into for a place.
 type consulted struct {
 	places

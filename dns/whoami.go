@@ -27,7 +27,12 @@ func (w *worker) describe(z *zone, d *dynamic, from netip.AddrPort) *rrset {
 	if decision.Replica >= 0 {
 		region = d.registry.Topology().Replicas[decision.Replica].Region
 	}
-	if decision.Settled {
+	switch {
+	case decision.Replica < 0 && decision.Outcome != router.AllDownCNAME: // a negative answer
+		if d.varies[variesA] || d.varies[variesAAAA] {
+			ttl = 0
+		}
+	case decision.Settled:
 		ttl = z.max
 	}
 	records := []mdns.RR{text(
