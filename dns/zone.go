@@ -43,7 +43,7 @@ type node struct {
 	whoami   *dynamic
 }
 
-// packed is a run of records. The owner of each is a pointer to the question's name, where zonePointers do not say otherwise.
+// packed is a run of records. The owner of each is a pointer to the question's name, where zoneOwner does not say otherwise.
 type packed struct {
 	count uint16
 	body  []byte
