@@ -23,6 +23,9 @@ import (
 	mdns "github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/time/rate"
 
 	"portolan/router"
 	"portolan/test/bed"
@@ -300,6 +303,42 @@ func testTCPLimit(t *testing.T, at netip.AddrPort) {
 		if time.Now().After(deadline) {
 			t.Fatal("no connection was taken after one had ended")
 		}
+	}
+}
+
+// rounds is a context that ends when it was looked at for the n-th time.
+type rounds struct {
+	context.Context
+	end  func()
+	left int
+}
+
+func (r *rounds) Done() <-chan struct{} {
+	if r.left--; r.left == 0 {
+		r.end()
+	}
+	return r.Context.Done()
+}
+
+// What cannot be accepted, usually for want of descriptors, does not fill the log.
+func TestTCPAcceptFails(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.WarnLevel)
+	s := newServer(t, func(o *Options) { o.Logger = zap.New(core) })
+	s.troubles = rate.Sometimes{First: 1}
+	logs.TakeAll() // of what the zone cannot serve
+	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.SetDeadline(time.Unix(1, 0)); err != nil { // it fails at once, every time
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	newTCPServer(s).accept(&rounds{ctx, cancel, 3}, l)
+	if n := logs.Len(); n != 1 {
+		t.Errorf("%d entries in the log, want 1", n)
 	}
 }
 

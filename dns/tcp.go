@@ -42,7 +42,7 @@ func (t *tcpServer) accept(ctx context.Context, l *net.TCPListener) {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			t.log.Warn("accepting a TCP connection", zap.Error(err))
+			t.troubles.Do(func() { t.log.Warn("accepting a TCP connection", zap.Error(err)) })
 			select {
 			case <-time.After(100 * time.Millisecond): // usually too many open files: the next ones need time to close
 			case <-ctx.Done():
