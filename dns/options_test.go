@@ -100,6 +100,7 @@ func TestStaticErrors(t *testing.T) {
 		{"class CH", "a CH TXT x\n", "zone.db:1: a.geo.example.net.: class CH"},
 		{"CNAME after others", "a A 192.0.2.1\na CNAME b\n", "zone.db:2: a.geo.example.net.: a CNAME stands alone"},
 		{"others after CNAME", "a CNAME b\n\nA TXT x\n", "zone.db:3: a.geo.example.net.: a CNAME stands alone"},
+		{"others after CNAME, escaped", "aa CNAME b\n\\097\\A TXT x\n", "zone.db:2: aa.geo.example.net.: a CNAME stands alone"},
 		{"two CNAMEs", "a CNAME b\na CNAME c\n", "zone.db:2:"},
 		{"CNAME at the apex", "@ CNAME b\n", "zone.db:1: the zone's own name"},
 		{"a name server", "ns1 A 192.0.2.1\n", "zone.db:1: ns1.geo.example.net. is a name server"},
@@ -113,6 +114,20 @@ func TestStaticErrors(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.error)
 			}
 		})
+	}
+}
+
+// However a name is written, with capital letters or escapes (RFC 1035, section 5.1), it is found.
+func TestStaticNamesAreCompared(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) {
+		o.StaticFile = writeFile(t, "\\065bc A 192.0.2.1\nABC A 192.0.2.2\n\\a\\098\\C A 192.0.2.3\nwith\\.dot A 192.0.2.4\nwith\\046dot A 192.0.2.5\n")
+	})
+	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	for name, want := range map[string]int{"abc": 3, "aBC": 3, `with\.DOT`: 2, "with.dot": 0} {
+		if a := answerOf(t, s, question(name+".geo.example.net.", mdns.TypeA), from); len(a.Answer) != want {
+			t.Errorf("%s: got %v, want %d records", name, a, want)
+		}
 	}
 }
 

@@ -73,7 +73,11 @@ func parseStatic(r io.Reader, path string, b *base) ([]mdns.RR, error) {
 			return fmt.Errorf("%s:%d: %s", path, counted.line, fmt.Sprintf(format, arguments...))
 		}
 		h := rr.Header()
-		h.Name = mdns.CanonicalName(h.Name)
+		name, err := canonicalName(h.Name)
+		if err != nil {
+			return nil, refuse("%v", err)
+		}
+		h.Name = name
 		if h.Class != mdns.ClassINET {
 			return nil, refuse("%s: class %s: want IN", h.Name, mdns.ClassToString[h.Class])
 		}
@@ -115,4 +119,23 @@ func parseStatic(r io.Reader, path string, b *base) ([]mdns.RR, error) {
 		return nil, err
 	}
 	return records, nil
+}
+
+// canonicalName is the one way to write name, as the library writes names that it reads from a message, in lower case: text has more,
+// since any character may be escaped (RFC 1035, section 5.1), capital letters too.
+func canonicalName(name string) (string, error) {
+	wire, err := packName(name)
+	if err != nil {
+		return "", err
+	}
+	for i, c := range wire { // the lengths of labels, at most 63, lie below the letters
+		if c-'A' < 26 {
+			wire[i] += 'a' - 'A'
+		}
+	}
+	canonical, _, err := mdns.UnpackDomainName(wire, 0)
+	if err != nil {
+		return "", fmt.Errorf("the name %q: %w", name, err)
+	}
+	return canonical, nil
 }
