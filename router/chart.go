@@ -208,7 +208,7 @@ func newDraft(t *topology.Registry, sources Sources) *draft {
 			n := uint32(len(d.rules))
 			switch m := rl.Match; {
 			case m.Prefix.IsValid():
-				p := operatorPrefix(m.Prefix)
+				p := LookupPrefix(m.Prefix)
 				prefixes[p] = set(prefixes[p], n)
 			case m.ASN != 0:
 				d.asns[m.ASN] = set(d.asns[m.ASN], n)
@@ -240,7 +240,7 @@ func (d *draft) file(p *Prefixes, prefixes map[netip.Prefix]choice) {
 		}
 	}
 	for prefix, list := range p.of {
-		if prefix = operatorPrefix(prefix); numbers[list] != 0 && prefixes[prefix].order == 0 {
+		if numbers[list] != 0 && prefixes[prefix].order == 0 {
 			prefixes[prefix] = choice{order: numbers[list], fence: prefixes[prefix].fence}
 		}
 	}
@@ -258,10 +258,10 @@ func (d *draft) listed(rl topology.Rule) []uint16 {
 	return place
 }
 
-// operatorPrefix is p as clients are looked up: a part of the IPv4-mapped, NAT64 or 6to4 addresses is a prefix of IPv4. All
+// LookupPrefix is the valid prefix p as clients are looked up, without bits beyond its length: a part of the IPv4-mapped, NAT64 or 6to4 addresses is a prefix of IPv4. All
 // of them together are not all of IPv4: a rule for 2002::/16 is meant for the few who use 6to4, and must not take in the
 // rest of the world. As nobody is looked up there, it holds for nobody.
-func operatorPrefix(p netip.Prefix) netip.Prefix {
+func LookupPrefix(p netip.Prefix) netip.Prefix {
 	p = p.Masked()
 	if inner, offset := unembed(p.Addr()); offset > 0 && p.Bits() > offset {
 		return netip.PrefixFrom(inner, min(p.Bits()-offset, 32)).Masked()

@@ -87,7 +87,7 @@ func newTrial(random *rand.Rand) *trial {
 		if random.IntN(3) == 0 {
 			p, _ = p.Addr().Prefix(min(p.Bits()+random.IntN(6), p.Addr().BitLen()))
 		}
-		return operatorPrefix(p)
+		return LookupPrefix(p)
 	}
 
 	w.places = &atlas{places: make([]Place, 1)}
@@ -566,6 +566,33 @@ func TestConstructionOrder(t *testing.T) {
 			if region(r, a) != region(s, b) || a.Outcome != b.Outcome || a.Scope != b.Scope || a.Settled != b.Settled {
 				t.Errorf("%v gets %q %+v and %q %+v\n%v", c, region(r, a), a, region(s, b), b, w)
 				return
+			}
+		}
+	})
+}
+
+// TestEqualPrefixesDecideAlike: in which order a map yields the prefixes of a file does not matter, also where several come to the same
+// as clients are looked up.
+func TestEqualPrefixesDecideAlike(t *testing.T) {
+	t.Parallel()
+	trials(t, 200, func(t *testing.T, w *trial, random *rand.Rand) {
+		names := []string{"a", "b", "c", "d", "e", "f"}
+		for _, p := range w.subnets[:min(len(w.subnets), 8)] {
+			if p.Addr().Is4() {
+				w.prefixes[p] = names[:1]
+				w.prefixes[netip.PrefixFrom(netip.AddrFrom16(p.Addr().As16()), 96+p.Bits())] = names[1+random.IntN(5):]
+			}
+		}
+		first := w.router()
+		for range 4 {
+			w.prefixes = maps.Clone(w.prefixes)
+			other := w.router()
+			for _, subnet := range w.subnets[:min(len(w.subnets), 64)] {
+				c := Client{w.resolver, subnet}
+				if a, b := first.Decide(c), other.Decide(c); a != b {
+					t.Errorf("%v gets %+v and %+v\n%v", c, a, b, w)
+					return
+				}
 			}
 		}
 	})

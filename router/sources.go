@@ -22,21 +22,27 @@ type Sources struct {
 // Prefixes are an operator's orders for many prefixes: what is too much for the topology, as a table made out of BGP.
 type Prefixes struct {
 	lists [][]string
-	of    map[netip.Prefix]int // index into lists
+	of    map[netip.Prefix]int // by LookupPrefix: index into lists
 }
 
-// NewPrefixes returns the orders of lists of regions by prefix. Prefixes are taken without the bits beyond their length.
+// NewPrefixes returns the orders of lists of regions by prefix, each as LookupPrefix has it. Of several that come to the same, the
+// first counts, as netip.Prefix.Compare sorts them: servers with equal orders decide alike.
 func NewPrefixes(orders map[netip.Prefix][]string) *Prefixes {
 	p := &Prefixes{of: make(map[netip.Prefix]int, len(orders))}
 	known := make(map[string]int)
-	for prefix, regions := range orders {
+	for _, given := range slices.SortedFunc(maps.Keys(orders), netip.Prefix.Compare) {
+		prefix := LookupPrefix(given)
+		if _, twice := p.of[prefix]; twice {
+			continue
+		}
+		regions := orders[given]
 		key := strings.Join(regions, ",")
 		n, ok := known[key]
 		if !ok {
 			n = len(p.lists)
 			known[key], p.lists = n, append(p.lists, slices.Clone(regions))
 		}
-		p.of[prefix.Masked()] = n
+		p.of[prefix] = n
 	}
 	return p
 }

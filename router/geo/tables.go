@@ -43,7 +43,11 @@ func ReadPrefixes(path string) (*router.Prefixes, Info, error) {
 		if prefix != prefix.Masked() {
 			return fmt.Errorf("%v has bits beyond its length: %v?", prefix, prefix.Masked())
 		}
-		if _, twice := orders[prefix]; twice {
+		given := prefix
+		prefix = router.LookupPrefix(given)
+		if _, twice := orders[prefix]; twice && prefix != given {
+			return fmt.Errorf("%v holds the clients of %v, which has a line already", given, prefix)
+		} else if twice {
 			return fmt.Errorf("%v has a line already", prefix)
 		}
 		regions, ok := known[fields[1]]

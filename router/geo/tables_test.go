@@ -130,6 +130,9 @@ func TestTablesWithFaults(t *testing.T) {
 		{prefixes, "203.0.113.0/24 west_us", []string{":1: region"}},
 		{prefixes, "203.0.113.0/24 westus,westus", []string{"twice"}},
 		{prefixes, "203.0.113.0/24 westus\n203.0.113.0/24 eastus", []string{":2: 203.0.113.0/24 has a line already"}},
+		{prefixes, "203.0.114.0/24 westus\n::ffff:203.0.114.0/120 eastus\n2002:cb00:7200::/40 eastus", []string{
+			":2: ::ffff:203.0.114.0/120 holds the clients of 203.0.114.0/24, which has a line already", ":3: 2002:cb00:7200::/40 holds"}},
+		{prefixes, "64:ff9b::203.0.114.0/120 westus\n203.0.114.0/24 eastus", []string{":2: 203.0.114.0/24 has a line already"}},
 		{latencies, "country/DE westus", []string{":1: want a country or a continent, a region and milliseconds"}},
 		{latencies, "country/ZZ westus 1\ncontinent/DE westus 1\nDE westus 1", []string{":1: \"ZZ\" is no country", ":2: \"DE\" is no continent", ":3: \"DE\": want country/DE"}},
 		{latencies, "country/DE westus 0\ncountry/DE westus 1.5\ncountry/DE westus 10001", []string{":1: \"0\": want whole milliseconds", ":2:", ":3:"}},
