@@ -70,7 +70,10 @@ func TestChallenges(t *testing.T) {
 			t.Errorf("%s A: %v", name, m)
 		}
 	}
-	problem := topology.Problem{Key: "dns.static", Value: "_acme-challenge.alias.geo.example.net. TXT", Reason: "a CNAME stands alone at that name", Effect: "the static records of this name and type are not served"}
+	problem := topology.Problem{
+		Key: "state/topology/acme/alias.geo.example.net/in vain", Value: "_acme-challenge.alias.geo.example.net.",
+		Reason: "a static CNAME stands alone at that name", Effect: "the challenge is not answered",
+	}
 	if !slices.Contains(s.Problems(), problem) {
 		t.Errorf("problems: %+v", s.Problems())
 	}

@@ -180,9 +180,6 @@ func FuzzStatic(f *testing.F) {
 		if err != nil {
 			return
 		}
-		z := &zone{wire: b.wire, labels: b.labels, nodes: make(map[string]*node)}
-		z.node(b.origin, b)
-		z.addStatic(records, b)
-		z.link()
+		newStatic(records, b)
 	})
 }

@@ -16,6 +16,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"portolan/router"
+	"portolan/topology"
 )
 
 func writeFile(t testing.TB, text string) string {
@@ -849,6 +850,81 @@ func answerOf(t testing.TB, s *Server, m *mdns.Msg, from netip.AddrPort) *mdns.M
 		t.Fatal(err)
 	}
 	return a
+}
+
+// A verdict that changes packs no static record again.
+func TestUpdateLeavesStaticAlone(t *testing.T) { // not parallel: it counts allocations
+	var static strings.Builder
+	for i := range 2000 {
+		fmt.Fprintf(&static, "host%d.sub%d TXT x%d\n", i, i%7, i)
+	}
+	snapshot, conditions := testSnapshot(), testConditions()
+	compiled := routerOf(snapshot).With(conditions)
+	update := func(text string) float64 {
+		s := newServer(t, func(o *Options) { o.StaticFile = writeFile(t, text) })
+		return testing.AllocsPerRun(10, func() { s.Update(snapshot, compiled, conditions) })
+	}
+	if none, many := update(""), update(static.String()); many > none+100 {
+		t.Errorf("an update makes %v allocations beside 2000 static records, %v beside none", many, none)
+	}
+}
+
+// Static records at the names that registries have, around them and below them.
+func TestStaticAmongRegistries(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) {
+		o.StaticFile = writeFile(t, `
+* TXT apex
+*.contoso TXT below
+westus.contoso TXT region
+westus.contoso A 203.0.113.1
+westus.fabrikam TXT hostname
+a.b.whoami.contoso TXT deep
+_acme-challenge.contoso TXT static
+`)
+	})
+	snapshot := testSnapshot()
+	snapshot.Challenges = []topology.Challenge{{Name: "other.contoso.geo.example.net", Token: "challenge"}, {Name: "contoso.geo.example.net", Token: "static"}}
+	s.Update(snapshot, routerOf(snapshot), nil)
+	from := netip.MustParseAddrPort("192.0.2.200:4444")
+	for name, want := range map[string]string{
+		"nothing":                       "apex",
+		"x.y.nothing":                   "apex",
+		"x.contoso":                     "below",
+		"x.tailwind":                    "NXDOMAIN", // there is tailwind, and no wildcard in it
+		"westus.contoso":                "region",
+		"x.westus.contoso":              "NXDOMAIN",
+		"westus.fabrikam":               "CNAME",
+		"b.whoami.contoso":              "NODATA",
+		"a.b.whoami.contoso":            "deep",
+		"x.whoami.contoso":              "NXDOMAIN",
+		"other.contoso":                 "NODATA", // the challenge below makes it exist
+		"_acme-challenge.other.contoso": "challenge",
+		"_acme-challenge.contoso":       "static", // once
+	} {
+		a := answerOf(t, s, question(name+".geo.example.net.", mdns.TypeTXT), from)
+		got := "NODATA"
+		switch {
+		case a.Rcode == mdns.RcodeNameError:
+			got = "NXDOMAIN"
+		case len(a.Answer) > 1:
+			got = brief(a.Answer)
+		case len(a.Answer) == 1 && a.Answer[0].Header().Rrtype == mdns.TypeCNAME:
+			got = "CNAME"
+		case len(a.Answer) == 1:
+			got = a.Answer[0].(*mdns.TXT).Txt[0]
+		}
+		if got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
+	}
+	var problems []string
+	for _, p := range s.Problems() {
+		problems = append(problems, p.Key+": "+p.Value)
+	}
+	if want := []string{"registries/ns1: ns1", "dns.static: westus.contoso.geo.example.net. A", "dns.static: westus.fabrikam.geo.example.net. TXT"}; !slices.Equal(problems, want) {
+		t.Errorf("problems %q, want %q", problems, want)
+	}
 }
 
 func TestRespondDoesNotAllocate(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	mdns "github.com/miekg/dns"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
@@ -32,7 +31,7 @@ type Server struct {
 
 	mu         sync.Mutex // guards the sockets and what zones are compiled from
 	sockets    []socket
-	static     []mdns.RR
+	static     *static
 	snapshot   *topology.Snapshot
 	router     *router.Router
 	conditions router.Conditions

@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	mdns "github.com/miekg/dns"
+
+	"portolan/topology"
 )
 
 // staticTypes are what a static zone file may hold. Delegations (NS, DS; RFC 1034, section 4.2.1) would make this server
@@ -18,11 +20,53 @@ var staticTypes = []uint16{mdns.TypeA, mdns.TypeAAAA, mdns.TypeCNAME, mdns.TypeT
 // maxStaticFile bounds the file: the records live in memory, packed, and this is a front door and not a hosting service.
 const maxStaticFile = 64 << 20
 
-// readStatic reads the file of static records. Every record must lie in the zone and be of staticTypes; an error names its
-// line.
-func readStatic(path string, b *base) ([]mdns.RR, error) {
+// static are the static records in the form that they are answered in. It is immutable: all zones share it, since records by the hundred
+// thousand are not to be packed again at every verdict on a replica.
+type static struct {
+	names
+	texts    map[string][]mdns.RR // the TXT records by name, for what challenges have to stand beside
+	problems []topology.Problem   // what of the records cannot be served, whatever else is
+}
+
+// newStatic packs records, as parseStatic gives them.
+func newStatic(records []mdns.RR, b *base) *static {
+	type key struct {
+		name   string
+		rrtype uint16
+	}
+	s := &static{names: names{nodes: make(map[string]*node)}, texts: make(map[string][]mdns.RR)}
+	sets := make(map[key][]mdns.RR)
+	for _, rr := range records {
+		k := key{rr.Header().Name, rr.Header().Rrtype}
+		sets[k] = append(sets[k], rr)
+	}
+	for k, same := range sets {
+		set, fits := packSet(k.rrtype, same)
+		if !fits {
+			s.problems = append(s.problems, staticProblem(k.name, k.rrtype, "the records do not fit in one message"))
+			set = rrset{}
+		} else if k.rrtype == mdns.TypeTXT {
+			s.texts[k.name] = same
+		}
+		s.node(k.name, b).add(set) // a name whose records are not served exists all the same
+	}
+	s.link()
+	return s
+}
+
+// staticProblem tells why the static records of a name and type are left out.
+func staticProblem(name string, rrtype uint16, reason string) topology.Problem {
+	return topology.Problem{
+		Key: "dns.static", Value: fmt.Sprintf("%s %s", name, mdns.Type(rrtype)),
+		Reason: reason, Effect: "the static records of this name and type are not served",
+	}
+}
+
+// readStatic reads the file of static records; there is none if path is empty. Every record must lie in the zone and be of
+// staticTypes; an error names its line.
+func readStatic(path string, b *base) (*static, error) {
 	if path == "" {
-		return nil, nil
+		return newStatic(nil, b), nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -33,7 +77,7 @@ func readStatic(path string, b *base) ([]mdns.RR, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading static records: %w", err)
 	}
-	return records, nil
+	return newStatic(records, b), nil
 }
 
 // lines counts the lines that the zone parser has consumed: it reads byte by byte and no further than a record's end, but

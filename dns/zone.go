@@ -20,9 +20,9 @@ import (
 type zone struct {
 	wire   []byte // the zone's name, lower case
 	labels int
-	// nodes are all names that exist, empty non-terminals included, by their lower-case wire form without the zone's name.
-	nodes map[string]*node
-	depth int // the most labels of any key
+	// names are those that do not come from the static records alone: what all of them have, these included.
+	names
+	static *static
 	// soa is the authority section of negative answers, passing that of those which other clients do not get: many caches keep
 	// negative answers for all of their clients, whatever the scope (RFC 7871, section 7.4), so these are not to be kept at all.
 	soa, passing packed
@@ -33,6 +33,12 @@ type zone struct {
 	topology     string // its digest, for whoami to tell
 	max          uint32 // for whoami to tell
 	min          uint32
+}
+
+// names are names that exist, empty non-terminals included.
+type names struct {
+	nodes map[string]*node // by base.relative
+	depth int              // the most labels of any key
 }
 
 // node is a name.
@@ -103,8 +109,11 @@ type served struct {
 }
 
 // compile packs the zone of s. It names what of s or of static cannot be served, and leaves that out.
-func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router.Conditions, static []mdns.RR, m *metrics) (*zone, []topology.Problem) {
-	z := &zone{wire: b.wire, labels: b.labels, nodes: make(map[string]*node), whoami: b.whoami, topology: s.Digest, min: b.min, max: b.max, serial: serial(s.Changed)}
+func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router.Conditions, static *static, m *metrics) (*zone, []topology.Problem) {
+	z := &zone{
+		wire: b.wire, labels: b.labels, names: names{nodes: make(map[string]*node)}, static: static,
+		whoami: b.whoami, topology: s.Digest, min: b.min, max: b.max, serial: serial(s.Changed),
+	}
 	var problems []topology.Problem
 
 	soa := &mdns.SOA{
@@ -188,8 +197,10 @@ func (b *base) compile(s *topology.Snapshot, r *router.Router, conditions router
 			}
 		}
 	}
-	problems = append(problems, z.addStatic(slices.Concat(static, b.challenges(s.Challenges)), b)...)
+	problems = append(problems, z.addChallenges(s.Challenges, b)...)
+	problems = append(problems, z.addStatic(b)...)
 	z.link()
+	z.depth = max(z.depth, static.depth)
 	return z, problems
 }
 
@@ -238,85 +249,109 @@ func split(addresses, down []netip.Addr) (v4, v6 []netip.Addr) {
 	return v4, v6
 }
 
-// challenges are the TXT records of those that lie in the zone. They are kept no longer than what is about to change.
-func (b *base) challenges(all []topology.Challenge) []mdns.RR {
-	var records []mdns.RR
+// addChallenges adds the TXT records of those that lie in the zone, together with the static ones of the same name. They are kept no
+// longer than what is about to change.
+func (z *zone) addChallenges(all []topology.Challenge, b *base) []topology.Problem {
+	var problems []topology.Problem
+	byName := make(map[string][]topology.Challenge)
 	for _, c := range all {
 		if name := mdns.Fqdn(c.Name); mdns.IsSubDomain(b.origin, name) {
-			records = append(records, &mdns.TXT{Hdr: header("_acme-challenge."+name, mdns.TypeTXT, b.min), Txt: []string{c.Token}})
+			byName["_acme-challenge."+name] = append(byName["_acme-challenge."+name], c)
 		}
 	}
-	return records
-}
-
-// addStatic adds the static records and challenges, but none that would contradict what a registry answers at the same name.
-func (z *zone) addStatic(static []mdns.RR, b *base) []topology.Problem {
-	var problems []topology.Problem
-	type key struct {
-		name   string
-		rrtype uint16
-	}
-	sets := make(map[key][]mdns.RR)
-	var order []key
-	for _, rr := range static {
-		h := rr.Header()
-		k := key{h.Name, h.Rrtype}
-		if slices.ContainsFunc(sets[k], func(o mdns.RR) bool { return mdns.IsDuplicate(o, rr) }) {
+	for name, challenges := range byName {
+		relative, err := b.relative(name)
+		if err != nil {
+			continue // it was checked
+		}
+		records := slices.Clone(z.static.texts[name])
+		for _, c := range challenges {
+			records = append(records, &mdns.TXT{Hdr: header(name, mdns.TypeTXT, b.min), Txt: []string{c.Token}})
+		}
+		set, fits := packSet(mdns.TypeTXT, records)
+		reason := ""
+		switch s := z.static.nodes[relative]; {
+		case s != nil && s.has(mdns.TypeCNAME):
+			reason = "a static CNAME stands alone at that name"
+		case !fits:
+			reason = "with the static TXT records of the name it does not fit in one message"
+		default:
+			z.node(name, b).add(set)
 			continue
 		}
-		if sets[k] == nil {
-			order = append(order, k)
+		for _, c := range challenges {
+			problems = append(problems, topology.Problem{Key: c.Key(), Value: name, Reason: reason, Effect: "the challenge is not answered"})
 		}
-		sets[k] = append(sets[k], rr)
 	}
-	for _, k := range order {
-		n := z.node(k.name, b)
-		taken := n.dynamic != nil && (k.rrtype == mdns.TypeA || k.rrtype == mdns.TypeAAAA || k.rrtype == mdns.TypeCNAME || n.dynamic.hostnames()) || n.whoami != nil ||
-			slices.ContainsFunc(n.sets, func(s rrset) bool {
-				return s.rrtype == k.rrtype || s.rrtype == mdns.TypeCNAME || k.rrtype == mdns.TypeCNAME
-			})
-		if taken {
-			reason := "a registry answers at that name"
-			if n.dynamic == nil && n.whoami == nil && n.set(mdns.TypeTXT) != nil {
-				reason = "a CNAME stands alone at that name"
-			}
-			problems = append(problems, topology.Problem{
-				Key: "dns.static", Value: fmt.Sprintf("%s %s", k.name, mdns.Type(k.rrtype)),
-				Reason: reason, Effect: "the static records of this name and type are not served",
-			})
-			continue
-		}
-		// The records of a set have one TTL (RFC 2181, section 5.2): the lowest, as resolvers would make of it.
-		ttl := uint32(math.MaxUint32)
-		for _, rr := range sets[k] {
-			ttl = min(ttl, rr.Header().Ttl)
-		}
-		same := make([]mdns.RR, len(sets[k]))
-		for i, rr := range sets[k] {
-			same[i] = mdns.Copy(rr)
-			same[i].Header().Ttl = ttl
-		}
-		set := pack(k.rrtype, same...)
-		if int(set.count) < len(same) {
-			problems = append(problems, topology.Problem{
-				Key: "dns.static", Value: fmt.Sprintf("%s %s", k.name, mdns.Type(k.rrtype)),
-				Reason: "the records do not fit in one message", Effect: "the static records of this name and type are not served",
-			})
-			continue
-		}
-		n.add(set)
-	}
+	slices.SortFunc(problems, func(a, b topology.Problem) int { return cmp.Compare(a.Key, b.Key) })
 	return problems
 }
 
-// node returns the node of name, which lies in the zone, making it and the empty ones above it as needed.
-func (z *zone) node(name string, b *base) *node {
+// addStatic adds the static records of the names that the zone has anyway, but none that would contradict what is answered there, and
+// tells of those and of what the static records had against them by themselves.
+func (z *zone) addStatic(b *base) []topology.Problem {
+	problems := slices.Clone(z.static.problems)
+	for relative, n := range z.nodes {
+		s := z.static.nodes[relative]
+		if s == nil {
+			continue
+		}
+		n.wildcard = s.wildcard
+		for _, set := range s.sets {
+			switch {
+			case set.rrtype == mdns.TypeTXT && n.has(mdns.TypeTXT): // challenges, which were packed with these
+			case n.takes(set.rrtype):
+				problems = append(problems, staticProblem(b.name(relative), set.rrtype, "a registry answers at that name"))
+			default:
+				n.add(set)
+			}
+		}
+	}
+	slices.SortFunc(problems, func(a, b topology.Problem) int { return cmp.Compare(a.Value, b.Value) })
+	return problems
+}
+
+// takes is whether n answers by itself what static records of rrtype would.
+func (n *node) takes(rrtype uint16) bool {
+	switch {
+	case n.whoami != nil:
+		return true
+	case n.dynamic != nil && (rrtype == mdns.TypeA || rrtype == mdns.TypeAAAA || rrtype == mdns.TypeCNAME || n.dynamic.hostnames()):
+		return true
+	}
+	return n.has(rrtype) || n.has(mdns.TypeCNAME) || rrtype == mdns.TypeCNAME && len(n.sets) > 0
+}
+
+// has is whether n has a set of rrtype.
+func (n *node) has(rrtype uint16) bool {
+	return slices.ContainsFunc(n.sets, func(s rrset) bool { return s.rrtype == rrtype })
+}
+
+// relative is the key of a name that lies in the zone: its lower-case wire form without the zone's name.
+func (b *base) relative(name string) (string, error) {
 	wire, err := packName(name)
+	if err != nil {
+		return "", err
+	}
+	return string(wire[:len(wire)-len(b.wire)]), nil
+}
+
+// name is the name of a key that relative gave.
+func (b *base) name(relative string) string {
+	name, _, err := mdns.UnpackDomainName(append([]byte(relative), b.wire...), 0)
+	if err != nil {
+		return relative // it was packed from a name
+	}
+	return name
+}
+
+// node returns the node of name, which lies in the zone, making it and the empty ones above it as needed.
+func (z *names) node(name string, b *base) *node {
+	relative, err := b.relative(name)
 	if err != nil {
 		// Names come from validated snapshots and parsed zone files; one that cannot be packed can be in no query either.
 		return new(node)
 	}
-	relative := string(wire[:len(wire)-len(b.wire)])
 	n := z.nodes[relative]
 	if n == nil {
 		n = new(node)
@@ -341,8 +376,8 @@ func (z *zone) nodeInside(name string, b *base) *node {
 	return z.node(name, b)
 }
 
-// link ties each wildcard to the name it stands below.
-func (z *zone) link() {
+// link ties each wildcard to the name it stands below, and sorts the sets.
+func (z *names) link() {
 	for name, n := range z.nodes {
 		if parent, ok := strings.CutPrefix(name, "\x01*"); ok {
 			z.nodes[parent].wildcard = n
@@ -372,7 +407,11 @@ func (z *zone) find(q *query) (n *node, apex int, inside bool) {
 	// The longest part of the name that exists: itself, or the closest encloser with its wildcard, if any (RFC 4592, section
 	// 3.3.1). Names deeper than any in the zone are entered at the zone's depth: random names stay cheap.
 	for i := max(0, above-z.depth); i <= above; i++ {
-		if found := z.nodes[string(q.name[q.labels[i]:apex])]; found != nil {
+		found := z.nodes[string(q.name[q.labels[i]:apex])]
+		if found == nil {
+			found = z.static.nodes[string(q.name[q.labels[i]:apex])]
+		}
+		if found != nil {
 			if i > 0 {
 				found = found.wildcard
 			}
@@ -430,6 +469,26 @@ func pack(rrtype uint16, records ...mdns.RR) rrset {
 		}
 	}
 	return s
+}
+
+// packSet packs records of one name and type as one set, each once. It reports whether all of them fit in a message. Their TTL is the
+// lowest (RFC 2181, section 5.2), as resolvers would make of it.
+func packSet(rrtype uint16, records []mdns.RR) (set rrset, fits bool) {
+	ttl := uint32(math.MaxUint32)
+	for _, rr := range records {
+		ttl = min(ttl, rr.Header().Ttl)
+	}
+	var once []mdns.RR
+	for _, rr := range records {
+		if slices.ContainsFunc(once, func(o mdns.RR) bool { return mdns.IsDuplicate(o, rr) }) {
+			continue
+		}
+		rr = mdns.Copy(rr)
+		rr.Header().Ttl = ttl
+		once = append(once, rr)
+	}
+	set = pack(rrtype, once...)
+	return set, int(set.count) == len(once)
 }
 
 // packAddresses packs the A or AAAA records of addresses, which are all of that family: as many as fit in a message.

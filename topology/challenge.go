@@ -38,7 +38,8 @@ const (
 	maxSwept = 16
 )
 
-func (c Challenge) key() string { return challengesPrefix + c.Name + "/" + c.Token }
+// Key is where the store keeps c.
+func (c Challenge) Key() string { return challengesPrefix + c.Name + "/" + c.Token }
 
 // check says what is wrong with c at the time now.
 func (c Challenge) check(now time.Time) error {
@@ -74,7 +75,7 @@ func challenges(stored store.Tree) []Challenge {
 			list = append(list, c)
 		}
 	}
-	slices.SortFunc(list, func(a, b Challenge) int { return strings.Compare(a.key(), b.key()) })
+	slices.SortFunc(list, func(a, b Challenge) int { return strings.Compare(a.Key(), b.Key()) })
 	return list
 }
 
@@ -121,8 +122,8 @@ func (e *Editor) SetChallenge(ctx context.Context, c Challenge) error {
 		case len(live) >= maxChallenges:
 			return store.Op{}, failf(ErrRefused, "there are %d challenges already: clear those that are done with", len(live))
 		}
-		old, _ := stored.Get(c.key())
-		return store.PutIf(c.key(), c.Expires.Format(time.RFC3339), old.Revision), nil
+		old, _ := stored.Get(c.Key())
+		return store.PutIf(c.Key(), c.Expires.Format(time.RFC3339), old.Revision), nil
 	})
 }
 
@@ -133,11 +134,11 @@ func (e *Editor) ClearChallenge(ctx context.Context, name, token string) error {
 		return err
 	}
 	return e.challenge(ctx, func(stored store.Tree) (store.Op, error) {
-		old, there := stored.Get(c.key())
+		old, there := stored.Get(c.Key())
 		if !there {
 			return store.Op{}, failf(ErrNotFound, "%s has no such challenge", name)
 		}
-		return store.DeleteIf(c.key(), old.Revision), nil
+		return store.DeleteIf(c.Key(), old.Revision), nil
 	})
 }
 
@@ -159,8 +160,8 @@ func (e *Editor) challenge(ctx context.Context, change func(store.Tree) (store.O
 		now := e.options.Now()
 		ops := []store.Op{op}
 		for _, c := range challenges(stored) {
-			if old, _ := stored.Get(c.key()); !c.Expires.After(now) && c.key() != op.Key && len(ops) <= maxSwept {
-				ops = append(ops, store.DeleteIf(c.key(), old.Revision))
+			if old, _ := stored.Get(c.Key()); !c.Expires.After(now) && c.Key() != op.Key && len(ops) <= maxSwept {
+				ops = append(ops, store.DeleteIf(c.Key(), old.Revision))
 			}
 		}
 		_, err = e.store.Commit(ctx, append(ops, stampOps(stored, storedDigest(stored), now)...)...)
