@@ -70,7 +70,7 @@ type Options struct {
 	// Listen are the addresses for UDP and TCP alike. Port 0 lets the kernel choose.
 	Listen []netip.AddrPort
 	// MaxConnections bounds the TCP connections, 1024 if zero; MaxPerClient those of one IPv4 address or IPv6 /64 (RFC 7766,
-	// section 6.2.2), a quarter of them if zero.
+	// section 6.2.2), a quarter of them if zero. For one beyond them that which has been idle for the longest is closed.
 	MaxConnections, MaxPerClient int
 	// IdleTimeout is how long a TCP connection may stay silent (RFC 7766, section 6.2.3); 10 s if zero. When more than half
 	// of the connections are in use, it is a tenth of that.

@@ -105,6 +105,7 @@ type metrics struct {
 	sendErrors  atomic.Uint64
 	connections atomic.Int64
 	refused     atomic.Uint64
+	evicted     atomic.Uint64
 	serial      atomic.Uint32
 	problems    atomic.Int64
 	sampler     *sampler // nil: no clients are recorded
@@ -146,13 +147,14 @@ var (
 	sendErrorsDesc  = prometheus.NewDesc("portolan_dns_send_errors_total", "UDP answers that the kernel did not take.", nil, nil)
 	connectionsDesc = prometheus.NewDesc("portolan_dns_tcp_connections", "TCP connections that are open.", nil, nil)
 	refusedDesc     = prometheus.NewDesc("portolan_dns_tcp_refused_total", "TCP connections closed at once because of their number.", nil, nil)
+	evictedDesc     = prometheus.NewDesc("portolan_dns_tcp_evicted_total", "Idle TCP connections closed to make room for another.", nil, nil)
 	serialDesc      = prometheus.NewDesc("portolan_dns_zone_serial", "Serial of the zone that is served; 0 before the first.", nil, nil)
 	problemsDesc    = prometheus.NewDesc("portolan_dns_zone_problems", "Names and records that the zone cannot serve.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{queriesDesc, decisionsDesc, truncatedDesc, cookiesDesc, limitedDesc, sampleLostDesc, droppedDesc, sendErrorsDesc, connectionsDesc, refusedDesc, serialDesc, problemsDesc} {
+	for _, d := range []*prometheus.Desc{queriesDesc, decisionsDesc, truncatedDesc, cookiesDesc, limitedDesc, sampleLostDesc, droppedDesc, sendErrorsDesc, connectionsDesc, refusedDesc, evictedDesc, serialDesc, problemsDesc} {
 		to <- d
 	}
 }
@@ -192,6 +194,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	send(sendErrorsDesc, prometheus.CounterValue, float64(m.sendErrors.Load()))
 	send(connectionsDesc, prometheus.GaugeValue, float64(m.connections.Load()))
 	send(refusedDesc, prometheus.CounterValue, float64(m.refused.Load()))
+	send(evictedDesc, prometheus.CounterValue, float64(m.evicted.Load()))
 	send(serialDesc, prometheus.GaugeValue, float64(m.serial.Load()))
 	send(problemsDesc, prometheus.GaugeValue, float64(m.problems.Load()))
 }

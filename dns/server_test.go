@@ -260,6 +260,7 @@ func TestTCPEndsWhatIsNoClient(t *testing.T) {
 	}
 }
 
+// Beyond the limit the connection goes that has been idle for the longest, and none that is in the middle of a query.
 func TestTCPLimit(t *testing.T) {
 	t.Parallel()
 	for name, limit := range map[string]func(*Options){
@@ -268,42 +269,141 @@ func TestTCPLimit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testTCPLimit(t, serve(t, newServer(t, limit)))
+			s := newServer(t, limit)
+			server, at := acceptTCP(t, s)
+			// settled waits until so many connections are open, and so many of them idle.
+			settled := func(open, idle int) {
+				t.Helper()
+				until(t, fmt.Sprintf("%d connections are open and %d idle", open, idle), func() bool {
+					server.mu.Lock()
+					defer server.mu.Unlock()
+					waiting := 0
+					for _, since := range server.open {
+						if !since.IsZero() {
+							waiting++
+						}
+					}
+					return len(server.open) == open && waiting == idle
+				})
+			}
+			query := frame(t, question("www.geo.example.net.", mdns.TypeA))
+			send := func(conn net.Conn, raw []byte) {
+				t.Helper()
+				if _, err := conn.Write(raw); err != nil {
+					t.Fatal(err)
+				}
+			}
+			answered := func(conn net.Conn) {
+				t.Helper()
+				if a, err := readFramed(conn); err != nil || len(a.Answer) != 3 {
+					t.Fatalf("got %v, %v", a, err)
+				}
+			}
+			closed := func(conn net.Conn) {
+				t.Helper()
+				if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Fatalf("the connection is not closed: %v", err)
+				}
+			}
+			first, second := dial(t, at), dial(t, at)
+			for _, conn := range []net.Conn{second, first} { // so that the second is idle for longer
+				send(conn, query)
+				answered(conn)
+				settled(2, 2)
+			}
+			third := dial(t, at)
+			send(third, query)
+			answered(third)
+			closed(second)
+			settled(2, 2)
+			// A whole query and half of another: once the first is answered, the other is under way.
+			for _, conn := range []net.Conn{first, third} {
+				send(conn, append(slices.Clone(query), query[:len(query)/2]...))
+				answered(conn)
+			}
+			settled(2, 0)
+			closed(dial(t, at))
+			for _, conn := range []net.Conn{first, third} {
+				send(conn, query[len(query)/2:])
+				answered(conn)
+			}
+			// A place that is free again is given again.
+			first.Close()
+			settled(1, 1)
+			fourth := dial(t, at)
+			for _, conn := range []net.Conn{fourth, third} {
+				send(conn, query)
+				answered(conn)
+			}
+			if m := s.responder.metrics; m.evicted.Load() != 1 || m.refused.Load() != 1 {
+				t.Errorf("%d evicted, %d refused, want one each", m.evicted.Load(), m.refused.Load())
+			}
 		})
 	}
 }
 
-// testTCPLimit asks a server that takes two connections.
-func testTCPLimit(t *testing.T, at netip.AddrPort) {
+// A client that has too many connections loses one of its own, however long those of others have been idle.
+func TestTCPLimitOfAClientTouchesNoOther(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) { o.MaxConnections, o.MaxPerClient, o.IdleTimeout = 8, 1, time.Hour })
+	server, at := acceptTCP(t, s)
+	from := func(local string) net.Conn {
+		t.Helper()
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(local + ":0"))}
+		conn, err := d.DialContext(t.Context(), "tcp", at.String())
+		if err != nil {
+			t.Skipf("this machine has one loopback address: %v", err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	open := func(n int) func() bool {
+		return func() bool {
+			server.mu.Lock()
+			defer server.mu.Unlock()
+			return len(server.open) == n
+		}
+	}
+	other := from("127.0.0.2")
+	until(t, "it is taken", open(1))
+	old := from("127.0.0.1")
+	until(t, "it is taken", open(2))
+	if _, err := from("127.0.0.1").Write(frame(t, question("www.geo.example.net.", mdns.TypeA))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the client's former connection: %v, want the end", err)
+	}
+	if _, err := other.Write(frame(t, question("www.geo.example.net.", mdns.TypeA))); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := readFramed(other); err != nil || len(a.Answer) != 3 {
+		t.Errorf("the other client's: %v, %v", a, err)
+	}
+}
+
+// acceptTCP serves TCP alone, until the test ends.
+func acceptTCP(t *testing.T, s *Server) (*tcpServer, netip.AddrPort) {
 	t.Helper()
-	var conns []net.Conn
-	for range 2 {
-		conn := dial(t, at)
-		if _, err := conn.Write(frame(t, question("www.geo.example.net.", mdns.TypeA))); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := readFramed(conn); err != nil {
-			t.Fatal(err)
-		}
-		conns = append(conns, conn)
+	l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
 	}
-	third := dial(t, at)
-	if _, err := third.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the third connection: %v, want the end", err)
-	}
-	// A place that is free again is given again.
-	conns[0].Close()
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		conn := dial(t, at)
-		if _, err := conn.Write(frame(t, question("www.geo.example.net.", mdns.TypeA))); err == nil {
-			if _, err := readFramed(conn); err == nil {
-				return
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("no connection was taken after one had ended")
-		}
-	}
+	server, ended := newTCPServer(s), make(chan struct{})
+	go func() {
+		defer close(ended)
+		server.accept(context.Background(), l)
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		server.drain()
+		<-ended
+		server.wait()
+	})
+	return server, l.Addr().(*net.TCPAddr).AddrPort()
 }
 
 // rounds is a context that ends when it was looked at for the n-th time.

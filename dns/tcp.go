@@ -20,15 +20,16 @@ type tcpServer struct {
 	*Server
 	workers atomic.Int64
 
-	mu       sync.Mutex
-	open     map[*net.TCPConn]struct{}
+	mu sync.Mutex
+	// open are the connections, with the time since when each has been waiting for a query; the zero time while one is under way.
+	open     map[*net.TCPConn]time.Time
 	clients  map[netip.Prefix]int // how many of them each client has
 	draining bool
 	serving  sync.WaitGroup
 }
 
 func newTCPServer(s *Server) *tcpServer {
-	return &tcpServer{Server: s, open: make(map[*net.TCPConn]struct{}), clients: make(map[netip.Prefix]int)}
+	return &tcpServer{Server: s, open: make(map[*net.TCPConn]time.Time), clients: make(map[netip.Prefix]int)}
 }
 
 // number spreads workers over the shards of the counters.
@@ -73,51 +74,99 @@ func client(conn *net.TCPConn) netip.Prefix {
 	return network
 }
 
-// admit counts conn in, if there is room.
+// admit counts conn in, if there is room. For want of it the one that has been idle for the longest has to go, of the same client if that
+// has too many, so that nobody can keep others out by a query now and then (RFC 7766, section 6.2.3).
 func (t *tcpServer) admit(conn *net.TCPConn) bool {
 	from := client(conn)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.draining || len(t.open) >= t.options.MaxConnections || t.clients[from] >= t.options.MaxPerClient {
+	if t.draining {
 		return false
 	}
-	t.open[conn] = struct{}{}
+	if t.clients[from] >= t.options.MaxPerClient && !t.evict(func(c *net.TCPConn) bool { return client(c) == from }) {
+		return false
+	}
+	if len(t.open) >= t.options.MaxConnections && !t.evict(func(*net.TCPConn) bool { return true }) {
+		return false
+	}
+	t.open[conn] = time.Now()
 	t.clients[from]++
 	t.serving.Add(1)
 	t.responder.metrics.connections.Store(int64(len(t.open)))
 	return true
 }
 
-func (t *tcpServer) leave(conn *net.TCPConn) {
-	conn.Close()
-	from := client(conn)
-	t.mu.Lock()
+// evict closes the connection that has been idle for the longest, of those that may be. It reports whether there was one. The caller
+// holds mu.
+func (t *tcpServer) evict(may func(*net.TCPConn) bool) bool {
+	var idle *net.TCPConn
+	for conn, since := range t.open {
+		if !since.IsZero() && (idle == nil || since.Before(t.open[idle])) && may(conn) {
+			idle = conn
+		}
+	}
+	if idle == nil {
+		return false
+	}
+	idle.Close()
+	t.forget(idle)
+	t.responder.metrics.evicted.Add(1)
+	return true
+}
+
+// forget counts conn out, unless that was done. The caller holds mu.
+func (t *tcpServer) forget(conn *net.TCPConn) {
+	if _, open := t.open[conn]; !open {
+		return
+	}
 	delete(t.open, conn)
+	from := client(conn)
 	if t.clients[from]--; t.clients[from] == 0 {
 		delete(t.clients, from)
 	}
 	t.responder.metrics.connections.Store(int64(len(t.open)))
+}
+
+func (t *tcpServer) leave(conn *net.TCPConn) {
+	conn.Close()
+	t.mu.Lock()
+	t.forget(conn)
 	t.mu.Unlock()
 	t.serving.Done()
 }
 
-// patience is how long the next query may take to come: less when connections get scarce, so that idle ones cannot keep
-// others out (RFC 7766, section 6.2.3).
+// patience is how long the next query may take to come, and an answer to be taken: less when connections get scarce (RFC 7766, section 6.2.3). The caller holds mu.
 func (t *tcpServer) patience() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if len(t.open) > t.options.MaxConnections/2 {
 		return t.options.IdleTimeout / 10
 	}
 	return t.options.IdleTimeout
 }
 
-// extend gives conn time for the next query, unless the server is stopping: then it is to read no more.
-func (t *tcpServer) extend(conn *net.TCPConn) bool {
-	limit := time.Now().Add(t.patience())
+// extend gives conn time for the next query, unless the server is stopping or conn was evicted: then it is to read no more. idle is
+// whether nothing of that query has come yet.
+func (t *tcpServer) extend(conn *net.TCPConn, idle bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return !t.draining && conn.SetReadDeadline(limit) == nil
+	if _, open := t.open[conn]; !open || t.draining {
+		return false
+	}
+	now := time.Now()
+	if idle {
+		t.open[conn] = now
+	}
+	return conn.SetReadDeadline(now.Add(t.patience())) == nil
+}
+
+// begin notes that a query of conn is under way. It reports false if conn was evicted.
+func (t *tcpServer) begin(conn *net.TCPConn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, open := t.open[conn]; !open {
+		return false
+	}
+	t.open[conn] = time.Time{}
+	return true
 }
 
 // lastWrites is how long answers under way may take when the server stops.
@@ -148,16 +197,20 @@ func (t *tcpServer) serve(conn *net.TCPConn) {
 	for {
 		var prefix [2]byte
 		// A part of a prefix says nothing about when the rest comes: answers must not wait for it.
-		if in.Buffered() < len(prefix) && !t.flush(conn, &out) {
+		idle := in.Buffered() < len(prefix)
+		if idle && !t.flush(conn, &out) {
 			return
 		}
-		if !t.extend(conn) {
+		if !t.extend(conn, idle) {
 			t.flush(conn, &out)
 			return
 		}
 		if _, err := io.ReadFull(in, prefix[:]); err != nil {
 			t.flush(conn, &out)
-			return // idle for too long, or closed by the client
+			return // idle for too long, evicted, or closed by the client
+		}
+		if idle && !t.begin(conn) {
+			return
 		}
 		length := int(binary.BigEndian.Uint16(prefix[:]))
 		// Nor does a part of a message.
@@ -186,7 +239,7 @@ func (t *tcpServer) serve(conn *net.TCPConn) {
 	}
 }
 
-// flush sends what is waiting. A client that does not take it within the idle timeout is gone.
+// flush sends what is waiting. A client that does not take it in time is gone.
 func (t *tcpServer) flush(conn *net.TCPConn, out *[]byte) bool {
 	if len(*out) == 0 {
 		return true
@@ -203,7 +256,7 @@ func (t *tcpServer) flush(conn *net.TCPConn, out *[]byte) bool {
 func (t *tcpServer) hurry(conn *net.TCPConn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	limit := t.options.IdleTimeout
+	limit := t.patience()
 	if t.draining {
 		limit = min(limit, lastWrites)
 	}
