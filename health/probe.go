@@ -47,6 +47,12 @@ func isUnable(err error) bool {
 	return errors.As(err, &u)
 }
 
+// saysMore is whether err says more of a replica than former, what was found before: that it failed somewhere counts for more
+// than that it could not be asked elsewhere. Of two that say as much the former stays; nil says nothing.
+func saysMore(err, former error) bool {
+	return err != nil && (former == nil || isUnable(former) && !isUnable(err))
+}
+
 // prober makes probes. It keeps nothing between them: a reused connection would tell of the past.
 type prober struct {
 	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -89,13 +95,15 @@ func (p *prober) ask(ctx context.Context, t *target) ([]Certificate, error) {
 	if len(addresses) == 0 {
 		return nil, fmt.Errorf("resolving %s: no address", host)
 	}
-	return askAny(ctx, t, addresses[:min(len(addresses), maxResolved)])
+	return askAny(ctx, addresses[:min(len(addresses), maxResolved)], func(ctx context.Context, address netip.Addr) ([]Certificate, error) {
+		return askAddress(ctx, t, address)
+	})
 }
 
-// askAny asks addresses, one after the other, until one passes: a host name stands while one of its addresses does, since
+// askAny asks addresses by ask, one after the other, until one passes: a host name stands while one of its addresses does, since
 // answers cannot leave out the others. An address that is slow to answer keeps what it needs of the time, and does not keep
 // the next one waiting.
-func askAny(ctx context.Context, t *target, addresses []netip.Addr) ([]Certificate, error) {
+func askAny(ctx context.Context, addresses []netip.Addr, ask func(context.Context, netip.Addr) ([]Certificate, error)) ([]Certificate, error) {
 	type answer struct {
 		certificates []Certificate
 		err          error
@@ -107,13 +115,13 @@ func askAny(ctx context.Context, t *target, addresses []netip.Addr) ([]Certifica
 		cancel()
 		asking.Wait()
 	}()
-	var first answer // that failed
+	var failed answer
 	for next, waiting := 0, 0; ; {
 		var impatient <-chan time.Time
 		if next < len(addresses) {
 			address := addresses[next]
 			asking.Go(func() {
-				certificates, err := askAddress(ctx, t, address)
+				certificates, err := ask(ctx, address)
 				answers <- answer{certificates, err}
 			})
 			waiting++
@@ -126,11 +134,11 @@ func askAny(ctx context.Context, t *target, addresses []netip.Addr) ([]Certifica
 			if a.err == nil {
 				return a.certificates, nil
 			}
-			if first.err == nil {
-				first = a
+			if saysMore(a.err, failed.err) {
+				failed = a
 			}
 			if waiting--; waiting == 0 && next == len(addresses) {
-				return first.certificates, first.err
+				return failed.certificates, failed.err
 			}
 		case <-impatient:
 		}
@@ -166,9 +174,8 @@ func askAddress(ctx context.Context, t *target, address netip.Addr) (certificate
 		if !expiries[i].IsZero() {
 			certificates = append(certificates, Certificate{Name: name, Expiry: expiries[i]})
 		}
-		// What one name found out about the replica counts for more than that another could not be asked.
-		if e := errs[i]; e != nil && (err == nil || isUnable(err) && !isUnable(e)) {
-			err = e
+		if saysMore(errs[i], err) {
+			err = errs[i]
 		}
 	}
 	return certificates, err

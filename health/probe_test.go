@@ -26,6 +26,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	consul "github.com/hashicorp/consul/api"
@@ -390,6 +391,45 @@ func TestProbeHostname(t *testing.T) {
 			if r.Outcome != c.outcome {
 				t.Errorf("got %v %q, want %v", r.Outcome, r.Error, c.outcome)
 			}
+		})
+	}
+}
+
+// That an address cannot be asked from here, as an IPv6 one on a machine without IPv6, hides no failure of another, whichever is
+// known first.
+func TestAskAnyUnable(t *testing.T) {
+	t.Parallel()
+	hung, refusing, unroutable := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1")
+	ask := func(ctx context.Context, address netip.Addr) ([]Certificate, error) {
+		switch address {
+		case hung:
+			<-ctx.Done()
+			return nil, ctx.Err()
+		case unroutable:
+			return nil, unable{errors.New("no route")}
+		}
+		return nil, errors.New("refused")
+	}
+	for _, c := range []struct {
+		name      string
+		addresses []netip.Addr
+		want      string
+	}{
+		{"one hangs", []netip.Addr{hung, unroutable}, "context deadline exceeded"},
+		{"one refuses, asked first", []netip.Addr{refusing, unroutable}, "refused"},
+		{"one refuses, asked last", []netip.Addr{unroutable, refusing}, "refused"},
+		{"two failed", []netip.Addr{hung, refusing}, "refused"},
+		{"none can be asked", []netip.Addr{unroutable, unroutable}, "no route"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				if _, err := askAny(ctx, c.addresses, ask); err == nil || err.Error() != c.want || isUnable(err) != (c.want == "no route") {
+					t.Errorf("got %v, want %q", err, c.want)
+				}
+			})
 		})
 	}
 }
