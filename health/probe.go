@@ -90,7 +90,14 @@ func (p *prober) ask(ctx context.Context, t *target) ([]Certificate, error) {
 	host := strings.TrimSuffix(t.hostname, ".")
 	addresses, err := p.resolve(ctx, host)
 	if err != nil {
-		return nil, fmt.Errorf("resolving %s: %w", host, err)
+		err = fmt.Errorf("resolving %s: %w", host, err)
+		// Only that there is no such name, or none with an address, is said of the replica. A resolver that is silent or fails is
+		// this machine's: it would take down all replicas with host names at once.
+		var said *net.DNSError
+		if !errors.As(err, &said) || !said.IsNotFound {
+			err = unable{err}
+		}
+		return nil, err
 	}
 	if len(addresses) == 0 {
 		return nil, fmt.Errorf("resolving %s: no address", host)

@@ -373,7 +373,9 @@ func TestProbeHostname(t *testing.T) {
 		{"one of two stands", []netip.Addr{dead, alive}, nil, Passed},
 		{"none stands", []netip.Addr{dead}, nil, Failed},
 		{"no address", nil, nil, Failed},
-		{"does not resolve", nil, errors.New("no such host"), Failed},
+		{"no such name", nil, &net.DNSError{Err: "no such host", IsNotFound: true}, Failed},
+		{"a resolver that fails", nil, &net.DNSError{Err: "server misbehaving", IsTemporary: true}, Unable},
+		{"a resolver that is silent", nil, &net.DNSError{Err: "i/o timeout", IsTimeout: true}, Unable},
 		{"no more than four are tried", []netip.Addr{dead, dead, dead, dead, alive}, nil, Failed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
