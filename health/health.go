@@ -131,7 +131,8 @@ func (a Address) String() string {
 
 // Verdict is what is known of one replica.
 type Verdict struct {
-	// Health is Healthy when an address is known to stand, Unhealthy when all that can be asked from here are down.
+	// Health is Healthy when an address is known to stand, Unhealthy when all that can be asked from here are down, or all IPv4
+	// addresses whatever else stands.
 	Health router.Health
 	// Down are the dead addresses while another one stands; empty when Health is Unhealthy.
 	Down []netip.Addr
@@ -188,8 +189,15 @@ func verdict(mode topology.ProbeMode, addresses []Address, canary *Address) Verd
 		v.Reason = "not probed"
 		return v
 	}
-	var standing, down, mute int
+	var standing, down, mute, ipv4 int
+	var ipv4Down []Address
 	for _, a := range addresses {
+		if a.Address.Is4() {
+			ipv4++
+			if a.Health == router.Unhealthy {
+				ipv4Down = append(ipv4Down, a)
+			}
+		}
 		if !a.Settled {
 			v.Settled = false
 		}
@@ -207,7 +215,12 @@ func verdict(mode topology.ProbeMode, addresses []Address, canary *Address) Verd
 			}
 		}
 	}
+	withoutIPv4 := ipv4 > 0 && len(ipv4Down) == ipv4
 	switch {
+	case withoutIPv4:
+		// Most clients have IPv4 alone: they would be led here and get no address, while those that have IPv6 mostly have IPv4
+		// too, and can be led elsewhere.
+		v.Health, v.Down = router.Unhealthy, nil
 	case standing > 0:
 		v.Health = router.Healthy
 	case down > 0 && down+mute == len(addresses):
@@ -215,7 +228,10 @@ func verdict(mode topology.ProbeMode, addresses []Address, canary *Address) Verd
 		// machine without IPv6.
 		v.Health, v.Down = router.Unhealthy, nil
 	}
-	if v.Health != router.Healthy || down > 0 {
+	switch {
+	case withoutIPv4 && standing > 0:
+		v.Reason = "no IPv4 address stands: " + reason(ipv4Down)
+	case v.Health != router.Healthy || down > 0:
 		v.Reason = reason(addresses)
 	}
 	if canary != nil {

@@ -118,14 +118,17 @@ func TestMachineRelapses(t *testing.T) {
 
 func TestVerdict(t *testing.T) {
 	t.Parallel()
-	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	a, a2, b, b2 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 	up := func(a netip.Addr) Address {
 		return Address{Address: a, Health: router.Healthy, Own: router.Healthy, Settled: true}
 	}
 	down := func(a netip.Addr) Address {
 		return Address{Address: a, Health: router.Unhealthy, Own: router.Unhealthy, Settled: true, Last: Result{Error: "refused"}}
 	}
-	mute := Address{Address: b, Settled: true, Last: Result{Time: time.Unix(1, 0), Error: "no route"}}
+	unasked := func(a netip.Addr) Address {
+		return Address{Address: a, Settled: true, Last: Result{Time: time.Unix(1, 0), Error: "no route"}}
+	}
+	mute := unasked(b)
 	for _, c := range []struct {
 		name      string
 		mode      topology.ProbeMode
@@ -137,10 +140,18 @@ func TestVerdict(t *testing.T) {
 		reason    string
 	}{
 		{"all up", topology.ProbeHTTPS, []Address{up(a), up(b)}, nil, router.Healthy, 0, true, ""},
-		{"one down", topology.ProbeHTTPS, []Address{up(a), down(b)}, nil, router.Healthy, 1, true, "refused"},
+		{"IPv6 down", topology.ProbeHTTPS, []Address{up(a), down(b)}, nil, router.Healthy, 1, true, "refused"},
+		{"one IPv4 address of two down", topology.ProbeHTTPS, []Address{down(a), up(a2), up(b)}, nil, router.Healthy, 1, true, "refused"},
+		{"all IPv4 addresses down, IPv6 stands", topology.ProbeHTTPS, []Address{up(b), down(a), down(a2)}, nil, router.Unhealthy, 0, true, "no IPv4 address stands: refused"},
+		{"IPv4 cannot be asked, IPv6 stands", topology.ProbeHTTPS, []Address{unasked(a), up(b)}, nil, router.Healthy, 0, true, ""},
+		{"one IPv4 address down, one cannot be asked, IPv6 stands", topology.ProbeHTTPS, []Address{down(a), unasked(a2), up(b)}, nil, router.Healthy, 1, true, "refused"},
+		{"IPv4 cannot be asked, IPv6 down", topology.ProbeHTTPS, []Address{unasked(a), down(b)}, nil, router.Unhealthy, 0, true, "refused"},
+		{"IPv6 only, one down", topology.ProbeHTTPS, []Address{up(b), down(b2)}, nil, router.Healthy, 1, true, "refused"},
+		{"IPv6 only, all down", topology.ProbeHTTPS, []Address{down(b), down(b2)}, nil, router.Unhealthy, 0, true, "refused"},
 		{"all down", topology.ProbeHTTPS, []Address{down(a), down(b)}, nil, router.Unhealthy, 0, true, "refused"},
 		{"no result", topology.ProbeHTTPS, []Address{{Address: a}}, nil, router.Unknown, 0, false, "no result yet"},
-		{"one down, one unknown", topology.ProbeHTTPS, []Address{down(a), {Address: b}}, nil, router.Unknown, 1, false, "refused"},
+		{"one down, one unknown", topology.ProbeHTTPS, []Address{down(a), {Address: a2}}, nil, router.Unknown, 1, false, "refused"},
+		{"IPv4 down, IPv6 unknown", topology.ProbeHTTPS, []Address{down(a), {Address: b}}, nil, router.Unhealthy, 0, false, "refused"},
 		{"one down, one cannot be asked", topology.ProbeHTTPS, []Address{mute, down(a)}, nil, router.Unhealthy, 0, true, "refused"},
 		{"one up, one cannot be asked", topology.ProbeHTTPS, []Address{mute, up(a)}, nil, router.Healthy, 0, true, ""},
 		{"none can be asked", topology.ProbeHTTPS, []Address{mute}, nil, router.Unknown, 0, true, "no route"},
