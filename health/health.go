@@ -34,7 +34,7 @@ type Outcome uint8
 // The outcomes of a probe.
 const (
 	// Unable: the probe could not be made for a reason that lies here (no route from this machine, an unreadable CA file, no
-	// Consul). It says nothing about the replica, so it moves nothing.
+	// Consul). It says nothing about the replica, so it moves nothing; a state of which nothing else is heard for long is forgotten.
 	Unable Outcome = iota
 	// Failed: the replica did not answer as it should.
 	Failed

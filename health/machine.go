@@ -6,10 +6,24 @@ import (
 	"portolan/router"
 )
 
+// rules are what the states of one target change by.
+type rules struct {
+	// rise and fall are how many results in a row raise and fell it.
+	rise, fall int
+	// round is how long a probe may take, with the time until the next one.
+	round time.Duration
+}
+
+// memory is how long a state holds without a probe that tells of it: as long as it takes, without relapses, to lose it and to win
+// it back.
+func (r rules) memory() time.Duration { return time.Duration(r.rise+r.fall) * r.round }
+
 // machine is the state of one address. It is a value: observe gives the next one.
 type machine struct {
 	health router.Health
 	since  time.Time
+	// seen is when a probe last told of it.
+	seen time.Time
 	// against counts the results in a row that speak against health.
 	against int
 	// returned is whether the address was down before it was healthy; relapses how often, of late, it failed soon after it had
@@ -34,15 +48,20 @@ func (m machine) rise(rise int) int { return rise << m.relapses }
 func (m machine) settled() bool { return m.health != router.Unknown && m.against == 0 }
 
 // observe folds one outcome. The first one decides at once: a start must not take Rise intervals, and there is nothing yet
-// that could flap. Afterwards fall failures in a row fell, and rise successes in a row raise, or more after relapses.
-func (m machine) observe(o Outcome, rise, fall int, now time.Time) machine {
+// that could flap. Afterwards fall failures in a row fell, and rise successes in a row raise, or more after relapses. A state of
+// which no probe could tell for longer than the rules remember it is known no more; what it tells of flapping stays.
+func (m machine) observe(o Outcome, r rules, now time.Time) machine {
 	if o == Unable {
+		if m.health != router.Unknown && now.Sub(m.seen) > r.memory() {
+			return machine{since: now, seen: m.seen, returned: m.returned || m.health == router.Unhealthy, relapses: m.relapses}
+		}
 		return m
 	}
+	m.seen = now
 	said := router.Unhealthy
-	needed := fall
+	needed := r.fall
 	if o == Passed {
-		said, needed = router.Healthy, m.rise(rise)
+		said, needed = router.Healthy, m.rise(r.rise)
 	}
 	if m.health == said {
 		m.against = 0
@@ -52,10 +71,10 @@ func (m machine) observe(o Outcome, rise, fall int, now time.Time) machine {
 	if m.health != router.Unknown && m.against < needed {
 		return m
 	}
-	next := machine{health: said, since: now, relapses: m.relapses}
+	next := machine{health: said, since: now, seen: now, relapses: m.relapses}
 	switch stood := now.Sub(m.since); {
 	case said == router.Healthy:
-		next.returned = m.health == router.Unhealthy
+		next.returned = m.returned || m.health == router.Unhealthy
 	case m.returned && stood < relapse:
 		next.relapses = min(m.relapses+1, maxRelapses)
 	default:

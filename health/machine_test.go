@@ -2,6 +2,7 @@ package health
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +14,8 @@ import (
 
 func TestMachine(t *testing.T) {
 	t.Parallel()
+	r := rules{rise: 2, fall: 3, round: 2 * time.Second}
+	unables := strings.Repeat("?", 10) // for a second each, as many as a state outlives
 	// Results: + passed, - failed, ? unable. States: H, U, . (unknown); lower case while not settled.
 	for _, c := range []struct{ name, results, states string }{
 		{"first success decides", "+", "H"},
@@ -27,14 +30,17 @@ func TestMachine(t *testing.T) {
 		{"a relapse needs twice as many", "+---++---++++", "HhhUuHhhUuuuH"},
 		{"and so on", "+---++---++++---++++++++", "HhhUuHhhUuuuHhhUuuuuuuuH"},
 		{"failing soon after the start is none", "+---++", "HhhUuH"},
+		{"unable for long forgets", "+" + unables + "?-", "H" + strings.Repeat("H", len(unables)) + ".U"},
+		{"one failure at last is forgotten, too", "+-" + unables + "?+", "Hh" + strings.Repeat("h", len(unables)) + ".H"},
+		{"but not how it flapped", "-" + unables + "?+---++++", "U" + strings.Repeat("U", len(unables)) + ".HhhUuuuH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			var m machine
-			for i, r := range c.results {
-				o := map[rune]Outcome{'+': Passed, '-': Failed, '?': Unable}[r]
-				m = m.observe(o, 2, 3, time.Unix(int64(i), 0))
-				if got := letter(m); got != rune(c.states[i]) {
+			for i, letter := range c.results {
+				o := map[rune]Outcome{'+': Passed, '-': Failed, '?': Unable}[letter]
+				m = m.observe(o, r, time.Unix(int64(i), 0))
+				if got := letterOf(m); got != rune(c.states[i]) {
 					t.Fatalf("after %q: state %c, want %c", c.results[:i+1], got, c.states[i])
 				}
 			}
@@ -42,7 +48,7 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-func letter(m machine) rune {
+func letterOf(m machine) rune {
 	l := map[router.Health]rune{router.Unknown: '.', router.Healthy: 'H', router.Unhealthy: 'U'}[m.health]
 	if !m.settled() && m.health != router.Unknown {
 		l += 'a' - 'A'
@@ -55,19 +61,26 @@ func TestMachineNeedsCounts(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		rise, fall := rapid.IntRange(1, 5).Draw(t, "rise"), rapid.IntRange(1, 5).Draw(t, "fall")
+		r := rules{rise: rise, fall: fall, round: time.Minute}
 		var m machine
 		run, last := 0, Unable
 		now := time.Unix(1_000_000, 0)
+		told := now
 		for _, o := range rapid.SliceOf(rapid.SampledFrom([]Outcome{Unable, Failed, Passed})).Draw(t, "outcomes") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 200).Draw(t, "seconds")) * time.Second)
 			before := m
-			m = m.observe(o, rise, fall, now)
+			m = m.observe(o, r, now)
 			if o == Unable {
-				if m != before {
+				if forgotten := before.health != router.Unknown && now.Sub(told) > r.memory(); forgotten {
+					if m.health != router.Unknown {
+						t.Fatalf("%v after it was told of is remembered: %+v", now.Sub(told), m)
+					}
+				} else if m != before {
 					t.Fatalf("unable moved %v to %v", before, m)
 				}
 				continue
 			}
+			told = now
 			if o == last {
 				run++
 			} else {
@@ -93,17 +106,17 @@ func TestMachineNeedsCounts(t *testing.T) {
 // Relapses add up to a bound, and are forgotten by standing.
 func TestMachineRelapses(t *testing.T) {
 	t.Parallel()
-	now := time.Unix(1_000_000, 0)
-	m := machine{}.observe(Failed, 1, 1, now)
+	now, r := time.Unix(1_000_000, 0), rules{rise: 1, fall: 1, round: time.Second}
+	m := machine{}.observe(Failed, r, now)
 	flap := func(stands time.Duration) int {
 		for i := 0; m.health != router.Healthy; i++ {
 			if i > 100 {
 				t.Fatal("it never comes back")
 			}
-			m = m.observe(Passed, 1, 1, now)
+			m = m.observe(Passed, r, now)
 		}
 		now = now.Add(stands)
-		m = m.observe(Failed, 1, 1, now)
+		m = m.observe(Failed, r, now)
 		return m.rise(1)
 	}
 	for i, step := range []struct {

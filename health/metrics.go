@@ -91,6 +91,8 @@ func (m *metrics) state(t *target, state machine) {
 		m.up.WithLabelValues(t.Registry, t.Region, t.label()).Set(1)
 	case router.Unhealthy:
 		m.up.WithLabelValues(t.Registry, t.Region, t.label()).Set(0)
+	default:
+		m.up.DeleteLabelValues(t.Registry, t.Region, t.label())
 	}
 }
 

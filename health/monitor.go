@@ -92,8 +92,8 @@ type Monitor struct {
 	mu       sync.Mutex
 	snapshot *topology.Snapshot
 	watched  map[key]*watched
-	saved    map[savedKey]believed // at the start only
-	waiting  chan struct{}         // closed at the next result; made when somebody waits
+	saved    map[savedKey]machine // at the start only
+	waiting  chan struct{}        // closed at the next result; made when somebody waits
 	// electorate is nil without votes.
 	electorate *electorate
 }
@@ -102,7 +102,6 @@ type Monitor struct {
 type watched struct {
 	target  *target
 	machine machine
-	seen    time.Time // when a probe last told of the state
 	last    Result
 	stop    context.CancelFunc
 	running chan struct{} // holds a token for each probe that has not ended; set once
@@ -245,7 +244,7 @@ func (m *Monitor) apply(ctx context.Context, s *topology.Snapshot, probes *sync.
 		w.stop()
 		if still && t.mode == w.target.mode && t.place() == w.target.place() {
 			// Asked otherwise, but the same place: what is known of it stands until new results speak against it.
-			m.begin(ctx, t, believed{w.machine, w.seen}, w.last, probes)
+			m.begin(ctx, t, w.machine, w.last, probes)
 			delete(wanted, k)
 			continue
 		}
@@ -269,11 +268,11 @@ func (m *Monitor) apply(ctx context.Context, s *topology.Snapshot, probes *sync.
 }
 
 // begin starts the probes of t. The caller holds mu.
-func (m *Monitor) begin(ctx context.Context, t *target, state believed, last Result, probes *sync.WaitGroup) {
+func (m *Monitor) begin(ctx context.Context, t *target, state machine, last Result, probes *sync.WaitGroup) {
 	own, stop := context.WithCancel(ctx)
-	w := &watched{target: t, machine: state.machine, seen: state.seen, last: last, stop: stop, running: make(chan struct{}, maxRunning)}
+	w := &watched{target: t, machine: state, last: last, stop: stop, running: make(chan struct{}, maxRunning)}
 	m.watched[t.key] = w
-	m.metrics.state(t, state.machine)
+	m.metrics.state(t, state)
 	probes.Go(func() {
 		defer stop()
 		m.follow(own, w)
@@ -355,11 +354,8 @@ func (m *Monitor) attempt(ctx context.Context, w *watched) Result {
 func (m *Monitor) fold(w *watched, r Result) time.Duration {
 	m.mu.Lock()
 	before, last := w.machine, w.last
-	w.machine = before.observe(r.Outcome, m.options.Rise, m.options.Fall, time.Now())
+	w.machine = before.observe(r.Outcome, m.rules(w.target), time.Now())
 	w.last = r
-	if r.Outcome != Unable {
-		w.seen = r.Time
-	}
 	after := w.machine
 	if m.waiting != nil {
 		close(m.waiting)
@@ -376,20 +372,29 @@ func (m *Monitor) fold(w *watched, r Result) time.Duration {
 		zap.String("address", w.target.label()), zap.Duration("latency", r.Latency),
 	}
 	if r.Outcome == Unable && (last.Time.IsZero() || last.Outcome != Unable) {
-		m.log.Warn("address cannot be probed from here: its health stays as it was", append(fields, zap.String("reason", r.Error))...)
+		m.log.Warn("address cannot be probed from here: its health stays as it was, for a while", append(fields, zap.String("reason", r.Error))...)
 	}
 	for _, c := range endingSince(last, r, m.options.CertificateWarning) {
 		m.log.Warn("certificate is about to end", append(fields, zap.String("name", c.Name), zap.Time("end", c.Expiry))...)
 	}
 	if before.health != after.health {
 		signal(m.changed)
-		if after.health == router.Healthy {
+		switch after.health {
+		case router.Healthy:
 			m.log.Info("address is healthy", fields...)
-		} else {
+		case router.Unhealthy:
 			m.log.Warn("address is unhealthy", append(fields, zap.String("reason", r.Error), zap.Int("successes_needed", after.rise(m.options.Rise)))...)
+		default:
+			m.log.Warn("address could not be probed from here for too long: its health is not known any more",
+				append(fields, zap.String("reason", r.Error), zap.Time("last", after.seen))...)
 		}
 	}
 	return after.pause(m.interval(w.target))
+}
+
+// rules are what the state of t changes by.
+func (m *Monitor) rules(t *target) rules {
+	return rules{rise: m.options.Rise, fall: m.options.Fall, round: m.interval(t) + m.timeout(t)}
 }
 
 // interval is the time between two probes of t.
@@ -527,7 +532,7 @@ func (m *Monitor) save() {
 		if w.machine.health != router.Unknown {
 			list = append(list, saved{
 				Registry: w.target.Registry, Region: w.target.Region, Place: w.target.place(),
-				Healthy: w.machine.health == router.Healthy, Since: w.machine.since, Seen: w.seen,
+				Healthy: w.machine.health == router.Healthy, Since: w.machine.since, Seen: w.machine.seen,
 				Returned: w.machine.returned, Relapses: w.machine.relapses,
 			})
 		}

@@ -396,14 +396,15 @@ func TestMonitorWarmStart(t *testing.T) {
 	}
 }
 
-// mute is a field of which one address cannot be asked from here.
+// mute is a field of which one address cannot be asked from here, after the first so many times.
 type mute struct {
 	field
 	unable string
+	after  int
 }
 
 func (m *mute) probe(ctx context.Context, t *target) Result {
-	if t.address.String() == m.unable {
+	if t.address.String() == m.unable && len(m.times(m.unable)) >= m.after {
 		return Result{Time: time.Now(), Outcome: Unable, Error: "no route"}
 	}
 	return m.field.probe(ctx, t)
@@ -432,6 +433,44 @@ func TestMonitorUnableSettles(t *testing.T) {
 		f.set("192.0.2.1", true)
 		time.Sleep(10 * time.Second)
 		if v := m.of("a"); v.Health != router.Unhealthy || v.Reason != "dead" {
+			t.Errorf("all that can be asked are dead: %+v", v)
+		}
+	})
+}
+
+// What is known of an address is forgotten when for long it could not be asked: it is neither up nor down.
+func TestMonitorForgets(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := mute{unable: "192.0.2.1", after: 1}
+		core, logs := observer.New(zap.WarnLevel)
+		m, source, stop := start(t, Options{Logger: zap.New(core)}, &f)
+		defer stop()
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1", "2001:db8::1"}}))
+		time.Sleep(30 * time.Second)
+		if a := m.Verdicts().Replicas[router.ReplicaKey{Registry: "contoso", Region: "a"}].Addresses[0]; a.Last.Outcome != Unable || a.Own != router.Healthy {
+			t.Errorf("after five times that it could not be asked: %+v", a)
+		}
+		time.Sleep(15 * time.Second)
+		v := m.Verdicts().Replicas[router.ReplicaKey{Registry: "contoso", Region: "a"}]
+		if a := v.Addresses[0]; v.Health != router.Healthy || !v.Settled || a.Own != router.Unknown || time.Since(a.Since) > 15*time.Second {
+			t.Errorf("the address is remembered: %+v", v)
+		}
+		m.mu.Lock()
+		b := m.ballot(time.Now())
+		m.mu.Unlock()
+		if len(b.Up) != 1 || len(b.Down) != 0 {
+			t.Errorf("it votes on what it does not know: %+v", b)
+		}
+		if n := testutil.CollectAndCount(m.metrics.up); n != 1 {
+			t.Errorf("%d series of health_up, want 1", n)
+		}
+		if n := logs.FilterMessageSnippet("not known any more").Len(); n != 1 {
+			t.Errorf("it is told %d times, want once", n)
+		}
+		f.set("2001:db8::1", true)
+		time.Sleep(10 * time.Second)
+		if v := m.of("a"); v.Health != router.Unhealthy {
 			t.Errorf("all that can be asked are dead: %+v", v)
 		}
 	})
@@ -572,7 +611,7 @@ func TestMonitorFaultyProbes(t *testing.T) {
 			t.Errorf("%d probes were made, with three that hang: want 7", n)
 		}
 		a := m.Verdicts().Replicas[router.ReplicaKey{Registry: "contoso", Region: "a"}].Addresses[0]
-		if a.Health != router.Healthy || a.Last.Outcome != Unable || !strings.Contains(a.Last.Error, "3 earlier probes have not ended") {
+		if a.Health != router.Unknown || a.Last.Outcome != Unable || !strings.Contains(a.Last.Error, "3 earlier probes have not ended") {
 			t.Errorf("got %+v", a)
 		}
 		if n := testutil.ToFloat64(m.metrics.faults.WithLabelValues("contoso", "a", "panic")); n != 1 {

@@ -29,14 +29,8 @@ type saved struct {
 
 type savedKey struct{ registry, region, place string }
 
-// believed is a state, and when a probe last told of it.
-type believed struct {
-	machine machine
-	seen    time.Time
-}
-
 // readSaved reads the verdicts that are not older than fresh. No file is no verdict.
-func readSaved(path string, fresh time.Duration, now time.Time) (map[savedKey]believed, error) {
+func readSaved(path string, fresh time.Duration, now time.Time) (map[savedKey]machine, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -48,16 +42,16 @@ func readSaved(path string, fresh time.Duration, now time.Time) (map[savedKey]be
 	if err := json.Unmarshal(data, &list); err != nil {
 		return nil, fmt.Errorf("reading saved verdicts %s: %w", path, err)
 	}
-	machines := make(map[savedKey]believed, len(list))
+	machines := make(map[savedKey]machine, len(list))
 	for _, s := range list {
 		if age := now.Sub(s.Seen); age < 0 || age > fresh {
 			continue
 		}
-		m := machine{health: router.Unhealthy, since: s.Since, returned: s.Returned, relapses: min(max(s.Relapses, 0), maxRelapses)}
+		m := machine{health: router.Unhealthy, since: s.Since, seen: s.Seen, returned: s.Returned, relapses: min(max(s.Relapses, 0), maxRelapses)}
 		if s.Healthy {
 			m.health = router.Healthy
 		}
-		machines[savedKey{s.Registry, s.Region, s.Place}] = believed{m, s.Seen}
+		machines[savedKey{s.Registry, s.Region, s.Place}] = m
 	}
 	return machines, nil
 }
