@@ -1,6 +1,8 @@
 package health
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"portolan/router"
@@ -99,6 +101,15 @@ func (m *metrics) state(t *target, state machine) {
 func (m *metrics) forget(t *target) {
 	m.up.DeleteLabelValues(t.Registry, t.Region, t.label())
 	m.expiry.DeletePartialMatch(prometheus.Labels{"registry": t.Registry, "region": t.Region, "address": t.label()})
+}
+
+// forgetNames drops what is kept of the client names of t but for those that stay.
+func (m *metrics) forgetNames(t *target, stay []string) {
+	for _, name := range t.names {
+		if !slices.Contains(stay, name) {
+			m.expiry.DeleteLabelValues(t.Registry, t.Region, t.label(), name)
+		}
+	}
 }
 
 // forgetReplica drops what is kept per replica, once nothing of it is probed any more.

@@ -244,6 +244,7 @@ func (m *Monitor) apply(ctx context.Context, s *topology.Snapshot, probes *sync.
 		w.stop()
 		if still && t.mode == w.target.mode && t.place() == w.target.place() {
 			// Asked otherwise, but the same place: what is known of it stands until new results speak against it.
+			m.metrics.forgetNames(w.target, t.names)
 			m.begin(ctx, t, w.machine, w.last, probes)
 			delete(wanted, k)
 			continue

@@ -516,11 +516,15 @@ func TestMonitorSourceEnds(t *testing.T) {
 	}
 }
 
-// leaf serves one certificate that ends at its time.
+// leaf serves a certificate for each name that ends at its time.
 type leaf struct{ end time.Time }
 
-func (l *leaf) probe(context.Context, *target) Result {
-	return Result{Time: time.Now(), Outcome: Passed, Certificates: []Certificate{{"registry.contoso.com", l.end}}}
+func (l *leaf) probe(_ context.Context, t *target) Result {
+	r := Result{Time: time.Now(), Outcome: Passed}
+	for _, name := range t.names {
+		r.Certificates = append(r.Certificates, Certificate{name, l.end})
+	}
+	return r
 }
 
 // The end of a certificate is told in the log once, and its time in the metric.
@@ -530,7 +534,7 @@ func TestMonitorCertificates(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
 		l := &leaf{time.Now().Add(time.Hour + 30*time.Second)}
 		m, source, stop := start(t, Options{CertificateWarning: time.Hour, Logger: zap.New(core)}, l)
-		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}, "registry.contoso.com"))
 		time.Sleep(20 * time.Second)
 		if n := logs.Len(); n != 0 {
 			t.Errorf("warned %d times too early", n)
@@ -541,6 +545,16 @@ func TestMonitorCertificates(t *testing.T) {
 		}
 		if v := testutil.ToFloat64(m.metrics.expiry.WithLabelValues("contoso", "a", "192.0.2.1", "registry.contoso.com")); v != float64(l.end.Unix()) {
 			t.Errorf("the metric says %v, want %v", v, l.end.Unix())
+		}
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}, "registry.contoso.com", "old.contoso.com"))
+		synctest.Wait()
+		if n := testutil.CollectAndCount(m.metrics.expiry); n != 2 {
+			t.Errorf("%d series of two names", n)
+		}
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}, "registry.contoso.com"))
+		synctest.Wait()
+		if n := testutil.CollectAndCount(m.metrics.expiry); n != 1 {
+			t.Errorf("%d series when one name is left", n)
 		}
 		source.Store(snapshot(nil))
 		synctest.Wait()
