@@ -83,11 +83,12 @@ type Monitor struct {
 	write     func(path string, list []saved) error
 	slots     chan struct{}
 	published latest.Value[Verdicts]
-	dirty     chan struct{} // holds one token while something is to be published
-	unsaved   chan struct{} // holds one token while something is to be saved
-	changed   chan struct{} // holds one token while there may be something new to vote
-	begun     chan struct{} // closed when the first topology is being probed
-	instance  string        // tells this process from others that vote under its name
+	dirty     chan struct{}  // holds one token while something is to be published
+	unsaved   chan struct{}  // holds one token while something is to be saved
+	changed   chan struct{}  // holds one token while there may be something new to vote
+	begun     chan struct{}  // closed when the first topology is being probed
+	instance  string         // tells this process from others that vote under its name
+	probing   sync.WaitGroup // the probes under way, those that were given up among them
 
 	mu       sync.Mutex
 	snapshot *topology.Snapshot
@@ -195,7 +196,8 @@ func (m *Monitor) warm() bool {
 	return true
 }
 
-// Run probes what source delivers until ctx is done, and returns when every probe has ended: nil after an orderly end.
+// Run probes what source delivers until ctx is done, and returns when every probe has ended, or a second later if one heeds no
+// deadline: nil after an orderly end.
 func (m *Monitor) Run(ctx context.Context, source Source) error {
 	if m.options.StatePath != "" {
 		machines, err := readSaved(m.options.StatePath, m.options.Fresh, time.Now())
@@ -218,10 +220,24 @@ func (m *Monitor) Run(ctx context.Context, source Source) error {
 	probes.Wait()
 	others.Wait()
 	m.save()
+	m.drain()
 	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("watching the topology: %w", err)
+}
+
+// drain waits for the probes under way, grace at most: what waits for a file system that is gone cannot be ended.
+func (m *Monitor) drain() {
+	ended := make(chan struct{})
+	go func() {
+		m.probing.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(grace):
+	}
 }
 
 // apply starts and stops probes so that s is what is probed. What is unchanged goes on undisturbed.
@@ -305,20 +321,29 @@ func (m *Monitor) follow(ctx context.Context, w *watched) {
 }
 
 const (
-	// grace is how long a probe may go on after its time is over before it is given up.
+	// grace is how long a probe may go on after its time, or the monitor's, is over before it is given up.
 	grace = time.Second
 	// maxRunning bounds the probes of one target that were given up and have not ended, with the one that is made now.
 	maxRunning = 3
 )
 
 // attempt makes one probe. One that panics, or heeds no deadline (a certificate on a file system that is gone), is noticed, and
-// neither ends nor holds up the loop: the next is made in its turn. What such a probe says of the replica is nothing.
+// neither ends nor holds up the loop: the next is made in its turn. What such a probe says of the replica is nothing. When ctx is
+// done, since the target was withdrawn, nobody waits for what the probe finds, and no fault of it is told but a panic.
 func (m *Monitor) attempt(ctx context.Context, w *watched) Result {
 	began := time.Now()
 	fault := func(kind, reason string, fields ...zap.Field) Result {
-		m.metrics.fault(w.target, kind)
-		m.log.Error("a probe failed on this side", append(fields, zap.String("registry", w.target.Registry), zap.String("region", w.target.Region),
-			zap.String("address", w.target.label()), zap.String("reason", reason))...)
+		// Under the lock: a target that was withdrawn must not come back as a series.
+		m.mu.Lock()
+		wanted := ctx.Err() == nil
+		if wanted {
+			m.metrics.fault(w.target, kind)
+		}
+		m.mu.Unlock()
+		if wanted || kind == "panic" {
+			m.log.Error("a probe failed on this side", append(fields, zap.String("registry", w.target.Registry), zap.String("region", w.target.Region),
+				zap.String("address", w.target.label()), zap.String("reason", reason))...)
+		}
 		return Result{Time: began, Latency: time.Since(began), Outcome: Unable, Error: reason}
 	}
 	select {
@@ -329,7 +354,7 @@ func (m *Monitor) attempt(ctx context.Context, w *watched) Result {
 	one, cancel := context.WithTimeout(ctx, m.timeout(w.target))
 	defer cancel()
 	done := make(chan Result, 1)
-	go func() {
+	m.probing.Go(func() {
 		defer func() { <-w.running }()
 		defer func() {
 			if p := recover(); p != nil {
@@ -337,7 +362,7 @@ func (m *Monitor) attempt(ctx context.Context, w *watched) Result {
 			}
 		}()
 		done <- m.probe(one, w.target)
-	}()
+	})
 	select {
 	case r := <-done:
 		return r
@@ -346,6 +371,8 @@ func (m *Monitor) attempt(ctx context.Context, w *watched) Result {
 	select {
 	case r := <-done:
 		return r
+	case <-ctx.Done():
+		return Result{}
 	case <-time.After(grace):
 		return fault("hung", "the probe did not end in its time")
 	}

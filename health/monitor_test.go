@@ -658,3 +658,75 @@ func TestMonitorEndsAmidAHang(t *testing.T) {
 		close(s.until)
 	})
 }
+
+// late is a field whose probes go on for some time after they were to end.
+type late struct {
+	field
+	by     time.Duration
+	panics bool
+	ended  atomic.Int32
+}
+
+func (l *late) probe(ctx context.Context, t *target) Result {
+	r := l.field.probe(ctx, t)
+	if ctx.Err() != nil {
+		time.Sleep(l.by)
+	}
+	l.ended.Add(1)
+	if l.panics {
+		panic("out of order")
+	}
+	return r
+}
+
+// A probe whose target is withdrawn ends in silence unless it panics, however late, and brings back no series of it.
+func TestMonitorWithdrawnProbe(t *testing.T) {
+	t.Parallel()
+	for _, panics := range []bool{false, true} {
+		t.Run(fmt.Sprintf("panics %v", panics), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { withdrawnProbe(t, panics) })
+		})
+	}
+}
+
+func withdrawnProbe(t *testing.T, panics bool) {
+	l := &late{field: field{takes: time.Minute}, by: 10 * time.Second, panics: panics}
+	core, logs := observer.New(zap.DebugLevel)
+	m, source, stop := start(t, Options{Logger: zap.New(core)}, l)
+	source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+	time.Sleep(time.Second)
+	source.Store(snapshot(nil))
+	time.Sleep(time.Minute)
+	if l.ended.Load() != 1 {
+		t.Fatal("the probe has not ended")
+	}
+	if n := logs.Len(); n != 0 != panics {
+		t.Errorf("%d lines are logged: %v", n, logs.All())
+	}
+	if n := testutil.CollectAndCount(m.metrics.faults) + testutil.CollectAndCount(m.metrics.results) + testutil.CollectAndCount(m.metrics.latency); n != 0 {
+		t.Errorf("%d series of what is gone", n)
+	}
+	stop()
+}
+
+// At the end the monitor waits for its probes, those that were given up too, and tells of none.
+func TestMonitorWaitsForProbes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := &late{field: field{takes: time.Minute}, by: grace / 2}
+		core, logs := observer.New(zap.DebugLevel)
+		_, source, stop := start(t, Options{Logger: zap.New(core)}, l)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}, "b": {"192.0.2.2"}}))
+		time.Sleep(time.Second)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		synctest.Wait()
+		stop()
+		if n := l.ended.Load(); n != 2 {
+			t.Errorf("Run returned when %d of 2 probes had ended", n)
+		}
+		if n := logs.Len(); n != 0 {
+			t.Errorf("%d lines are logged: %v", n, logs.All())
+		}
+	})
+}
