@@ -37,7 +37,7 @@ type Options struct {
 	Rise, Fall int
 	// CertificateWarning is how long before its end a certificate is warned of in the log; only when it is over if zero.
 	CertificateWarning time.Duration
-	// Concurrent bounds the probes at one time; 64.
+	// Concurrent bounds the probes at one time; 512.
 	Concurrent int
 	// StatePath is the file that keeps the verdicts for a warm start; empty for none.
 	StatePath string
@@ -55,13 +55,18 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
+// maxProbes is how many probes there are at one time by default. A target has one at most: up to as many targets none waits for
+// another. Where there are more, those that swallow what they are sent take 2 s in 7, and delay the others when 1792 do. It is
+// for file descriptors that there is a bound.
+const maxProbes = 512
+
 func (o Options) withDefaults() Options {
 	o.Interval = cmp.Or(o.Interval, 5*time.Second)
 	o.Timeout = cmp.Or(o.Timeout, 2*time.Second)
 	o.CanaryInterval = cmp.Or(o.CanaryInterval, time.Minute)
 	o.Rise = cmp.Or(o.Rise, 2)
 	o.Fall = cmp.Or(o.Fall, 3)
-	o.Concurrent = cmp.Or(o.Concurrent, 64)
+	o.Concurrent = cmp.Or(o.Concurrent, maxProbes)
 	o.Fresh = cmp.Or(o.Fresh, time.Minute)
 	if o.Resolve == nil {
 		o.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {

@@ -276,6 +276,43 @@ func TestMonitorBoundsProbes(t *testing.T) {
 	})
 }
 
+// However many addresses swallow what they are sent, one that dies beside them is down as soon as ever.
+func TestMonitorDeadDelayNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var f field
+		silent := probeFunc(func(ctx context.Context, target *target) Result {
+			if target.Region == "b" {
+				<-ctx.Done()
+				return Result{Time: time.Now(), Outcome: Failed, Error: "silent"}
+			}
+			return f.probe(ctx, target)
+		})
+		m, source, stop := start(t, Options{}, silent)
+		defer stop()
+		var dead []string
+		for i := range 400 {
+			dead = append(dead, fmt.Sprintf("198.51.%d.%d", 100+i/200, i%200))
+		}
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}, "b": dead}))
+		for synctest.Wait(); m.of("a").Health != router.Healthy; {
+			time.Sleep(100 * time.Millisecond)
+		}
+		f.set("192.0.2.1", true)
+		time.Sleep(8 * time.Second) // an interval, two fifths of it, and their jitter
+		if v := m.of("a"); v.Health != router.Unhealthy {
+			t.Errorf("after 8 s: %+v", v)
+		}
+		if v := m.of("b"); v.Health != router.Unhealthy {
+			t.Errorf("those that are silent: %v", v.Health)
+		}
+	})
+}
+
+type probeFunc func(context.Context, *target) Result
+
+func (f probeFunc) probe(ctx context.Context, t *target) Result { return f(ctx, t) }
+
 // counted is a field that counts the probes at one time.
 type counted struct {
 	field
