@@ -282,3 +282,44 @@ func TestRegistry(t *testing.T) {
 		})
 	}
 }
+
+// The nearest records count, at the name or at a parent of it.
+func TestCAA(t *testing.T) {
+	t.Parallel()
+	records := answers(t, false, 0,
+		`registry.own.example. 60 IN CAA 0 issue "letsencrypt.org"`, `own.example. 60 IN CAA 0 issue "other.example"`,
+		`parent.example. 60 IN CAA 0 issue "letsencrypt.org; validationmethods=dns-01"`,
+		`none.example. 60 IN CAA 0 issue ";"`,
+		`both.example. 60 IN CAA 0 issue ";"`, `both.example. 60 IN CAA 0 issue "letsencrypt.org"`,
+		`letters.example. 60 IN CAA 0 ISSUE "letsencrypt.org"`,
+		`others.example. 60 IN CAA 0 iodef "mailto:security@others.example"`, `example. 60 IN CAA 0 issue "of.everybody.else"`)
+	resolver := serveDNS(t, func(q, a *mdns.Msg) {
+		switch q.Question[0].Name {
+		case "broken.example.":
+			a.Rcode = mdns.RcodeServerFailure
+		case "registry.parent.example.":
+			a.Rcode = mdns.RcodeNameError
+		}
+		records(q, a)
+	})
+	for name, want := range map[string]Finding{
+		"registry.own.example":     {Level: OK, Text: "issuers letsencrypt.org, as registry.own.example says"},
+		"registry.parent.example":  {Level: OK, Text: "issuers letsencrypt.org; validationmethods=dns-01, as parent.example says"},
+		"a.registry.none.example":  {Level: Warn, Text: "nobody may issue, as none.example says"},
+		"registry.both.example":    {Level: OK, Text: "issuers letsencrypt.org, as both.example says"},
+		"registry.letters.example": {Level: OK, Text: "issuers letsencrypt.org, as letters.example says"},
+		"registry.others.example":  {Level: OK, Text: "any authority may issue, as others.example says"},
+		"registry.broken.example":  {Level: Fail, Text: "resolvers answer SERVFAIL for broken.example"},
+		"registry.free.test":       {Level: OK, Text: "any authority may issue"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var got []Finding
+			c := Checker{Found: func(f Finding) { got = append(got, f) }}
+			c.caa(t.Context(), resolver, name)
+			if len(got) != 1 || got[0].Level != want.Level || got[0].Text != want.Text || got[0].Subject != "CAA of "+name {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+}
