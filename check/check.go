@@ -22,6 +22,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"portolan/api"
+	"portolan/health"
 	"portolan/topology"
 )
 
@@ -79,7 +80,8 @@ type Checker struct {
 	// Resolver is the address, IP:port, of the recursive resolver that is asked for the delegation and for client names;
 	// empty: the system's.
 	Resolver string
-	// Roots are the certificates to trust; nil: the system's.
+	// Roots are the certificates to trust besides those that a replica names as its ca, as far as they can be read here; nil: the
+	// system's.
 	Roots *x509.CertPool
 	// Found is called with every finding, in order, as it is made.
 	Found func(Finding)
@@ -756,28 +758,52 @@ func (c *Checker) certificates(ctx context.Context) {
 		if port == "" {
 			port = "443"
 		}
+		roots, unread := c.roots(r.Region)
 		targets := r.Addresses
 		if r.Hostname != "" {
 			targets = []string{strings.TrimSuffix(r.Hostname, ".")}
 		}
 		for _, target := range targets {
 			for _, name := range names {
-				c.certificate(ctx, r.Region, net.JoinHostPort(target, port), name)
+				c.certificate(ctx, r.Region, net.JoinHostPort(target, port), name, roots, unread)
 			}
 		}
 	}
 }
 
-func (c *Checker) certificate(ctx context.Context, region, at, name string) {
+// roots are what certificates of a region's replica are to be verified by, as the probes do. The error says that what the replica
+// names is not among them: its file is on the machines of the servers.
+func (c *Checker) roots(region string) (*x509.CertPool, error) {
+	i := slices.IndexFunc(c.registry.Document.Replicas, func(d topology.ReplicaDocument) bool { return d.Region == region })
+	if i < 0 || c.registry.Document.Replicas[i].CA == "" {
+		return c.Roots, nil
+	}
+	roots, err := health.Roots(c.Roots, c.registry.Document.Replicas[i].CA)
+	if err != nil {
+		return c.Roots, err
+	}
+	return roots, nil
+}
+
+// certificate looks whether a certificate for name is served at an address. unread is why roots may lack some that are to be
+// trusted; nil if they do not.
+func (c *Checker) certificate(ctx context.Context, region, at, name string, roots *x509.CertPool, unread error) {
 	subject := fmt.Sprintf("certificate %s %s for %s", region, at, name)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	dialer := &tls.Dialer{Config: &tls.Config{ServerName: name, RootCAs: c.Roots, MinVersion: tls.VersionTLS12}}
+	dialer := &tls.Dialer{Config: &tls.Config{ServerName: name, RootCAs: roots, MinVersion: tls.VersionTLS12}}
 	conn, err := dialer.DialContext(ctx, "tcp", at)
 	if err != nil {
 		advice := "can the address be reached from here?"
 		var invalid *tls.CertificateVerificationError
-		if errors.As(err, &invalid) {
+		var unknown x509.UnknownAuthorityError
+		switch {
+		case errors.As(err, &unknown) && unread != nil && c.Roots == nil:
+			c.say(Warn, subject, "it cannot be verified here: "+unread.Error(), "give the certificates of the replica's ca with --ca, or check on a server's machine")
+			return
+		case errors.As(err, &unknown):
+			advice = "clients refuse that unless they trust its authority: if they do, give the authority's certificate with --ca"
+		case errors.As(err, &invalid):
 			advice = "every replica serves a certificate that is valid for every client name"
 		}
 		c.say(Fail, subject, err.Error(), advice)

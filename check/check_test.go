@@ -9,10 +9,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -142,6 +145,11 @@ func TestRegistry(t *testing.T) {
 	for _, c := range []*x509.Certificate{root, oldRoot, otherRoot} {
 		roots.AddCert(c)
 	}
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ca := "file:" + path
 	const soa, one = "geo.example.net. 5 IN SOA ns1.geo.example.net. hostmaster.example.net. 7 1 1 1 5", "contoso.geo.example.net. 5 IN A 127.0.0.1"
 	known := []string{"registry.contoso.com. 60 IN CNAME contoso.geo.example.net.", "registry.contoso.com. 60 IN CAA 0 issue \"letsencrypt.org\"",
 		// What the zone says of itself is no news about its parent.
@@ -200,6 +208,27 @@ func TestRegistry(t *testing.T) {
 		"another database":            {good, []string{narrower}, "", nil, false, []string{"fail this server " + narrower + "|for a /20, and the server that was asked for a /24"}},
 		"certificate of others":       {other, []string{server}, "", nil, false, []string{"fail certificate westus|valid for other.example, not registry.contoso.com"}},
 		"certificate about to expire": {old, []string{server}, "", nil, true, []string{"warn certificate westus|valid until"}},
+		"an authority of the replica's own": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, c *Checker) {
+			c.Roots = nil
+			r.Document.Replicas = []topology.ReplicaDocument{{Region: "westus", CA: ca}}
+		}, true, []string{"ok certificate westus|valid until"}},
+		"an authority that is not known": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, c *Checker) {
+			c.Roots = nil
+		}, false, []string{"fail certificate westus|unknown authority"}},
+		"a file of a server's machine": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, c *Checker) {
+			c.Roots = nil
+			r.Document.Replicas = []topology.ReplicaDocument{{Region: "westus", CA: ca + ".missing"}}
+		}, true, []string{"warn certificate westus|it cannot be verified here: reading CA certificates: open "}},
+		"its certificates given": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, c *Checker) {
+			r.Document.Replicas = []topology.ReplicaDocument{{Region: "westus", CA: ca + ".missing"}}
+		}, true, []string{"ok certificate westus|valid until"}},
+		"others given": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, c *Checker) {
+			c.Roots = x509.NewCertPool()
+			r.Document.Replicas = []topology.ReplicaDocument{{Region: "westus", CA: ca + ".missing"}}
+		}, false, []string{"fail certificate westus|unknown authority"}},
+		"given beside the replica's own": {old, []string{server}, "", func(_ *api.Status, r *api.Registry, c *Checker) {
+			r.Document.Replicas = []topology.ReplicaDocument{{Region: "westus", CA: ca}}
+		}, true, []string{"warn certificate westus|valid until"}},
 		"delegated elsewhere": {good, []string{server}, refers("", "ns2.geo.example.net."), nil, false,
 			[]string{"fail delegation of geo.example.net.|the parent names ns2.geo.example.net., and configured are ns1.geo.example.net."}},
 		"not delegated": {good, []string{server}, refers(""), nil, true, []string{"warn delegation of geo.example.net.|the parent names no name servers for it"}},

@@ -188,6 +188,26 @@ func askAddress(ctx context.Context, t *target, address netip.Addr) (certificate
 	return certificates, err
 }
 
+// Roots are trusted, which stays as it is, and the certificates of the reference ca, file:PATH, which are read anew: files are
+// renewed in place. A nil trusted stands for the system's roots: the client names' certificates are often public ones where the
+// endpoint's own is not. The error says that the file cannot be read, or holds no certificate.
+func Roots(trusted *x509.CertPool, ca string) (*x509.CertPool, error) {
+	pem, err := readReference(ca)
+	if err != nil {
+		return nil, fmt.Errorf("reading CA certificates: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if trusted != nil {
+		roots = trusted.Clone()
+	} else if system, err := x509.SystemCertPool(); err == nil {
+		roots = system
+	}
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("reading CA certificates: no certificate in %q", ca)
+	}
+	return roots, nil
+}
+
 // tlsConfig is what t is asked with over TLS, but for the name; nil without TLS.
 func tlsConfig(t *target) (*tls.Config, error) {
 	if t.mode != topology.ProbeHTTPS {
@@ -195,16 +215,9 @@ func tlsConfig(t *target) (*tls.Config, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if t.ca != "" {
-		pem, err := readReference(t.ca)
-		if err != nil {
-			return nil, fmt.Errorf("reading CA certificates: %w", err)
-		}
-		// Besides the system's: the client names' certificates are often public ones where the endpoint's own is not.
-		if config.RootCAs, err = x509.SystemCertPool(); err != nil {
-			config.RootCAs = x509.NewCertPool()
-		}
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading CA certificates: no certificate in %q", t.ca)
+		var err error
+		if config.RootCAs, err = Roots(nil, t.ca); err != nil {
+			return nil, err
 		}
 	}
 	if t.clientCert != "" {

@@ -1,17 +1,20 @@
 package main
 
 import (
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"portolan/check"
+	"portolan/health"
 )
 
 func (a *app) check() *cobra.Command {
-	var resolver string
+	var resolver, ca string
 	cmd := &cobra.Command{
 		Use:   "check REGISTRY",
 		Short: "Look at the whole of a registry as clients see it; exit code 1 if anything fails",
@@ -20,7 +23,10 @@ net, all authoritative with one serial, by one topology and the same databases, 
 in sample decisions; what the parent zone says of them, and its glue; the shares of
 clients; each replica's state; each address serving a certificate for each client name;
 where the client names lead, and their CAA; the age of the database; whether replicas have
-sent events since the server's start; the server's own warnings.`,
+sent events since the server's start; the server's own warnings.
+
+Certificates are verified as the probes do: by the system's authorities and those that a
+replica names as its ca. Where that file is not on this machine, give them with --ca.`,
 		Example: `  portolan check contoso
   portolan check contoso --resolver 9.9.9.9:53 -o json`,
 		Args: cobra.ExactArgs(1),
@@ -28,6 +34,13 @@ sent events since the server's start; the server's own warnings.`,
 			at, err := resolverAddress(resolver)
 			if err != nil {
 				return err
+			}
+			var roots *x509.CertPool
+			if ca != "" {
+				// The form that a replica's ca has is taken as well.
+				if roots, err = health.Roots(nil, "file:"+strings.TrimPrefix(ca, "file:")); err != nil {
+					return usageError(fmt.Errorf("--ca: %w", err))
+				}
 			}
 			c, err := a.client()
 			if err != nil {
@@ -38,7 +51,7 @@ sent events since the server's start; the server's own warnings.`,
 				return err
 			}
 			findings := []check.Finding{}
-			checker := check.Checker{API: c, Resolver: at, Found: func(f check.Finding) { findings = append(findings, f) }}
+			checker := check.Checker{API: c, Resolver: at, Roots: roots, Found: func(f check.Finding) { findings = append(findings, f) }}
 			passed, err := checker.Registry(cmd.Context(), r)
 			if err != nil {
 				return err
@@ -59,6 +72,7 @@ sent events since the server's start; the server's own warnings.`,
 		},
 	}
 	cmd.Flags().StringVar(&resolver, "resolver", "", "address of the recursive resolver, with its port if that is not 53, to ask for delegation and client names (default: the system's)")
+	cmd.Flags().StringVar(&ca, "ca", "", "PEM file of certificates to trust besides the system's and what a replica names as its ca")
 	return cmd
 }
 

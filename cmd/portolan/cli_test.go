@@ -408,6 +408,7 @@ func TestWrongUse(t *testing.T) {
 		{"apply", "-f is needed"},
 		{"explain contoso", "who asks?"},
 		{"check contoso --resolver foo", "--resolver \"foo\": want an IP address"},
+		{"check contoso --ca missing.pem", "--ca: reading CA certificates: open missing.pem"},
 		{"wait contoso", "does not name an image"},
 		{"wait contoso/app", "neither tag nor digest"},
 		{"wait contoso/app:", "does not name an image"},
