@@ -201,6 +201,8 @@ type Status struct {
 	DNS      *DNSStatus    `json:"dns,omitempty"`
 	Geo      []geo.Info    `json:"geo,omitempty"`
 	Events   *EventsStatus `json:"events,omitempty"`
+	// Health is absent on a server that does not probe.
+	Health *HealthStatus `json:"health,omitempty"`
 	// Voters are the servers that vote on the health of replicas, the one that was asked first; absent where there are no votes.
 	Voters []health.Voter `json:"voters,omitempty"`
 	// Replicas is how those of each registry are.
@@ -260,6 +262,12 @@ type DNSStatus struct {
 	TTLMin      int                 `json:"ttl_min"`
 	TTLMax      int                 `json:"ttl_max"`
 	Problems    []topology.Problem  `json:"problems,omitempty"`
+}
+
+// HealthStatus is how the server probes.
+type HealthStatus struct {
+	// CertificateWarning is how long before its end a certificate is warned of, in seconds; 0: only when it is over.
+	CertificateWarning int `json:"certificate_warning"`
 }
 
 // EventsStatus is the state of the events listener.

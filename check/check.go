@@ -50,7 +50,8 @@ type Finding struct {
 // timeout bounds one question, of DNS or of TLS.
 const timeout = 3 * time.Second
 
-// soon is how close the end of a certificate may come before it is a warning: renewals usually happen 30 days ahead.
+// soon is how close the end of a certificate may come before it is a warning where the server that is asked does not say, since it
+// does not probe: renewals usually happen 30 days ahead.
 const soon = 14 * 24 * time.Hour
 
 // oldDays is the age of a location database that is a warning: networks move between countries by the month.
@@ -810,10 +811,18 @@ func (c *Checker) certificate(ctx context.Context, region, at, name string, root
 		return
 	}
 	defer conn.Close()
-	end := conn.(*tls.Conn).ConnectionState().PeerCertificates[0].NotAfter
-	text := "valid until " + end.UTC().Format(time.DateOnly)
-	if left := time.Until(end); left < soon {
-		c.say(Warn, subject, text, "renew it: HTTP-01 challenges do not work behind the one name; DNS-01 does")
+	state := conn.(*tls.Conn).ConnectionState()
+	end := health.Expiry(&state)
+	text, advice := "valid until "+end.UTC().Format(time.DateOnly), "renew it: HTTP-01 challenges do not work behind the one name; DNS-01 does"
+	if end.Before(state.PeerCertificates[0].NotAfter) {
+		text, advice = text+", when a certificate ends that leads to its root", "serve it with others that lead there"
+	}
+	warning := soon
+	if h := c.status.Health; h != nil {
+		warning = time.Duration(h.CertificateWarning) * time.Second
+	}
+	if time.Until(end) < warning {
+		c.say(Warn, subject, text, advice)
 		return
 	}
 	c.say(OK, subject, text, "")

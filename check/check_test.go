@@ -3,6 +3,7 @@ package check
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -46,13 +47,27 @@ func (f fakeAPI) Shares(_ context.Context, registry string) ([]api.RegistryShare
 // certificate is one for names, signed by itself.
 func certificate(t *testing.T, end time.Time, names ...string) (tls.Certificate, *x509.Certificate) {
 	t.Helper()
+	return signed(t, end, nil, names...)
+}
+
+// signed is a certificate for names, with those that issuer has behind it; signed by itself without one.
+func signed(t *testing.T, end time.Time, issuer *tls.Certificate, names ...string) (tls.Certificate, *x509.Certificate) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: names, NotBefore: time.Now().Add(-time.Hour),
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: rand.Text()}, DNSNames: names, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: end, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	parent, signer := template, crypto.PrivateKey(key)
+	var chain [][]byte
+	if issuer != nil {
+		chain, signer = issuer.Certificate, issuer.PrivateKey
+		if parent, err = x509.ParseCertificate(chain[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +75,7 @@ func certificate(t *testing.T, end time.Time, names ...string) (tls.Certificate,
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, parsed
+	return tls.Certificate{Certificate: append([][]byte{der}, chain...), PrivateKey: key}, parsed
 }
 
 func serveTLS(t *testing.T, c tls.Certificate) (port string) {
@@ -141,8 +156,12 @@ func TestRegistry(t *testing.T) {
 	good, root := certificate(t, time.Now().Add(90*24*time.Hour), "registry.contoso.com")
 	old, oldRoot := certificate(t, time.Now().Add(24*time.Hour), "registry.contoso.com")
 	other, otherRoot := certificate(t, time.Now().Add(90*24*time.Hour), "other.example")
+	top, topRoot := certificate(t, time.Now().Add(90*24*time.Hour))
+	soonest := time.Now().Add(48 * time.Hour)
+	between, _ := signed(t, soonest, &top)
+	chained, _ := signed(t, time.Now().Add(60*24*time.Hour), &between, "registry.contoso.com")
 	roots := x509.NewCertPool()
-	for _, c := range []*x509.Certificate{root, oldRoot, otherRoot} {
+	for _, c := range []*x509.Certificate{root, oldRoot, otherRoot, topRoot} {
 		roots.AddCert(c)
 	}
 	path := filepath.Join(t.TempDir(), "ca.pem")
@@ -208,6 +227,14 @@ func TestRegistry(t *testing.T) {
 		"another database":            {good, []string{narrower}, "", nil, false, []string{"fail this server " + narrower + "|for a /20, and the server that was asked for a /24"}},
 		"certificate of others":       {other, []string{server}, "", nil, false, []string{"fail certificate westus|valid for other.example, not registry.contoso.com"}},
 		"certificate about to expire": {old, []string{server}, "", nil, true, []string{"warn certificate westus|valid until"}},
+		"about to expire by the setting": {good, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) {
+			s.Health = &api.HealthStatus{CertificateWarning: 100 * 24 * 3600}
+		}, true, []string{"warn certificate westus|valid until"}},
+		"only what is over is warned of": {old, []string{server}, "", func(s *api.Status, _ *api.Registry, _ *Checker) {
+			s.Health = &api.HealthStatus{}
+		}, true, []string{"ok certificate westus|valid until"}},
+		"an authority between that is about to expire": {chained, []string{server}, "", nil, true,
+			[]string{"warn certificate westus|valid until " + soonest.UTC().Format(time.DateOnly) + ", when a certificate ends that leads to its root"}},
 		"an authority of the replica's own": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, c *Checker) {
 			c.Roots = nil
 			r.Document.Replicas = []topology.ReplicaDocument{{Region: "westus", CA: ca}}

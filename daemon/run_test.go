@@ -558,6 +558,9 @@ func TestStartWithoutConsul(t *testing.T) {
 	if !strings.Contains(strings.Join(s.Warnings, "\n"), "topology file cannot be used") {
 		t.Errorf("no word of the topology file: %v", s.Warnings)
 	}
+	if s.Health == nil || s.Health.CertificateWarning != 14*24*3600 {
+		t.Errorf("how it probes: %+v", s.Health)
+	}
 	eventually(t, "clients are sent to what is seeded and healthy", func() error {
 		e, err := r.client.Explain(t.Context(), "contoso", "128.32.0.0/24", "")
 		if err != nil || e.Region != "westeurope" {

@@ -70,6 +70,7 @@ func (d *daemon) status() api.Status {
 	if d.monitor != nil {
 		v := d.monitor.Verdicts()
 		s.Voters = v.Voters
+		s.Health = &api.HealthStatus{CertificateWarning: int(d.config.Health.CertificateWarning / time.Second)}
 		s.Warnings = append(s.Warnings, certificateWarnings(v, d.config.Health.CertificateWarning)...)
 		if v.Rival {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("another server votes as %s, too, so that the votes of neither count as they should: give each its own health.voter", v.Voters[0].Name))

@@ -280,7 +280,7 @@ func askRegistry(ctx context.Context, t *target, at, name string, config *tls.Co
 	}
 	defer response.Body.Close()
 	if response.TLS != nil {
-		expiry = expiryOf(response.TLS)
+		expiry = Expiry(response.TLS)
 	}
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusUnauthorized {
 		return expiry, fmt.Errorf("%s: /v2/ answered %d, not 200 or 401", asking, response.StatusCode)
@@ -288,9 +288,9 @@ func askRegistry(ctx context.Context, t *target, at, name string, config *tls.Co
 	return expiry, nil
 }
 
-// expiryOf is when what the other side served stops being accepted: the end of the first certificate of the chain that ends,
-// in the chain that lasts longest. An intermediate certificate may end before the leaf does.
-func expiryOf(state *tls.ConnectionState) (last time.Time) {
+// Expiry is when what the other side served stops being accepted: the end of the first certificate of the chain that ends, in the
+// chain that lasts longest; zero if nothing was verified. An intermediate certificate may end before the leaf does.
+func Expiry(state *tls.ConnectionState) (last time.Time) {
 	for _, chain := range state.VerifiedChains {
 		first := chain[0].NotAfter
 		for _, c := range chain[1:] {
