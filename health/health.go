@@ -34,7 +34,8 @@ type Outcome uint8
 // The outcomes of a probe.
 const (
 	// Unable: the probe could not be made for a reason that lies here (no route from this machine, an unreadable CA file, no
-	// Consul). It says nothing about the replica, so it moves nothing; a state of which nothing else is heard for long is forgotten.
+	// Consul). It says nothing about the replica, so it moves nothing; but that an address stood is forgotten when nothing else is
+	// heard of it for long.
 	Unable Outcome = iota
 	// Failed: the replica did not answer as it should.
 	Failed

@@ -47,13 +47,17 @@ func (m machine) rise(rise int) int { return rise << m.relapses }
 // settled is whether there is a state and nothing speaks against it.
 func (m machine) settled() bool { return m.health != router.Unknown && m.against == 0 }
 
+// stale is whether no probe could tell of the state for longer than the rules vouch for it.
+func (m machine) stale(r rules, now time.Time) bool { return now.Sub(m.seen) > r.memory() }
+
 // observe folds one outcome. The first one decides at once: a start must not take Rise intervals, and there is nothing yet
-// that could flap. Afterwards fall failures in a row fell, and rise successes in a row raise, or more after relapses. A state of
-// which no probe could tell for longer than the rules remember it is known no more; what it tells of flapping stays.
+// that could flap. Afterwards fall failures in a row fell, and rise successes in a row raise, or more after relapses. That an address
+// stood is forgotten when it is stale, but for what it tells of flapping; that it was down is not: nobody is to be led there
+// before it was seen to stand.
 func (m machine) observe(o Outcome, r rules, now time.Time) machine {
 	if o == Unable {
-		if m.health != router.Unknown && now.Sub(m.seen) > r.memory() {
-			return machine{since: now, seen: m.seen, returned: m.returned || m.health == router.Unhealthy, relapses: m.relapses}
+		if m.health == router.Healthy && m.stale(r, now) {
+			return machine{since: now, seen: m.seen, returned: m.returned, relapses: m.relapses}
 		}
 		return m
 	}

@@ -32,7 +32,8 @@ func TestMachine(t *testing.T) {
 		{"failing soon after the start is none", "+---++", "HhhUuH"},
 		{"unable for long forgets", "+" + unables + "?-", "H" + strings.Repeat("H", len(unables)) + ".U"},
 		{"one failure at last is forgotten, too", "+-" + unables + "?+", "Hh" + strings.Repeat("h", len(unables)) + ".H"},
-		{"but not how it flapped", "-" + unables + "?+---++++", "U" + strings.Repeat("U", len(unables)) + ".HhhUuuuH"},
+		{"but not how it flapped", "-++" + unables + "?+---++++", "UuH" + strings.Repeat("H", len(unables)) + ".HhhUuuuH"},
+		{"nor that it was down", "-" + unables + "?++", "U" + strings.Repeat("U", len(unables)) + "UuH"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -71,7 +72,7 @@ func TestMachineNeedsCounts(t *testing.T) {
 			before := m
 			m = m.observe(o, r, now)
 			if o == Unable {
-				if forgotten := before.health != router.Unknown && now.Sub(told) > r.memory(); forgotten {
+				if forgotten := before.health == router.Healthy && now.Sub(told) > r.memory(); forgotten {
 					if m.health != router.Unknown {
 						t.Fatalf("%v after it was told of is remembered: %+v", now.Sub(told), m)
 					}

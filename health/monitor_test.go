@@ -513,6 +513,30 @@ func TestMonitorForgets(t *testing.T) {
 	})
 }
 
+// That an address was down is remembered for this server's own answers, but it does not vote on what it could not ask for long.
+func TestMonitorVotesOnWhatItSees(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var f field
+		m, source, stop := start(t, Options{}, &f)
+		defer stop()
+		f.set("192.0.2.1", true)
+		source.Store(snapshot(map[string][]string{"a": {"192.0.2.1"}}))
+		time.Sleep(15 * time.Second)
+		down := func(now time.Time) int {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return len(m.ballot(now).Down)
+		}
+		if got := down(time.Now()); got != 1 {
+			t.Errorf("it votes %d addresses down", got)
+		}
+		if got := down(time.Now().Add(time.Minute)); got != 0 || m.of("a").Health != router.Unhealthy {
+			t.Errorf("a minute after the last probe it votes %d addresses down, and takes it for %v", got, m.of("a").Health)
+		}
+	})
+}
+
 // A disk that stalls keeps no verdict from the answers.
 func TestMonitorStalledDisk(t *testing.T) {
 	t.Parallel()

@@ -82,7 +82,9 @@ func (m *Monitor) vote(ctx context.Context) {
 func (m *Monitor) ballot(now time.Time) ballot {
 	own := make(map[string]router.Health, len(m.watched))
 	for _, w := range m.watched {
-		own[w.target.name()] = w.machine.health
+		if !w.machine.stale(m.rules(w.target), now) {
+			own[w.target.name()] = w.machine.health
+		}
 	}
 	return cast(m.instance, now, own)
 }
