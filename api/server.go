@@ -71,6 +71,8 @@ type View struct {
 	Ramps []topology.Ramp
 	// StoreDown is whether the store cannot be read, so that Snapshot is all there is.
 	StoreDown bool
+	// StoreLost is whether that is because the store has lost its keys: it can be given them again.
+	StoreLost bool
 	// Held are the raw edits that the guard holds.
 	Held []topology.Pending
 	// Router decides as the DNS server does: it is the same one. Nil before the first topology.
@@ -329,7 +331,45 @@ func (v *View) away() error {
 	if !v.StoreDown || v.Snapshot == nil {
 		return nil
 	}
+	if v.StoreLost {
+		return failf(CodeUnavailable, "the store has lost its keys, and nothing can be changed before it has them again: %s", GiveBack)
+	}
 	return failf(CodeUnavailable, "the store cannot be read at the moment, so nothing can be changed: portolan status says why")
+}
+
+// GiveBack says how a store that has lost its keys is given them again.
+const GiveBack = "'portolan export | portolan apply -f -' gives back what is served"
+
+// basis is what a document is applied to: what operators declared, or what is served where the store has lost that. Then the document is
+// to bring all of it: what it left out would be gone as soon as the store has keys.
+func (s *server) basis(r *http.Request, a Apply) (topology.Document, error) {
+	v := s.View()
+	if v.Snapshot == nil || !v.StoreDown || !v.StoreLost {
+		return s.declared(r)
+	}
+	served := v.Snapshot.Document()
+	var lacks []string
+	for _, registry := range served.Registries {
+		brought := func(name string) bool {
+			return slices.ContainsFunc(a.Document.Registries, func(d topology.RegistryDocument) bool {
+				return d.Name == registry.Name && (name == "" || slices.ContainsFunc(d.Replicas, func(p topology.ReplicaDocument) bool { return p.Region == name }))
+			})
+		}
+		if !brought("") {
+			lacks = append(lacks, registry.Name)
+			continue
+		}
+		for _, replica := range registry.Replicas {
+			if !brought(replica.Region) {
+				lacks = append(lacks, registry.Name+"/"+replica.Region)
+			}
+		}
+	}
+	if len(lacks) > 0 && !a.Force {
+		return served, failf(CodeRefused, "the store has lost its keys, and the document lacks what is served: %s, which would be gone at once: %s; --force applies the document all the same",
+			strings.Join(lacks, ", "), GiveBack)
+	}
+	return served, nil
 }
 
 // withHeld is d with the registries of which the guard holds an edit as v serves them.
@@ -653,7 +693,7 @@ func (s *server) apply(r *http.Request) (any, error) {
 	if err := decodeStrict(r, &a); err != nil {
 		return nil, err
 	}
-	before, err := s.declared(r)
+	before, err := s.basis(r, a)
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,11 @@ func (d *daemon) status() api.Status {
 	s.Ready = len(s.NotReady) == 0
 
 	if keeper.Loaded && !keeper.StoreUp {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("the store cannot be read since %s; the last good topology is served: %s", keeper.Since.UTC().Format(time.RFC3339), keeper.StoreError))
+		warning := fmt.Sprintf("the store cannot be read since %s; the last good topology is served: %s", keeper.Since.UTC().Format(time.RFC3339), keeper.StoreError)
+		if keeper.StoreLost {
+			warning += "; " + api.GiveBack
+		}
+		s.Warnings = append(s.Warnings, warning)
 	}
 	for _, h := range keeper.Pending {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("an edit of registry %s took away %s and is held: %s", h.Registry, strings.Join(h.Missing, ", "), h.Way()))

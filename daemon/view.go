@@ -348,7 +348,7 @@ func (f *frontdoor) current() *api.View {
 	view := *f.view
 	f.mu.Unlock()
 	status := f.keeper.Status()
-	view.Held, view.StoreDown = status.Pending, !status.StoreUp
+	view.Held, view.StoreDown, view.StoreLost = status.Pending, !status.StoreUp, status.StoreLost
 	if f.monitor != nil {
 		view.Verdicts = f.monitor.Verdicts()
 	}

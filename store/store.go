@@ -13,6 +13,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -25,6 +26,9 @@ var (
 	// ErrUnavailable says that the store cannot be asked at the moment (no connection, no leader, closed).
 	// The outcome of a Commit that ends with it is unknown: it may have been applied.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrLost says that the store answers, but has lost its keys: it was emptied, or restored from nothing. It matches ErrUnavailable
+	// as well, since what was read before stands. Writes are taken, and end that state.
+	ErrLost = fmt.Errorf("%w: its keys are lost", ErrUnavailable)
 )
 
 // MaxOps is the largest number of operations in one Commit. Consul's own limit for a transaction is 128, and a

@@ -84,9 +84,11 @@ type heard struct {
 // KeeperStatus is what a Keeper knows of itself and the store.
 type KeeperStatus struct {
 	// StoreUp is whether the store can be read; StoreError is why not; Since when.
-	StoreUp    bool      `json:"store_up"`
-	StoreError string    `json:"store_error,omitempty"`
-	Since      time.Time `json:"since"`
+	StoreUp    bool   `json:"store_up"`
+	StoreError string `json:"store_error,omitempty"`
+	// StoreLost is whether that is because it has lost its keys: it can be written to.
+	StoreLost bool      `json:"store_lost,omitempty"`
+	Since     time.Time `json:"since"`
 	// Loaded is whether there is a topology; FromDisk whether it is the one on local disk because the store was not read yet.
 	Loaded   bool `json:"loaded"`
 	FromDisk bool `json:"from_disk"`
@@ -371,7 +373,7 @@ func (k *Keeper) publishStatus(s *Snapshot) {
 	if !k.up {
 		status.StoreError = "not read yet"
 		if u.Err != nil {
-			status.StoreError = u.Err.Error()
+			status.StoreError, status.StoreLost = u.Err.Error(), errors.Is(u.Err, store.ErrLost)
 		}
 	}
 	if s != nil {

@@ -196,7 +196,7 @@ type watch struct {
 	lost bool
 }
 
-var errLost = fmt.Errorf("%w: the index of consul went back and there are no keys: it was emptied, or restored from nothing; the last tree is kept until there are keys again", store.ErrUnavailable)
+var errLost = fmt.Errorf("%w: consul was emptied, or restored from nothing: its index went back, and there are none; the last ones are kept until there are some again", store.ErrLost)
 
 // next reads once. It returns what to deliver, if that differs from what was delivered last, and the error of the
 // reading.

@@ -54,6 +54,16 @@ func StartConsul(ctx context.Context, config ConsulConfig) (*Consul, error) {
 	return c, nil
 }
 
+// Wipe removes all data of the server, which is not running: when it is started again it has lost everything.
+func (c *Consul) Wipe() error {
+	if err := os.RemoveAll(c.dataDir()); err != nil {
+		return fmt.Errorf("wiping %s: %w", c.name, err)
+	}
+	return nil
+}
+
+func (c *Consul) dataDir() string { return filepath.Join(c.config.Dir, "data") }
+
 // Addr returns the host:port of the HTTP API.
 func (c *Consul) Addr() string { return c.address }
 
@@ -97,7 +107,7 @@ func (c *Consul) configure() error {
 	tree := map[string]any{
 		"node_name":        "bed",
 		"datacenter":       c.config.Datacenter,
-		"data_dir":         filepath.Join(c.config.Dir, "data"),
+		"data_dir":         c.dataDir(),
 		"server":           true,
 		"bootstrap_expect": 1,
 		"bind_addr":        "127.0.0.1",

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -288,6 +290,63 @@ func TestConsulGoesAndComesBack(t *testing.T) {
 			t.Errorf("%s has %v", region, tags)
 		}
 	}
+}
+
+// Consul loses its data while the front door and the replicator run: what was known stays, no edit ends it, and it is given back.
+func TestConsulLosesItsData(t *testing.T) {
+	t.Parallel()
+	s := newSplit(t, westus, westeurope)
+	s.replicator("replicator", s.events)
+	s.declare()
+	s.ready(s.regions()...)
+	s.kv("put", replicas+"westeurope/weight", "0")
+	s.leads(europe, "westus")
+	s.consul.Kill()
+	if err := s.consul.Wipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.consul.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.until("the status to say what to do", func() error {
+		if o := s.cli("status"); !strings.Contains(o.stdout, "portolan export | portolan apply -f -") {
+			return fmt.Errorf("%v", o)
+		}
+		return nil
+	})
+	for _, edit := range [][]string{{"replica", "update", "contoso/westus", "--weight", "10"}, {"registry", "update", "contoso", "--max-lag", "1h"}} {
+		if o := s.cli(edit...); o.code != 1 || !strings.Contains(o.stderr, "portolan export | portolan apply -f -") {
+			t.Errorf("%v:\n%v", edit, o)
+		}
+	}
+	exported := s.cli("export")
+	if exported.code != 0 {
+		t.Fatal(exported)
+	}
+	file, part := s.path("served.yaml"), s.path("part.yaml")
+	for name, text := range map[string]string{file: exported.stdout, part: regexp.MustCompile(`(?s)      - region: westeurope\n.*?(      - region: |$)`).ReplaceAllString(exported.stdout, "$1")} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if o := s.cli("apply", "-f", part); o.code != 1 || !strings.Contains(o.stderr, "contoso/westeurope, which would be gone") {
+		t.Errorf("applying a part:\n%v", o)
+	}
+	if o := s.cli("apply", "-f", file); o.code != 0 {
+		t.Fatal(o)
+	}
+	s.until("the store to be read again", func() error {
+		var st status
+		if err := s.read(&st, "status"); err != nil || st.Store.Error != "" {
+			return fmt.Errorf("%+v, %v", st.Store, err)
+		}
+		return nil
+	})
+	s.leads(europe, "westus")
+	s.kv("put", replicas+"westeurope/weight", "100")
+	s.leads(europe, "westeurope")
+	digest := s.push("westus", "team/after:1", 4096, 1)
+	s.arrives("team/after:1", digest, s.regions()...)
 }
 
 // A front door and a replicator that never saw Consul: neither invents an empty world, both take it up when it comes.
