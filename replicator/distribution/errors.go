@@ -63,7 +63,8 @@ func Refused(err error) bool {
 	return errors.Is(err, errResting) || errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout
 }
 
-// RetryAfter returns how long the registry asked to be left alone, 5 minutes at most, or zero. Until then its Client sends it nothing but deletes.
+// RetryAfter returns how long the registry asked to be left alone when it refused a request for its load (429) or its state (503), 5 minutes at most, or
+// zero. Until then its Client sends it nothing but deletes.
 func RetryAfter(err error) time.Duration {
 	var e *Error
 	if errors.As(err, &e) {
@@ -80,7 +81,7 @@ type Error struct {
 	Status int
 	// Code and Message are the registry's own (spec, "Error Codes"), shortened.
 	Code, Message string
-	// RetryAfter is how long the registry wants to be left alone, 5 minutes at most; zero if it did not ask for that.
+	// RetryAfter is how long the registry wants to be left alone, 5 minutes at most; zero if it did not ask for that with 429 or 503.
 	RetryAfter time.Duration
 	// Kind is one of the Err... above, or nil when the context ended.
 	Kind error
@@ -139,7 +140,11 @@ const (
 // responseError makes an *Error of an answer with an unwanted status. session says that it was asked of an upload session, which may
 // have a path of the registry's own making.
 func responseError(method, path string, session bool, resp *http.Response) error {
-	e := &Error{Method: method, Path: path, Status: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())}
+	e := &Error{Method: method, Path: path, Status: resp.StatusCode}
+	// With another status it speaks of that one request, if of anything.
+	if e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable {
+		e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	}
 	raw, _ := readAll(resp.Body, maxErrorBody)
 	var quota bool
 	e.Code, e.Message, quota = parseErrorBody(raw)

@@ -21,7 +21,7 @@ type rest struct {
 // heed takes over what the answer to a request, or to the login for it, asks for. The end that is farthest away counts, since answers overtake each other.
 func (r *rest) heed(err error) {
 	var e *Error
-	if !errors.As(err, &e) || e.RetryAfter <= 0 || e.Status != http.StatusTooManyRequests && e.Status != http.StatusServiceUnavailable {
+	if !errors.As(err, &e) || e.RetryAfter <= 0 {
 		return
 	}
 	until := time.Now().Add(e.RetryAfter)
