@@ -287,14 +287,14 @@ func remove(full string) string { return "repository:" + full + ":pull,push,dele
 // maxRedirects is enough for registry -> storage -> region of the storage, and little enough to end a loop.
 const maxRedirects = 5
 
-// do sends a call and returns the answer, whose body the caller closes, if its status is one of want; otherwise an *Error. Nothing is sent while the
-// registry wants to be left alone.
+// do sends a call and returns the answer, whose body the caller closes, if its status is one of want; otherwise an *Error. While the registry
+// wants to be left alone, only what rest lets through is sent.
 func (c *Client) do(ctx context.Context, r call, want ...int) (*http.Response, error) {
 	u := r.url
 	if u == nil {
 		u = &url.URL{Scheme: c.endpoint.Scheme, Host: c.endpoint.Host, Path: r.path, RawQuery: r.query.Encode()}
 	}
-	if err := c.rest.refuse(r.method, u.Path); err != nil {
+	if err := c.rest.refuse(r, u.Path); err != nil {
 		return nil, err
 	}
 	resp, err := c.send(ctx, r, u, want)

@@ -64,7 +64,7 @@ func Refused(err error) bool {
 }
 
 // RetryAfter returns how long the registry asked to be left alone when it refused a request for its load (429) or its state (503), 5 minutes at most, or
-// zero. Until then its Client sends it nothing but deletes.
+// zero. Until then its Client sends it nothing but deletes and what an upload session that is open needs.
 func RetryAfter(err error) time.Duration {
 	var e *Error
 	if errors.As(err, &e) {

@@ -32,15 +32,17 @@ func (r *rest) heed(err error) {
 	}
 }
 
-// refuse is the error of a request that comes before the end of the pause, or nil. Deletes are let through: they end what was begun, an upload
-// session or a throw-away manifest under a user's tag, and leave the registry with less to do.
-func (r *rest) refuse(method, path string) error {
+// refuse is the error of a request that comes before the end of the pause, or nil. Two kinds are let through. What an upload session still needs: a
+// large blob is one request that may take hours, and its commit, refused for what others were told meanwhile, would throw all of it away. And
+// deletes: of an upload session, or of a throw-away manifest under a user's tag, they end what was begun; the others are few, and leave the registry
+// with less to do.
+func (r *rest) refuse(q call, path string) error {
 	r.mu.Lock()
 	until := r.until
 	r.mu.Unlock()
 	left := time.Until(until)
-	if left <= 0 || method == http.MethodDelete {
+	if left <= 0 || q.url != nil || q.method == http.MethodDelete {
 		return nil
 	}
-	return &Error{Method: method, Path: path, Kind: ErrUnavailable, RetryAfter: left, Cause: fmt.Errorf("%w until %s", errResting, until.UTC().Format(time.TimeOnly))}
+	return &Error{Method: q.method, Path: path, Kind: ErrUnavailable, RetryAfter: left, Cause: fmt.Errorf("%w until %s", errResting, until.UTC().Format(time.TimeOnly))}
 }

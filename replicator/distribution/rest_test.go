@@ -44,7 +44,10 @@ func TestRetryAfterHoldsForAllRequests(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				busy := true
-				s := &script{answer: func(*http.Request) (int, http.Header) {
+				s := &script{answer: func(r *http.Request) (int, http.Header) {
+					if strings.HasSuffix(r.URL.Path, "/uploads/open") {
+						return map[string]int{http.MethodGet: http.StatusNoContent, http.MethodPut: http.StatusCreated}[r.Method], http.Header{"Range": {"0-9"}}
+					}
 					if busy {
 						return tc.status, http.Header{"Retry-After": {tc.asks}}
 					}
@@ -82,6 +85,13 @@ func TestRetryAfterHoldsForAllRequests(t *testing.T) {
 				}
 				if err := c.DeleteTag(t.Context(), "a", "1", ""); !errors.Is(err, ErrNotFound) {
 					t.Errorf("what was begun cannot be ended: %v", err)
+				}
+				open, err := c.ResumeUpload("a", "https://registry.test/v2/a/blobs/uploads/open")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(open.Sync(t.Context()), open.Commit(t.Context(), digest, nil)); err != nil {
+					t.Errorf("what is complete cannot be committed: %v", err)
 				}
 				wait(time.Second)
 				before = s.asked

@@ -507,6 +507,31 @@ func TestSourceThatWantsToBeLeftAlone(t *testing.T) {
 	})
 }
 
+// What a registry tells somebody else meanwhile throws no upload away that is under way: its commit goes through.
+func TestUploadOutlivesARest(t *testing.T) {
+	t.Parallel()
+	a, b := newReplica(t), newReplica(t)
+	layer := pushBlob(t, a.client, "r", random(1, 3<<20))
+	img := push(t, a.client, "r", imageType, map[string]any{"config": layer, "layers": []any{layer}})
+	b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if r.Method != http.MethodPatch {
+			return limiter("/manifests/limited", "30", 1)(w, r, next)
+		}
+		next.ServeHTTP(w, r)
+		if _, err := b.client.Head(t.Context(), "r", "limited"); distribution.RetryAfter(err) == 0 {
+			t.Errorf("a scan is answered %v", err)
+		}
+		return true
+	})
+	_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)})
+	if distribution.RetryAfter(err) == 0 {
+		t.Errorf("what comes after it: %v", err)
+	}
+	if err := dial(t, b.URL).ProveBlob(t.Context(), "r", layer); err != nil || b.count("DELETE upload") != 0 {
+		t.Errorf("%v, %d uploads cancelled", err, b.count("DELETE upload"))
+	}
+}
+
 func TestWrongBytesAreNeverCommitted(t *testing.T) {
 	t.Parallel()
 	for name, size := range map[string]int{"small": 2000, "large": 5 << 20} {
