@@ -63,12 +63,12 @@ func Refused(err error) bool {
 	return errors.Is(err, errResting) || errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout
 }
 
-// RetryAfter returns how long the registry asked to be left alone when it refused a request for its load (429) or its state (503), 5 minutes at most, or
-// zero. Until then its Client sends it nothing but deletes and what an upload session that is open needs.
+// RetryAfter returns how long the registry still wants to be left alone, which it said when it refused a request for its load (429) or its state (503): 5
+// minutes at most, or zero. Until then its Client sends it nothing but deletes and what an upload session that is open needs.
 func RetryAfter(err error) time.Duration {
 	var e *Error
 	if errors.As(err, &e) {
-		return e.RetryAfter
+		return max(0, time.Until(e.RetryAt))
 	}
 	return 0
 }
@@ -81,8 +81,8 @@ type Error struct {
 	Status int
 	// Code and Message are the registry's own (spec, "Error Codes"), shortened.
 	Code, Message string
-	// RetryAfter is how long the registry wants to be left alone, 5 minutes at most; zero if it did not ask for that with 429 or 503.
-	RetryAfter time.Duration
+	// RetryAt is until when the registry wants to be left alone, in 5 minutes at most; zero if it did not ask for that with 429 or 503.
+	RetryAt time.Time
 	// Kind is one of the Err... above, or nil when the context ended.
 	Kind error
 	// Cause is what happened below HTTP.
@@ -143,7 +143,10 @@ func responseError(method, path string, session bool, resp *http.Response) error
 	e := &Error{Method: method, Path: path, Status: resp.StatusCode}
 	// With another status it speaks of that one request, if of anything.
 	if e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable {
-		e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+		now := time.Now()
+		if after := parseRetryAfter(resp.Header.Get("Retry-After"), now); after > 0 {
+			e.RetryAt = now.Add(after)
+		}
 	}
 	raw, _ := readAll(resp.Body, maxErrorBody)
 	var quota bool

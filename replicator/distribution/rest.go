@@ -21,14 +21,13 @@ type rest struct {
 // heed takes over what the answer to a request, or to the login for it, asks for. The end that is farthest away counts, since answers overtake each other.
 func (r *rest) heed(err error) {
 	var e *Error
-	if !errors.As(err, &e) || e.RetryAfter <= 0 {
+	if !errors.As(err, &e) {
 		return
 	}
-	until := time.Now().Add(e.RetryAfter)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if until.After(r.until) {
-		r.until = until
+	if e.RetryAt.After(r.until) {
+		r.until = e.RetryAt
 	}
 }
 
@@ -40,9 +39,8 @@ func (r *rest) refuse(q call, path string) error {
 	r.mu.Lock()
 	until := r.until
 	r.mu.Unlock()
-	left := time.Until(until)
-	if left <= 0 || q.url != nil || q.method == http.MethodDelete {
+	if !time.Now().Before(until) || q.url != nil || q.method == http.MethodDelete {
 		return nil
 	}
-	return &Error{Method: q.method, Path: path, Kind: ErrUnavailable, RetryAfter: left, Cause: fmt.Errorf("%w until %s", errResting, until.UTC().Format(time.TimeOnly))}
+	return &Error{Method: q.method, Path: path, Kind: ErrUnavailable, RetryAt: until, Cause: fmt.Errorf("%w until %s", errResting, until.UTC().Format(time.TimeOnly))}
 }
