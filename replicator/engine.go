@@ -29,7 +29,7 @@ type Remote interface {
 	// not show may be gone, or hidden from these credentials.
 	Tags(ctx context.Context, repository string) (tags []string, shown bool, err error)
 	// Bring makes the manifest and everything that it needs present, from the first of the sources that has it, without
-	// touching a tag. ErrGone: none of the sources has it. *SourcesRestError: those that may have it want to be left alone.
+	// touching a tag. ErrGone: none of the sources has it. *SourcesRestError: all that may have it want to be left alone.
 	Bring(ctx context.Context, repository, digest string, sources []Remote) (Transfer, error)
 	// Tag points a tag at a manifest that is there already.
 	Tag(ctx context.Context, repository, tag, digest, writeID string) error
@@ -96,10 +96,10 @@ type UnavailableError struct {
 func (e *UnavailableError) Error() string { return e.Err.Error() }
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
-// SourcesRestError says that the replicas which could give some content want to be left alone: their state, neither that of the replica that it is for,
+// SourcesRestError says that all replicas which could give some content want to be left alone: their state, neither that of the replica that it is for,
 // nor a failure of the image.
 type SourcesRestError struct {
-	// RetryAfter is when the first of them may be asked again.
+	// RetryAfter is how long it takes until the first of them may be asked again; zero: that time has come meanwhile.
 	RetryAfter time.Duration
 	Err        error
 }

@@ -278,8 +278,8 @@ func translate(err error) error {
 			return fmt.Errorf("%w: %w", ErrGone, err)
 		case source.Lasting:
 			return fmt.Errorf("%w: %w", errUnreadable, err)
-		case source.RetryAfter > 0:
-			return &SourcesRestError{RetryAfter: source.RetryAfter, Err: err}
+		case !source.RetryAt.IsZero():
+			return &SourcesRestError{RetryAfter: max(0, time.Until(source.RetryAt)), Err: err}
 		}
 		return err
 	case errors.Is(err, distribution.ErrUnsupported):

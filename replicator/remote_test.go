@@ -152,11 +152,11 @@ func TestErrorsOfSources(t *testing.T) {
 		"nowhere":           {transfer.SourceError{Missing: true, Lasting: true}, ErrGone},
 		"damaged":           {transfer.SourceError{Lasting: true}, errUnreadable},
 		"away for a moment": {transfer.SourceError{}, nil},
-		"to be left alone":  {transfer.SourceError{RetryAfter: time.Minute}, nil},
+		"to be left alone":  {transfer.SourceError{RetryAt: time.Now().Add(time.Minute)}, nil},
 	} {
 		err := translate(&c.err)
 		var rest *SourcesRestError
-		if errors.As(err, &rest) != (c.err.RetryAfter > 0) || rest != nil && rest.RetryAfter != c.err.RetryAfter {
+		if errors.As(err, &rest) == c.err.RetryAt.IsZero() || rest != nil && (rest.RetryAfter <= 30*time.Second || rest.RetryAfter > time.Minute) {
 			t.Errorf("%s: to be asked again after %+v", name, rest)
 		}
 		for _, kind := range []error{ErrGone, errUnreadable, ErrRefused} {

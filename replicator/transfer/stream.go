@@ -1,7 +1,6 @@
 package transfer
 
 import (
-	"cmp"
 	"context"
 	"encoding"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"hash"
 	"io"
 	"slices"
-	"time"
 
 	"portolan/replicator/distribution"
 )
@@ -21,7 +19,7 @@ type stream struct {
 	ctx     context.Context
 	copying *copying
 	desc    distribution.Descriptor
-	sources []*source
+	sources sources
 
 	body   io.ReadCloser
 	from   *source
@@ -42,22 +40,6 @@ type stream struct {
 
 var _ io.Reader = (*stream)(nil)
 
-type source struct {
-	Source
-	failures int
-	err      error // the last
-	// out: it has no such blob, gave wrong bytes, or wants to be left alone for longer than is waited for.
-	out bool
-}
-
-// wait is how long the source is left alone after its failures.
-func (s *source) wait() time.Duration {
-	if s.failures == 0 {
-		return 0
-	}
-	return max(distribution.RetryAfter(s.err), backoff(s.failures))
-}
-
 // checkpoint is the state of the hash at an offset.
 type checkpoint struct {
 	offset int64
@@ -72,8 +54,6 @@ const (
 	// toldCheckpoints is how many of the last checkpoints marked is told: they reach back by more than what sockets and proxies hold
 	// of what was read and has not arrived.
 	toldCheckpoints = 8
-	// sourceFailures is how often in a row a source may fail.
-	sourceFailures = 3
 	// forgiven is how many bytes a source must deliver for its failures to be forgotten.
 	forgiven = 1 << 20
 )
@@ -83,10 +63,7 @@ func newStream(ctx context.Context, c *copying, d distribution.Descriptor) (*str
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{ctx: ctx, copying: c, desc: d, hash: h, spacing: checkpointSpacing}
-	for _, src := range c.Sources {
-		s.sources = append(s.sources, &source{Source: src})
-	}
+	s := &stream{ctx: ctx, copying: c, desc: d, sources: c.sourcesOf(d.Digest), hash: h, spacing: checkpointSpacing}
 	return s, s.mark()
 }
 
@@ -236,30 +213,14 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 }
 
-// open begins to read at offset from the source that failed least; of those, from the one that is to be waited for least, and then the nearest.
+// open begins to read at offset from the next source.
 func (s *stream) open() {
-	var best *source
-	for _, src := range s.sources {
-		if src.out || src.failures >= sourceFailures {
-			continue
+	best, err := s.sources.next(s.ctx)
+	if err != nil {
+		s.failed = err
+		if len(s.sources.all) == 0 { // the target has the manifest, and may be the only one for the time being
+			s.failed = &SourceError{Digest: s.desc.Digest, Causes: []string{"no sources"}}
 		}
-		if best == nil || cmp.Or(cmp.Compare(src.failures, best.failures), cmp.Compare(src.wait(), best.wait())) < 0 {
-			best = src
-		}
-	}
-	if best == nil {
-		failed := newSourceError(s.desc.Digest)
-		for _, src := range s.sources {
-			failed.add(src.Name, src.err)
-		}
-		if len(s.sources) == 0 {
-			failed.Missing, failed.Lasting, failed.Causes = false, false, []string{"no sources"}
-		}
-		s.failed = failed
-		return
-	}
-	if wait := best.wait(); wait > 0 && !pause(s.ctx, wait) {
-		s.failed = s.ctx.Err()
 		return
 	}
 	body, err := best.Client.OpenBlob(s.ctx, s.copying.Repository, s.desc, s.offset)
@@ -278,11 +239,7 @@ func (s *stream) fault(src *source, err error) {
 		s.failed = s.ctx.Err()
 		return
 	}
-	src.failures++
-	src.err = err
-	if errors.Is(err, distribution.ErrNotFound) || errors.Is(err, distribution.ErrCorrupt) || distribution.RetryAfter(err) > s.copying.target.limits.Patience {
-		src.out = true
-	}
+	s.sources.failed(src, err)
 }
 
 // verified checks the digest at the end of the blob.

@@ -50,7 +50,7 @@ type Limits struct {
 	// Attempts is how often in a row a request to the target may fail without progress (default 4).
 	Attempts int
 	// Patience is the longest Retry-After that is waited for in place (default 5 s). A longer one of the target ends the copy with that error, a
-	// longer one of a source leaves the blob to the others; if there is none, the copy ends with a SourceError that tells it.
+	// longer one of a source leaves the content to the others; if there is none, the copy ends with a SourceError that tells it.
 	Patience time.Duration
 }
 
@@ -68,13 +68,6 @@ func (l Limits) withDefaults() Limits {
 		l.Patience = 5 * time.Second
 	}
 	return l
-}
-
-// Source is a replica that may have the content.
-type Source struct {
-	// Name is the region, for errors and logs.
-	Name   string
-	Client *distribution.Client
 }
 
 // Request is one copy.
@@ -101,43 +94,6 @@ type Stats struct {
 	Uploaded, Mounted, Present, Foreign int
 	// Manifests counts those put, and ManifestsPresent those that were there already.
 	Manifests, ManifestsPresent int
-}
-
-var (
-	// ErrSource says that the sources, not the target, failed: see SourceError.
-	ErrSource = errors.New("no source delivers")
-	// ErrIncomplete says that something is missing at every source, or damaged or refused there: perhaps not yet there, or no longer.
-	ErrIncomplete = errors.New("content is missing or damaged at every source")
-)
-
-// SourceError says that content could not be had. It matches ErrSource and, if no source will give it, ErrIncomplete; it never matches
-// the errors of package distribution, which are about the target when they come from Copy.
-type SourceError struct {
-	Digest string
-	// Missing is true if every source answered that there is no such content, Lasting if the others at least will not come to give
-	// it by being asked again: they have it damaged, or refuse it.
-	Missing, Lasting bool
-	// RetryAfter is how long the source that asked for least wants to be left alone, or zero: none did. It says that the copy failed for no fault of
-	// the content, and may succeed after that time.
-	RetryAfter time.Duration
-	// Causes are the last errors, by source, in text.
-	Causes []string
-}
-
-func (e *SourceError) Error() string {
-	what := ErrSource
-	if e.Lasting {
-		what = ErrIncomplete
-	}
-	if len(e.Causes) == 0 {
-		return fmt.Sprintf("%s: %v: there is no replica that should have it", e.Digest, what)
-	}
-	return fmt.Sprintf("%s: %v (%s)", e.Digest, what, strings.Join(e.Causes, "; "))
-}
-
-// Is matches ErrSource and ErrIncomplete.
-func (e *SourceError) Is(target error) bool {
-	return target == ErrSource || target == ErrIncomplete && e.Lasting
 }
 
 // NotReplicableError says that this content can never go there as things are.
@@ -421,10 +377,14 @@ func (c *copying) refused(digest string, err error) error {
 	return err
 }
 
-// fetch reads a manifest from the first source that has it whole.
+// fetch reads a manifest from a source that has it whole.
 func (c *copying) fetch(ctx context.Context, digest string) ([]byte, string, error) {
-	failed := newSourceError(digest)
-	for _, s := range c.Sources {
+	from := c.sourcesOf(digest)
+	for {
+		s, err := from.next(ctx)
+		if err != nil {
+			return nil, "", err
+		}
 		body, media, _, err := s.Client.Manifest(ctx, c.Repository, digest)
 		if err == nil {
 			return body, media, nil
@@ -432,23 +392,7 @@ func (c *copying) fetch(ctx context.Context, digest string) ([]byte, string, err
 		if ctx.Err() != nil {
 			return nil, "", ctx.Err()
 		}
-		failed.add(s.Name, err)
-	}
-	return nil, "", failed
-}
-
-func newSourceError(digest string) *SourceError {
-	return &SourceError{Digest: digest, Missing: true, Lasting: true}
-}
-
-func (e *SourceError) add(name string, err error) {
-	e.Causes = append(e.Causes, name+": "+err.Error())
-	if !errors.Is(err, distribution.ErrNotFound) {
-		e.Missing = false
-		e.Lasting = e.Lasting && (errors.Is(err, distribution.ErrCorrupt) || errors.Is(err, distribution.ErrInvalid))
-	}
-	if d := distribution.RetryAfter(err); d > 0 && (e.RetryAfter == 0 || d < e.RetryAfter) {
-		e.RetryAfter = d
+		from.failed(s, err)
 	}
 }
 

@@ -453,8 +453,11 @@ func TestSourceThatWantsToBeLeftAlone(t *testing.T) {
 			before := asked()
 			_, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(near)})
 			var source *SourceError
-			if !errors.As(err, &source) || source.Missing || source.Lasting || source.RetryAfter <= 30*time.Second || source.RetryAfter > time.Minute {
-				t.Fatalf("%v, to be asked again in %v", err, source.RetryAfter)
+			if !errors.As(err, &source) || source.Missing || source.Lasting {
+				t.Fatal(err)
+			}
+			if rest := time.Until(source.RetryAt); rest <= 30*time.Second || rest > time.Minute {
+				t.Fatalf("%v, to be asked again in %v", err, rest)
 			}
 			want := before + map[string]int{"/manifests/": 1, "/blobs/": 2}[word]
 			if asked() != want {
@@ -495,16 +498,59 @@ func TestSourceThatWantsToBeLeftAlone(t *testing.T) {
 			t.Errorf("%d bytes read for %d, in %d requests", s.Read, s.Sent, b.count("PATCH upload"))
 		}
 	})
-	t.Run("for a moment", func(t *testing.T) {
-		t.Parallel()
-		a, b := newReplica(t), newReplica(t)
-		img := pushImage(t, a.client, "r", random(1, 3<<20))
-		a.meddle(limiter("/blobs/", "1", 1))
-		if _, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)}); err != nil {
-			t.Fatal(err)
+	for _, word := range []string{"/manifests/", "/blobs/"} {
+		t.Run("for a moment, "+word, func(t *testing.T) {
+			t.Parallel()
+			a, b := newReplica(t), newReplica(t)
+			img := pushImage(t, a.client, "r", random(1, 3<<20))
+			a.meddle(limiter(word, "1", 1))
+			if _, err := NewTarget(b.client, Limits{}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: from(a)}); err != nil {
+				t.Fatal(err)
+			}
+			whole(t, b.client, "r", img.Digest)
+		})
+	}
+}
+
+// The time that is told is the one at which the first may give the content; none, if one may do so before any time that was named.
+func TestWhenSourcesCanBeAskedAgain(t *testing.T) {
+	t.Parallel()
+	fails := func(kind error, rest time.Duration) *source {
+		err := &distribution.Error{Kind: kind}
+		if rest > 0 {
+			err.RetryAt = time.Now().Add(rest)
 		}
-		whole(t, b.client, "r", img.Digest)
-	})
+		return &source{err: err}
+	}
+	long, short := fails(distribution.ErrUnavailable, time.Hour), fails(distribution.ErrUnavailable, time.Minute)
+	cut, past := fails(distribution.ErrUnavailable, 0), fails(distribution.ErrUnavailable, time.Nanosecond)
+	denied, lacking, damaged := fails(distribution.ErrUnauthorized, 0), fails(distribution.ErrNotFound, 0), fails(distribution.ErrCorrupt, 0)
+	for name, c := range map[string]struct {
+		all  []*source
+		want *source
+	}{
+		"one":                                {[]*source{long}, long},
+		"the first of two":                   {[]*source{long, short}, short},
+		"others do not have it":              {[]*source{lacking, long, damaged}, long},
+		"one that was cut off may be sooner": {[]*source{long, cut}, nil},
+		"one that refuses may be sooner":     {[]*source{denied, long}, nil},
+		"one whose time has come":            {[]*source{long, past}, nil},
+		"nobody asked for it":                {[]*source{cut, lacking}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := (&sources{all: c.all}).exhausted()
+			if c.want == nil {
+				if !e.RetryAt.IsZero() {
+					t.Errorf("in %v", time.Until(e.RetryAt))
+				}
+				return
+			}
+			if early := distribution.RetryAfter(c.want.err) - time.Until(e.RetryAt); e.RetryAt.IsZero() || early.Abs() > 10*time.Second {
+				t.Errorf("in %v", time.Until(e.RetryAt))
+			}
+		})
+	}
 }
 
 // What a registry tells somebody else meanwhile throws no upload away that is under way: its commit goes through.
