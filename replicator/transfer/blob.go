@@ -23,11 +23,14 @@ func (c *copying) blob(ctx context.Context, d distribution.Descriptor) error {
 }
 
 // provide sees to it that the target's repository has a blob: it is there and proved, or mounted and proved, or sent.
-func (c *copying) provide(ctx context.Context, d distribution.Descriptor) error {
+func (c *copying) provide(ctx context.Context, d distribution.Descriptor) (err error) {
 	t := c.target
 	var session *distribution.Upload
 	defer func() {
-		if session != nil && t.cancel(ctx, session) {
+		if session == nil || rests(err) && c.remembers(d, session) {
+			return // the next copy goes on with it
+		}
+		if t.cancel(ctx, session) {
 			c.forget(d, session)
 		}
 	}()
@@ -86,7 +89,7 @@ func (c *copying) provide(ctx context.Context, d distribution.Descriptor) error 
 			t.end(d.Digest, f)
 			continue
 		}
-		err := c.upload(ctx, d, &session)
+		err = c.upload(ctx, d, &session)
 		if err == nil {
 			t.hints.add(d.Digest, c.Repository)
 			c.done(d, true, func(s *Stats) { s.Uploaded++ })
@@ -191,12 +194,18 @@ func (c *copying) place(d distribution.Descriptor) place {
 	return place{Target: c.target.name, Repository: c.Repository, Digest: d.Digest}
 }
 
+// remembers reports whether the journal has the upload of a blob; if a session is given, that one.
+func (c *copying) remembers(d distribution.Descriptor, session *distribution.Upload) bool {
+	if c.target.journal == nil {
+		return false
+	}
+	s, ok := c.target.journal.find(c.place(d))
+	return ok && (session == nil || s.of(session))
+}
+
 // forget drops the upload of a blob from the journal; if a session is given, only if it is that one's.
 func (c *copying) forget(d distribution.Descriptor, session *distribution.Upload) {
-	if c.target.journal == nil {
-		return
-	}
-	if s, ok := c.target.journal.find(c.place(d)); !ok || session != nil && !s.of(session) {
+	if !c.remembers(d, session) {
 		return
 	}
 	if err := c.target.journal.drop(c.place(d)); err != nil {

@@ -399,42 +399,77 @@ func (c *copying) fetch(ctx context.Context, digest string) ([]byte, string, err
 // children copies the manifests of an index. One that is missing everywhere does not keep the others back: an index may have been pushed before all of its
 // images, or with some of its platforms only. But the index itself waits for all of them. The height is that of the index.
 func (c *copying) children(ctx context.Context, all []distribution.Descriptor, depth int) (height int, _ error) {
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(c.target.limits.Manifests)
 	var mu sync.Mutex
 	var incomplete error
-	for _, d := range all {
-		group.Go(func() error {
-			h, err := c.manifest(gctx, d.Digest, depth+1)
-			mu.Lock()
-			defer mu.Unlock()
-			height = max(height, h+1)
-			if errors.Is(err, ErrIncomplete) {
-				if incomplete == nil {
-					incomplete = err
-				}
-				return nil
+	err := each(ctx, c.target.limits.Manifests, all, func(ctx context.Context, d distribution.Descriptor) error {
+		h, err := c.manifest(ctx, d.Digest, depth+1)
+		mu.Lock()
+		defer mu.Unlock()
+		height = max(height, h+1)
+		if errors.Is(err, ErrIncomplete) {
+			if incomplete == nil {
+				incomplete = err
 			}
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
 		return 0, err
 	}
 	return height, incomplete
 }
 
 func (c *copying) blobs(ctx context.Context, all []distribution.Descriptor) error {
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(c.target.limits.Blobs)
+	var ours []distribution.Descriptor
 	for _, d := range all {
 		if foreign(d) {
 			c.count(func(s *Stats) { s.Foreign++ })
 			continue
 		}
-		group.Go(func() error { return c.blob(gctx, d) })
+		ours = append(ours, d)
 	}
-	return group.Wait()
+	return each(ctx, c.target.limits.Blobs, ours, c.blob)
+}
+
+// each does something for all of them, so many at a time, until it fails for one. Where it fails because somebody wants to be left alone nothing more
+// is begun, but what is under way comes to its end: that may be most of a large blob.
+func each(ctx context.Context, limit int, all []distribution.Descriptor, do func(context.Context, distribution.Descriptor) error) error {
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(limit)
+	var mu sync.Mutex
+	var resting error
+	for _, d := range all {
+		group.Go(func() error {
+			mu.Lock()
+			over := resting != nil
+			mu.Unlock()
+			if over {
+				return nil
+			}
+			err := do(gctx, d)
+			if !rests(err) {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			resting = err
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return resting
+}
+
+// rests reports whether a copy fails because the target, or all its sources, want to be left alone.
+func rests(err error) bool {
+	var source *SourceError
+	if errors.As(err, &source) {
+		return !source.RetryAt.IsZero()
+	}
+	return distribution.RetryAfter(err) > 0
 }
 
 // foreign reports whether a layer is one that registries do not hold (Windows base layers): the media type says so.

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -575,6 +576,150 @@ func TestUploadOutlivesARest(t *testing.T) {
 	}
 	if err := dial(t, b.URL).ProveBlob(t.Context(), "r", layer); err != nil || b.count("DELETE upload") != 0 {
 		t.Errorf("%v, %d uploads cancelled", err, b.count("DELETE upload"))
+	}
+}
+
+// Nor does what one child of an index, or its source, is told: the others' uploads come to their end, and nothing more is begun.
+func TestChildrenOutliveARestOfOne(t *testing.T) {
+	t.Parallel()
+	for _, who := range []string{"target", "source"} {
+		t.Run(who, func(t *testing.T) {
+			t.Parallel()
+			a, b := newReplica(t), newReplica(t)
+			var images []any
+			for seed := range uint64(3) {
+				layer := pushBlob(t, a.client, "r", random(seed, 3<<20))
+				images = append(images, push(t, a.client, "r", imageType, map[string]any{"config": layer, "layers": []any{layer}}))
+			}
+			index := push(t, a.client, "r", indexType, map[string]any{"manifests": images})
+			sending, told := make(chan struct{}), make(chan struct{})
+			limit := limiter("/", "60", 1000)
+			var second atomic.Bool
+			a.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				if !strings.HasSuffix(r.URL.Path, images[1].(distribution.Descriptor).Digest) {
+					return false
+				}
+				<-sending
+				if who == "source" {
+					defer close(told)
+					return limit(w, r, next)
+				}
+				second.Store(true)
+				return false
+			})
+			b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				switch {
+				case r.Method == http.MethodPost && second.CompareAndSwap(true, false):
+					defer close(told)
+					return limit(w, r, next)
+				case r.Method == http.MethodPatch:
+					close(sending)
+					<-told
+					select { // time for the upload to be cut off, which it should not be
+					case <-r.Context().Done():
+					case <-time.After(300 * time.Millisecond):
+					}
+				}
+				return false
+			})
+			_, err := NewTarget(b.client, Limits{Manifests: 2}, nil).Copy(t.Context(), Request{Repository: "r", Manifest: index, Sources: from(a)})
+			if !rests(err) || errors.Is(err, ErrSource) != (who == "source") {
+				t.Errorf("got %v", err)
+			}
+			if begun, ended, cancelled := b.count("PATCH upload"), b.count("PUT upload"), b.count("DELETE upload"); begun != 1 || ended != 1 || cancelled != 0 {
+				t.Errorf("%d uploads begun, %d ended, %d cancelled", begun, ended, cancelled)
+			}
+		})
+	}
+}
+
+func TestNothingIsBegunAfterARest(t *testing.T) {
+	t.Parallel()
+	begun, rest := 0, &distribution.Error{Kind: distribution.ErrUnavailable, RetryAt: time.Now().Add(time.Minute)}
+	err := each(t.Context(), 1, make([]distribution.Descriptor, 3), func(context.Context, distribution.Descriptor) error {
+		begun++
+		return rest
+	})
+	if begun != 1 || err != rest {
+		t.Errorf("%d begun, %v", begun, err)
+	}
+}
+
+// sessions makes a target tell where its upload stands, which it keeps when it is cut off.
+func sessions() func(http.ResponseWriter, *http.Request, http.Handler) bool {
+	var mu sync.Mutex // held while it is being sent
+	var stored int64
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/uploads/") {
+			return false
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		switch r.Method {
+		case http.MethodPatch:
+			body, _ := io.ReadAll(r.Body)
+			stored += int64(len(body))
+			r.Body = io.NopCloser(bytes.NewReader(body))
+		case http.MethodGet:
+			w.Header().Set("Range", fmt.Sprintf("0-%d", stored-1))
+			w.WriteHeader(http.StatusNoContent)
+			return true
+		}
+		return false
+	}
+}
+
+// Who wants to be left alone in the middle of an upload ends the copy, and not the upload: the next copy goes on with it, if it can.
+func TestRestKeepsTheUpload(t *testing.T) {
+	t.Parallel()
+	const size = 10 << 20
+	blob := random(1, size)
+	for name, c := range map[string]struct {
+		target     string // the method that it answers so
+		remembered bool
+	}{
+		"of the only source":          {"", true},
+		"of the target at the commit": {http.MethodPut, true},
+		"and nobody would know of it": {http.MethodPut, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := newReplica(t), newReplica(t)
+			layer := pushBlob(t, a.client, "r", blob)
+			img := push(t, a.client, "r", imageType, map[string]any{"config": layer, "layers": []any{layer}})
+			cut, limit, keep := cutter(1, 6<<20), limiter("/blobs/", "60", 1), sessions()
+			a.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				return c.target == "" && (r.Header.Get("Range") != "" && limit(w, r, next) || cut(w, r, next))
+			})
+			b.meddle(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+				return r.Method == c.target && limit(w, r, next) || keep(w, r, next)
+			})
+			j := open(t, filepath.Join(t.TempDir(), "uploads.json"))
+			run := func() (Stats, error) {
+				target := NewTarget(dial(t, b.URL), Limits{}, nil)
+				if c.remembered {
+					target.Remember(j, "b")
+				}
+				return target.Copy(t.Context(), Request{Repository: "r", Manifest: img, Sources: []Source{{Name: "a", Client: dial(t, a.URL)}}})
+			}
+			if _, err := run(); !rests(err) {
+				t.Fatalf("got %v", err)
+			}
+			if cancelled := b.count("DELETE upload"); (cancelled == 0) != c.remembered {
+				t.Errorf("%d uploads cancelled", cancelled)
+			}
+			if !c.remembered {
+				return
+			}
+			s, err := run()
+			if err != nil {
+				t.Fatal(err)
+			}
+			whole(t, b.client, "r", img.Digest)
+			if s.Read > size-checkpointSpacing || b.count("DELETE upload") != 0 || len(j.uploads) != 0 {
+				t.Errorf("%d bytes read again of %d, %d uploads cancelled, %d remembered", s.Read, size, b.count("DELETE upload"), len(j.uploads))
+			}
+		})
 	}
 }
 
