@@ -88,8 +88,10 @@ type UnavailableError struct {
 	RetryAfter time.Duration
 	// Faulty says that the replica answers, and failed at this one request: what it holds there may be damaged.
 	Faulty bool
-	// Undone says that the request was certainly not carried out: it was answered with a no.
+	// Undone says that the request was certainly not carried out: it was answered with a no, or not sent.
 	Undone bool
+	// Unsent says that the replica was not asked, because it had asked to be left alone.
+	Unsent bool
 	Err    error
 }
 
@@ -114,6 +116,12 @@ func retryAfter(err error) time.Duration {
 		return unavailable.RetryAfter
 	}
 	return 0
+}
+
+// unsent reports whether the replica was not asked, because it had asked to be left alone.
+func unsent(err error) bool {
+	var unavailable *UnavailableError
+	return errors.As(err, &unavailable) && unavailable.Unsent
 }
 
 // writeTime is the longest that a single write to a tag may take. A write starts only while the lease lasts longer.

@@ -326,6 +326,36 @@ func TestScanAsksAgain(t *testing.T) {
 	}
 }
 
+// What others are told meanwhile, so that a scan's requests are not sent, is waited for, and nothing is called unreadable for it.
+func TestScanWaitsWhileTheRegistryRests(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	resting := 0
+	north.refuse = func(string, string) error {
+		if resting++; resting%(2*maxTries) != 0 {
+			return &UnavailableError{Err: errors.New("it asked to be left alone"), RetryAfter: 7 * time.Second, Unsent: true}
+		}
+		return nil
+	}
+	rested := 0
+	pace := func(_ context.Context, rest time.Duration) error {
+		if rest >= 7*time.Second {
+			rested++
+		}
+		return nil
+	}
+	found, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, pace, false)
+	if err != nil || len(found.unread) != 0 || found.tags != 3 {
+		t.Errorf("%v, %+v", err, found)
+	}
+	if b, err := s.engines[0].compare(t.Context(), s.region(north), pace); err != nil || len(b.unread) != 0 {
+		t.Errorf("baseline: %v, unread %v", err, b.unread)
+	}
+	if waited := resting - resting/(2*maxTries); rested != waited {
+		t.Errorf("it waited %d times of %d", rested, waited)
+	}
+}
+
 func TestScanGivesUpOnARegistryThatIsAway(t *testing.T) {
 	t.Parallel()
 	s, _, north, _ := seeded(t)

@@ -81,13 +81,13 @@ func (r *replica) listen(ctx context.Context, i events.Item) {
 	} else {
 		wait = jitter(min(max(wait, time.Second), maxWait))
 	}
-	r.of.options.Spool.Release(wait, i)
+	r.of.options.Spool.Release(max(wait, retryAfter(err)), i)
 }
 
 // maxWait is the longest time between two looks at what an event told of and cannot be looked at.
 const maxWait = 5 * time.Minute
 
-// heed keeps why what an event told of cannot be looked at, or that it could.
+// heed keeps why what an event told of cannot be looked at, or that it could. Of a registry that wants to be left alone it is not known.
 func (r *replica) heed(ctx context.Context, i events.Item, err error) {
 	key := keyOf(r.of.name, i.Repository, i.Reference)
 	r.mu.Lock()
@@ -96,7 +96,7 @@ func (r *replica) heed(ctx context.Context, i events.Item, err error) {
 	switch {
 	case err == nil || errors.Is(err, errAgain):
 		delete(r.unheard, key)
-	case ctx.Err() != nil || i.Reference == "" || errors.Is(err, errUndecided):
+	case ctx.Err() != nil || i.Reference == "" || errors.Is(err, errUndecided) || retryAfter(err) > 0:
 	case known || len(r.unheard) < maxUnheard:
 		if !known {
 			r.log.Warn("what an event told of cannot be looked at; trying again", zap.String("image", key.String()), zap.Error(err))

@@ -75,6 +75,7 @@ func (r *replica) scan(ctx context.Context) bool {
 	if err != nil {
 		r.fault(&r.reading, err)
 		r.log.Warn("the scan was interrupted", zap.Error(err))
+		sleep(ctx, retryAfter(err)) // nothing would be sent before
 		return false
 	}
 	r.fine(&r.reading)

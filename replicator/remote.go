@@ -285,7 +285,8 @@ func translate(err error) error {
 	case errors.Is(err, distribution.ErrUnsupported):
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	case distribution.StateOfReplica(err):
-		return &UnavailableError{RetryAfter: distribution.RetryAfter(err), Faulty: distribution.Faulty(err), Undone: distribution.Refused(err), Err: err}
+		return &UnavailableError{RetryAfter: distribution.RetryAfter(err), Faulty: distribution.Faulty(err), Undone: distribution.Refused(err),
+			Unsent: distribution.Unsent(err), Err: err}
 	case errors.Is(err, distribution.ErrInvalid), errors.Is(err, distribution.ErrBlobUnknown):
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}

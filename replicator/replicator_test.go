@@ -926,6 +926,38 @@ func TestGuardWaitsForEvents(t *testing.T) {
 	}
 }
 
+// A registry that wants to be left alone for longer than a scan waits ends the scan once, and the next one begins after that time.
+func TestScansHonourRetryAfter(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.start()
+	f.ready("home", "other")
+	scans := func(region, result string) (n uint64) {
+		families, err := f.metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			for _, m := range family.Metric {
+				if text := m.String(); family.GetName() == "portolan_replicator_scan_duration_seconds" && strings.Contains(text, `"`+region+`"`) && strings.Contains(text, result) {
+					n += m.GetHistogram().GetSampleCount()
+				}
+			}
+		}
+		return n
+	}
+	f.replace("other", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "300")
+		w.WriteHeader(http.StatusTooManyRequests)
+	}))
+	f.until("a scan to be ended", func() bool { return scans("other", "") > scans("other", `"done"`) })
+	before := scans("home", "")
+	f.until("the other region to be scanned", func() bool { return scans("home", "") >= before+20 })
+	if failed := scans("other", "") - scans("other", `"done"`); failed != 1 {
+		t.Errorf("%d scans were ended", failed)
+	}
+}
+
 func TestDoubtEnds(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home")

@@ -35,7 +35,7 @@ type unread struct {
 }
 
 const (
-	// maxTries is how often a request of a scan is made before it counts as failed.
+	// maxTries is how often a request of a scan is sent before it counts as failed.
 	maxTries = 3
 	// maxRest is how long a scan waits amid its work when a registry asks to be left alone.
 	maxRest = time.Minute
@@ -50,7 +50,7 @@ const (
 // enough for the guard, or if an operator is sure. With an error, the survey is not complete.
 func (e *engine) scan(ctx context.Context, m *member, since time.Time, wait pace, sure bool) (survey, error) {
 	l := look{engine: e, member: m, since: since, wait: wait, shown: make(map[string]bool)}
-	if err := m.Ping(ctx); err != nil {
+	if err := l.ask(ctx, 0, func() error { return m.Ping(ctx) }); err != nil {
 		return l.survey, err
 	}
 	repositories, err := l.list(ctx)
@@ -117,18 +117,22 @@ type regression struct {
 	credible bool
 }
 
-// ask makes a request after rest, and again if it fails.
+// ask makes a request after rest, and again if it fails. What could not be sent, since somebody else was told meanwhile to leave the registry alone, is
+// no try.
 func (l *look) ask(ctx context.Context, rest time.Duration, request func() error) error {
-	for try := 1; ; try++ {
+	for tries := 0; ; {
 		if err := l.wait(ctx, rest); err != nil {
 			return err
 		}
 		err := request()
+		if !unsent(err) {
+			tries++
+		}
 		asked := retryAfter(err)
-		if err == nil || try == maxTries || asked > maxRest || ctx.Err() != nil {
+		if err == nil || tries == maxTries || asked > maxRest || ctx.Err() != nil {
 			return err
 		}
-		rest = max(asked, backoff(try, 250*time.Millisecond, maxRest))
+		rest = max(asked, backoff(tries, 250*time.Millisecond, maxRest))
 	}
 }
 
@@ -433,7 +437,7 @@ const maxConflicting = 10
 func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, error) {
 	var b baseline
 	l := look{engine: e, member: m, wait: wait, shown: make(map[string]bool)}
-	if err := m.Ping(ctx); err != nil {
+	if err := l.ask(ctx, 0, func() error { return m.Ping(ctx) }); err != nil {
 		return b, err
 	}
 	if err := e.ledger.Advance(ctx, e.registry); err != nil {

@@ -60,8 +60,11 @@ func Faulty(err error) bool {
 // Refused reports whether the request was certainly not carried out: the registry answered so (4xx, but for a time-out), or was not asked.
 func Refused(err error) bool {
 	var e *Error
-	return errors.Is(err, errResting) || errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout
+	return Unsent(err) || errors.As(err, &e) && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout
 }
+
+// Unsent reports whether the registry was not asked at all, because it wants to be left alone.
+func Unsent(err error) bool { return errors.Is(err, errResting) }
 
 // RetryAfter returns how long the registry still wants to be left alone, which it said when it refused a request for its load (429) or its state (503): 5
 // minutes at most, or zero. Until then its Client sends it nothing but deletes and what an upload session that is open needs.
