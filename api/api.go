@@ -134,7 +134,7 @@ type Apply struct {
 	DryRun bool `json:"dry_run,omitempty"`
 	// Prune begins the deletion of replicas that the document does not name.
 	Prune bool `json:"prune,omitempty"`
-	// Force applies it although clients that get an address now would get none.
+	// Force applies it although clients that get an address now would get none, or what answers at a new endpoint is no registry.
 	Force bool `json:"force,omitempty"`
 }
 

@@ -477,6 +477,50 @@ func TestKnock(t *testing.T) {
 	}
 }
 
+// An applied file is held to the same for each endpoint that it brings or changes, and to nothing for those that stay.
+func TestApplyKnocks(t *testing.T) {
+	t.Parallel()
+	const website = "http://127.0.3.1:80"
+	var mu sync.Mutex
+	var asked []string
+	r := newRig(t, func(o *Options) {
+		o.Knock = func(_ context.Context, d topology.ReplicaDocument) error {
+			mu.Lock()
+			asked = append(asked, d.Region)
+			mu.Unlock()
+			if d.Endpoint == website {
+				return errors.New("it is not a registry")
+			}
+			return nil
+		}
+	})
+	ctx := t.Context()
+	d, err := r.client.Export(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(d.Registries[0].Replicas, func(p topology.ReplicaDocument) bool { return p.Region == "westeurope" })
+	d.Registries[0].Replicas[i].Endpoint = website
+	d.Registries[0].Replicas = append(d.Registries[0].Replicas, topology.ReplicaDocument{Region: "eastus", Endpoint: "http://127.0.4.1:5000", Addresses: []string{"127.0.4.1"}})
+	const fault = "replica contoso/westeurope is not to be applied: it is not a registry; "
+	if dry, err := r.client.Apply(ctx, Apply{Document: d, DryRun: true}); err != nil || dry.Refusal != fault+"without --force it would be refused" {
+		t.Errorf("a dry run: %q, %v", dry.Refusal, err)
+	}
+	if _, err := r.client.Apply(ctx, Apply{Document: d}); !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), fault+"--force applies") {
+		t.Errorf("without force: %v", err)
+	}
+	slices.Sort(asked)
+	if got := strings.Join(asked, " "); got != "eastus eastus westeurope westeurope" {
+		t.Errorf("asked at %s", got)
+	}
+	if dry, err := r.client.Apply(ctx, Apply{Document: d, DryRun: true, Force: true}); err != nil || dry.Refusal != "" {
+		t.Errorf("a dry run with force: %q, %v", dry.Refusal, err)
+	}
+	if _, err := r.client.Apply(ctx, Apply{Document: d, Force: true}); err != nil {
+		t.Errorf("with force: %v", err)
+	}
+}
+
 func TestApply(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

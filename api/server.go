@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"portolan/health"
 	"portolan/replicator"
@@ -100,8 +102,8 @@ type Options struct {
 	Store store.Store
 	// Replicator is nil without that role.
 	Replicator Replicator
-	// Knock looks whether a registry is at the endpoint of a replica that is about to be created, and returns an error if something
-	// else is. Nil without the role replicator.
+	// Knock looks whether a registry is at the endpoint of a replica that is about to be created or moved, and returns an error if
+	// something else is. It may be called from several goroutines. Nil without the role replicator.
 	Knock func(context.Context, topology.ReplicaDocument) error
 	// EventsToken makes the token of a replica; nil without an events listener.
 	EventsToken func(registry, region string) EventsToken
@@ -711,7 +713,7 @@ func (s *server) apply(r *http.Request) (any, error) {
 	if !a.DryRun {
 		result.Drains = s.drains(changes, nil)
 	} else if !a.Force {
-		if refusal := s.strand(before.Values(), values, "without --force it would be refused"); refusal != nil {
+		if refusal := s.object(r.Context(), before, values, a.Document, "without --force it would be refused"); refusal != nil {
 			result.Refusal = refusal.Error()
 		}
 	}
@@ -733,7 +735,28 @@ func (s *server) admitApply(ctx context.Context, before topology.Document, a App
 	if a.Force {
 		return nil
 	}
-	return s.strand(before.Values(), intended(before, a.Document, changes), "--force applies it all the same")
+	return s.object(ctx, before, intended(before, a.Document, changes), a.Document, "--force applies it all the same")
+}
+
+// object refuses what is applied with Force alone: values of d after which clients would get no address, or that lead to an endpoint, other
+// than before, where something else than a registry is. instead says what to do.
+func (s *server) object(ctx context.Context, before topology.Document, values topology.Values, d topology.Document, instead string) error {
+	was := before.Values()
+	if err := s.strand(was, values, instead); err != nil {
+		return err
+	}
+	moved := map[string]topology.ReplicaDocument{}
+	for _, r := range d.Registries {
+		for _, p := range r.Replicas {
+			if key := topology.ReplicaPrefix(r.Name, p.Region) + "endpoint"; was[key] != values[key] {
+				moved[r.Name+"/"+p.Region] = p
+			}
+		}
+	}
+	if err := s.knock(ctx, moved, "to be applied"); err != nil {
+		return failf(CodeRefused, "%v; %s", err, instead)
+	}
+	return nil
 }
 
 // partsOf takes the key of a replica apart; field is empty for that of the replica itself.
@@ -826,10 +849,12 @@ func (s *server) createRegistry(r *http.Request) (any, error) {
 	if err := s.View().away(); err != nil { // an empty store may be one that lost its keys
 		return nil, err
 	}
+	replicas := make(map[string]topology.ReplicaDocument, len(d.Replicas))
 	for _, p := range d.Replicas {
-		if err := s.knock(r.Context(), p, "created"); err != nil {
-			return nil, err
-		}
+		replicas[d.Name+"/"+p.Region] = p
+	}
+	if err := s.knock(r.Context(), replicas, "created"); err != nil {
+		return nil, err
 	}
 	if err := s.Editor.CreateRegistry(r.Context(), d); err != nil {
 		return nil, err
@@ -935,18 +960,37 @@ func (s *server) confirm(r *http.Request) (any, error) {
 	return struct{}{}, nil
 }
 
-// knockTime is how long an edit waits for the answer of an endpoint. One that does not answer is taken: it may come later.
-const knockTime = 3 * time.Second
+const (
+	// knockTime is how long an edit waits for the answers of endpoints. One that does not answer is taken: it may come later.
+	knockTime = 3 * time.Second
+	// maxKnocks is how many endpoints are asked at one time.
+	maxKnocks = 64
+)
 
-// knock refuses a replica at whose endpoint something answers that is no registry; done says what is not done then.
-func (s *server) knock(ctx context.Context, d topology.ReplicaDocument, done string) error {
+// knock refuses replicas, which are given by their names, at whose endpoints something answers that is no registry; done says what is
+// not done then.
+func (s *server) knock(ctx context.Context, replicas map[string]topology.ReplicaDocument, done string) error {
 	if s.Knock == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, knockTime)
 	defer cancel()
-	if err := s.Knock(ctx, d); err != nil {
-		return failf(CodeRefused, "replica %s is not %s: %v", d.Region, done, err)
+	names := slices.Sorted(maps.Keys(replicas))
+	faults := make([]string, len(names))
+	var g errgroup.Group
+	g.SetLimit(maxKnocks)
+	for i, name := range names {
+		g.Go(func() error {
+			if err := s.Knock(ctx, replicas[name]); err != nil {
+				faults[i] = fmt.Sprintf("replica %s is not %s: %v", name, done, err)
+			}
+			return nil
+		})
+	}
+	g.Wait() // the errors are in faults
+	faults = slices.DeleteFunc(faults, func(fault string) bool { return fault == "" })
+	if len(faults) > 0 {
+		return failf(CodeRefused, "%s", strings.Join(faults, "; "))
 	}
 	return nil
 }
@@ -960,7 +1004,7 @@ func (s *server) createReplica(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.knock(r.Context(), d, "created"); err != nil {
+	if err := s.knock(r.Context(), map[string]topology.ReplicaDocument{declared.Name + "/" + d.Region: d}, "created"); err != nil {
 		return nil, err
 	}
 	if err := s.Editor.CreateReplica(r.Context(), declared.Name, d); err != nil {
@@ -985,7 +1029,7 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 				continue
 			}
 			p.patch(&d)
-			if err := s.knock(r.Context(), d, "changed"); err != nil {
+			if err := s.knock(r.Context(), map[string]topology.ReplicaDocument{registry.Name + "/" + d.Region: d}, "changed"); err != nil {
 				return nil, err
 			}
 		}

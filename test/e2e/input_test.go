@@ -230,10 +230,11 @@ func TestEndpointsThatAreNoRegistries(t *testing.T) {
 	s.serve("topology: " + s.write("topology.yaml", s.topology("westus", "westeurope")))
 	complaint(t, s.cli("replica", "create", "contoso/northeurope", "--endpoint", "http://"+listener.Addr().String(), "--addresses", "127.0.0.1"), 1,
 		"northeurope", "not a registry", "text/html")
-	// One that was a registry when it was declared, or that a file declares, says the same in its status.
+	// So does a file. One that was a registry when it was declared, or that is forced, says the same in its status.
 	file := s.write("more.yaml", strings.Replace(s.topology("westus", "westeurope"), "replicas:\n",
 		"replicas:\n      - {region: northeurope, endpoint: \"http://"+listener.Addr().String()+"\", addresses: [127.0.0.1]}\n", 1))
-	s.must("apply", "-f", file)
+	complaint(t, s.cli("apply", "-f", file), 1, "northeurope", "not a registry", "text/html", "--force")
+	s.must("apply", "-f", file, "--force")
 	s.must("replica", "create", "contoso/eastasia", "--endpoint", "http://"+closed, "--addresses", "127.0.0.1", "--timeout", "0s")
 	for region, says := range map[string][]string{
 		"northeurope": {"is not a registry", "text/html"},
