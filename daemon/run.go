@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"portolan/api"
 	"portolan/dns"
@@ -56,6 +57,9 @@ const (
 	lockRetry = 50 * time.Millisecond
 	// applyRetry is the pause between attempts to apply the topology file while the store is away.
 	applyRetry = 2 * time.Second
+	// topologyTime is how long a start waits for a topology before it says that there is none. The last good one on disk is served
+	// before that, and a store that swallows what it is asked has been found to be away.
+	topologyTime = 4 * time.Second
 )
 
 // Options are what Run needs.
@@ -108,7 +112,8 @@ type daemon struct {
 	apiListener  net.Listener
 	evListener   net.Listener
 
-	answering atomic.Bool // the DNS server answers
+	sought    chan struct{} // closed once there is a topology, or it is said that there is none yet
+	answering atomic.Bool   // the DNS server answers
 	stopping  atomic.Bool
 
 	mu       sync.Mutex
@@ -122,7 +127,8 @@ type daemon struct {
 // order: first nothing new is accepted, then copies are finished or parked, and DNS answers until the end. The error is one
 // that an operator can act on; nil after an orderly end.
 func Run(ctx context.Context, o Options) (err error) {
-	d := &daemon{config: o.Config, version: o.Version, holder: holder(), log: o.Log, started: time.Now(), metrics: prometheus.NewRegistry(), notices: map[string]string{}}
+	d := &daemon{config: o.Config, version: o.Version, holder: holder(), log: o.Log, started: time.Now(), metrics: prometheus.NewRegistry(), notices: map[string]string{},
+		sought: make(chan struct{})}
 	defer func() {
 		for _, f := range slices.Backward(d.close) {
 			if e := f(); e != nil && err == nil {
@@ -675,6 +681,7 @@ func (d *daemon) run(ctx context.Context, o Options) error {
 
 	base = append(base,
 		d.start("topology", failed, d.keeper.Run),
+		d.start("first topology", failed, d.seekTopology),
 		d.start("ramps", failed, d.ramper.Run),
 		d.start("state", failed, d.states.run),
 		d.start("front door", failed, d.front.run))
@@ -730,30 +737,82 @@ func (d *daemon) run(ctx context.Context, o Options) error {
 	return err
 }
 
-// answer binds the DNS sockets once it is known which replicas are healthy and seeded, and serves.
+// seekTopology says that a start finds no topology, which is when nothing is served, and that this is over. It runs until ctx is done.
+func (d *daemon) seekTopology(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, topologyTime)
+	defer cancel()
+	_, err := d.keeper.Wait(limited)
+	lacking := err != nil && ctx.Err() == nil
+	if lacking {
+		var meanwhile []string
+		if d.server != nil {
+			meanwhile = append(meanwhile, "DNS answers SERVFAIL")
+		}
+		if d.replicator != nil {
+			meanwhile = append(meanwhile, "nothing is replicated, no events are taken")
+		}
+		d.log.Error("there is no topology: the store cannot be read, and none is on disk; the store is asked again and again",
+			zap.Stringer("store", d.config.Store), zap.String("error", d.keeper.Status().StoreError), zap.Strings("meanwhile", meanwhile))
+	}
+	close(d.sought)
+	if lacking {
+		if _, err := d.keeper.Wait(ctx); err == nil {
+			d.log.Info("there is a topology now: what waited for it begins")
+		}
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// answer serves DNS. Answers wait until it is known which replicas are healthy and seeded, and the sockets wait with them. But where there
+// is no topology nobody knows how long that takes: resolvers are told at once that this server is not ready, and ask another.
 func (d *daemon) answer(ctx context.Context, o Options) error {
-	if err := d.monitor.Warm(ctx); err != nil {
-		return err
+	group, ctx := errgroup.WithContext(ctx)
+	serve := func() error {
+		if err := d.server.Listen(); err != nil {
+			return err
+		}
+		// Those that read UDP hold processors of the runtime's: without more of them all else would come late on a small machine.
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + d.server.Readers())
+		group.Go(func() error { return d.server.Serve(ctx) })
+		if o.Bound != nil {
+			o.Bound(d.addresses())
+		}
+		return nil
 	}
-	// Nor without knowing who is seeded: the first answers of a new server would send everybody home.
-	if err := d.states.wait(ctx, d.config.Health.Timeout); err != nil {
-		return err
-	}
-	if err := d.front.ready(ctx); err != nil {
-		return err
-	}
-	d.front.update()
-	if err := d.server.Listen(); err != nil {
-		return err
-	}
-	// Those that read UDP hold processors of the runtime's: without more of them all else would come late on a small machine.
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + d.server.Readers())
-	d.answering.Store(true)
-	if o.Bound != nil {
-		o.Bound(d.addresses())
-	}
-	d.log.Info("answering", zap.String("zone", d.config.DNS.Zone), zap.Stringers("listen", d.server.Addresses()))
-	return d.server.Serve(ctx)
+	group.Go(func() error {
+		select {
+		case <-d.sought:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		listens := d.keeper.Snapshot() == nil
+		if listens {
+			if err := serve(); err != nil {
+				return err
+			}
+		}
+		if err := d.monitor.Warm(ctx); err != nil {
+			return err
+		}
+		// Nor without knowing who is seeded: the first answers of a new server would send everybody home.
+		if err := d.states.wait(ctx, d.config.Health.Timeout); err != nil {
+			return err
+		}
+		if err := d.front.ready(ctx); err != nil {
+			return err
+		}
+		d.front.open()
+		d.answering.Store(true)
+		if !listens {
+			if err := serve(); err != nil {
+				return err
+			}
+		}
+		d.log.Info("answering", zap.String("zone", d.config.DNS.Zone), zap.Stringers("listen", d.server.Addresses()))
+		return nil
+	})
+	return group.Wait()
 }
 
 func (d *daemon) addresses() Addresses {

@@ -650,16 +650,57 @@ func TestPartFails(t *testing.T) {
 	}
 }
 
-// Without a last good topology it waits, says for what, and still ends in order.
+// Without a last good topology it waits, says for what, once, and begins by itself when the store is there. Resolvers are told
+// meanwhile that it is not ready, rather than nothing.
+func TestConsulIsNotThereYet(t *testing.T) {
+	t.Parallel()
+	consul := bed.NewConsul(t, bed.ConsulConfig{Dir: t.TempDir()})
+	if err := consul.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write(t, dir, "topology.yaml", twoRegions(newRegistry(t), newRegistry(t)))
+	r := startDaemon(t, strings.Replace(base, "bolt:portolan.db", "consul://"+consul.Addr()+"/portolan", 1)+"data: .\ntopology: topology.yaml\n", dir, true)
+	status, answer := get(t, "http://"+r.addresses.API.String()+"/readyz")
+	if status != 503 || !strings.Contains(answer, "there is no topology yet") || !strings.Contains(answer, "consul://") {
+		t.Errorf("%d %s", status, answer)
+	}
+	if s, err := r.client.Status(t.Context()); err != nil || len(s.DNS.Listen) != 1 {
+		t.Errorf("where it listens: %+v, %v", s.DNS, err)
+	}
+	const name = "contoso.geo.example.net."
+	q := new(mdns.Msg).SetQuestion(name, mdns.TypeA).SetEdns0(1232, false)
+	a, _, err := (&mdns.Client{Timeout: 5 * time.Second}).ExchangeContext(t.Context(), q, r.addresses.DNS[0].String())
+	if err != nil || a.Rcode != mdns.RcodeServerFailure || !strings.Contains(a.String(), "EDE: 14 ") {
+		t.Errorf("before there is a topology: %v, %v", a, err)
+	}
+	said := func(what string) int { return r.logs.FilterMessageSnippet(what).Len() }
+	if n := said("there is no topology: the store cannot be read"); n != 1 || said("there is a topology now") != 0 {
+		t.Errorf("said %d times", n)
+	}
+
+	if err := consul.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it answers", func() error {
+		if a := ask(t, r.addresses.DNS[0].String(), name, mdns.TypeA); len(a.Answer) != 1 {
+			return fmt.Errorf("%v", a)
+		}
+		return nil
+	})
+	if said("there is no topology: the store cannot be read") != 1 || said("there is a topology now") != 1 || said("answering") != 1 {
+		t.Errorf("the log: %+v", r.logs.All())
+	}
+}
+
+// A start that never finds a topology ends in order all the same.
 func TestConsulNeverThere(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
 	text := strings.Replace(base, "bolt:portolan.db", "consul://"+bed.NewAddress(t, "127.0.0.1")+"/portolan", 1)
 	text = strings.Replace(text, `api: {listen: "127.0.0.1:0"}`, `api: {listen: "`+bed.NewAddress(t, "127.0.0.1")+`"}`, 1)
-	r := startDaemon(t, text, dir, false)
-	eventually(t, "it says what it waits for", func() error {
-		status, answer := get(t, "http://"+r.addresses.API.String()+"/readyz")
-		if status != 503 || !strings.Contains(answer, "there is no topology yet") || !strings.Contains(answer, "consul://") {
+	r := startDaemon(t, text, t.TempDir(), false)
+	eventually(t, "it is there", func() error {
+		if status, answer := get(t, "http://"+r.addresses.API.String()+"/readyz"); status != 503 {
 			return fmt.Errorf("%d %s", status, answer)
 		}
 		return nil

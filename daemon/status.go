@@ -225,10 +225,8 @@ func (d *daemon) dnsStatus() *api.DNSStatus {
 		Zone: mdns.CanonicalName(c.Zone), TTLMin: int(c.TTL.Min / time.Second), TTLMax: int(c.TTL.Max / time.Second),
 		Nameservers: map[string][]string{}, Listen: []string{}, Problems: d.server.Problems(),
 	}
-	if d.answering.Load() {
-		for _, a := range d.server.Addresses() {
-			s.Listen = append(s.Listen, a.String())
-		}
+	for _, a := range d.server.Addresses() {
+		s.Listen = append(s.Listen, a.String())
 	}
 	for name, addresses := range c.Nameservers {
 		if !strings.HasSuffix(name, ".") {

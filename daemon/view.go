@@ -159,7 +159,7 @@ type frontdoor struct {
 	keeper  *topology.Keeper
 	states  *stateWatcher
 	monitor *health.Monitor // nil without the role dns
-	server  *dns.Server     // nil without the role dns
+	server  *dns.Server     // nil without the role dns; it answers from the views once open was called
 	// notice tells the operator what became of databases that were offered; an empty text that all is well.
 	notice func(text string)
 	log    *zap.Logger
@@ -168,9 +168,10 @@ type frontdoor struct {
 	geography latest.Value[geography]
 	wake      chan struct{} // holds one token while something changed
 
-	mu   sync.Mutex
-	view *api.View
-	from inputs // what view was made of
+	mu     sync.Mutex
+	view   *api.View
+	from   inputs // what view was made of
+	opened bool   // server answers from view
 }
 
 // geography is what was charted, and of which databases. Immutable.
@@ -299,11 +300,8 @@ func (f *frontdoor) simulate(ctx context.Context, s *topology.Snapshot) (*router
 	return router.Chart(ctx, s, used.Sources, used.charts)
 }
 
-// ready waits until there is a chart of the topology, if there is a topology.
+// ready waits until there is a topology, and a chart of one.
 func (f *frontdoor) ready(ctx context.Context) error {
-	if f.keeper.Snapshot() == nil {
-		return nil
-	}
 	_, err := f.geography.Wait(ctx, nil)
 	return err
 }
@@ -313,6 +311,20 @@ func (f *frontdoor) ready(ctx context.Context) error {
 func (f *frontdoor) update() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.renew()
+}
+
+// open makes the view anew, and lets the DNS server answer from it and its successors. Before, it has no zone. It is for after ready.
+func (f *frontdoor) open() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.renew()
+	f.opened = true
+	f.server.Update(f.from.snapshot, f.view.Router, f.from.conditions)
+}
+
+// renew does what update does. The caller holds mu.
+func (f *frontdoor) renew() {
 	now := inputs{snapshot: f.keeper.Snapshot(), geography: f.geography.Load()}
 	if now.snapshot == nil || now.geography == nil {
 		return
@@ -336,7 +348,7 @@ func (f *frontdoor) update() {
 		return
 	}
 	view.Router, view.Conditions = now.charted.With(now.conditions), now.conditions
-	if f.server != nil {
+	if f.opened {
 		f.server.Update(now.snapshot, view.Router, now.conditions)
 	}
 	f.view, f.from = view, now

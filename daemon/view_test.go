@@ -12,12 +12,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"portolan/dns"
 	"portolan/health"
 	"portolan/router"
 	"portolan/router/geo"
 	"portolan/store"
+	"portolan/store/bolt"
 	"portolan/topology"
 )
 
@@ -82,6 +85,69 @@ func TestDatabasesAreReadApart(t *testing.T) {
 	}
 	if _, err := openDatabases(g, nil); err == nil {
 		t.Error("a start without what cannot be read")
+	}
+}
+
+// A topology that comes when DNS listens already is not answered from before it is known who is healthy and seeded.
+func TestFrontdoorOpens(t *testing.T) {
+	t.Parallel()
+	db, err := bolt.OpenDB(filepath.Join(t.TempDir(), "portolan.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	stored := bolt.New(db)
+	document, err := topology.ParseYAML("t.yaml", []byte(twoRegions("127.0.1.1:5000", "127.0.2.1:5000")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := topology.NewEditor(stored, topology.EditorOptions{}).Apply(t.Context(), *document, false, false); err != nil {
+		t.Fatal(err)
+	}
+	keeper := topology.NewKeeper(stored, topology.KeeperOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- keeper.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	if _, err := keeper.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	metrics := prometheus.NewRegistry()
+	server, err := dns.New(dns.Options{Zone: "geo.example.net", Nameservers: map[string][]netip.Addr{"ns.example.org.": nil},
+		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Registerer: metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	databases, err := openDatabases(Geo{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	states := newStateWatcher(stored, filepath.Join(t.TempDir(), "seeded.json"), zap.NewNop())
+	f := newFrontdoor(keeper, states, nil, server, databases, func(string) {}, zap.NewNop())
+	if err := f.chart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	served := func() bool {
+		t.Helper()
+		families, err := metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			if family.GetName() == "portolan_dns_zone_serial" {
+				return family.GetMetric()[0].GetGauge().GetValue() > 0
+			}
+		}
+		t.Fatal("there is no serial")
+		return false
+	}
+	f.update()
+	if served() || f.current().Router == nil {
+		t.Errorf("before it is opened: served %t, router %v", served(), f.current().Router)
+	}
+	f.open()
+	if !served() {
+		t.Error("it is open, and nothing is served")
 	}
 }
 

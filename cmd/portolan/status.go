@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"runtime"
@@ -58,7 +59,7 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 	}
 	if d := s.DNS; d != nil {
 		row(w, "Zone:", fmt.Sprintf("%s, TTL %d to %d s", d.Zone, d.TTLMin, d.TTLMax))
-		row(w, "DNS:", strings.Join(d.Listen, ", "))
+		row(w, "DNS:", cmp.Or(strings.Join(d.Listen, ", "), "does not listen yet"))
 	}
 	for _, g := range s.Geo {
 		name := g.Path
