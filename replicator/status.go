@@ -105,11 +105,10 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 		s.Status, s.Reason = topology.Deleting, r.leaving
 	case s.Held != "":
 		s.Status, s.Reason = topology.Degraded, s.Held
+	case r.reading.reason != "" && s.Phase == topology.PhaseUnknown: // whoever created it waits for just that
+		s.Status, s.Reason = topology.Creating, r.reading.reason
 	case r.reading.lasting():
 		s.Status, s.Reason = topology.Degraded, r.reading.reason
-		if s.Phase == topology.PhaseUnknown {
-			s.Status = topology.Creating
-		}
 	case r.writing.lasting():
 		s.Status, s.Reason = topology.Degraded, r.writing.reason
 	case s.Phase == topology.PhaseUnknown:

@@ -276,3 +276,21 @@ func TestSeedingWaitsForWhoeverCannotBeAsked(t *testing.T) {
 	f.arrives("app:1", digest, "home")
 	f.ready("home", "other")
 }
+
+// Why a replica that was never compared cannot be is said at once; one that is in use is given the time of a retry.
+func TestTroubleOfANewReplicaIsSaidAtOnce(t *testing.T) {
+	t.Parallel()
+	for phase, want := range map[topology.Phase]struct {
+		status topology.Status
+		reason string
+	}{
+		topology.PhaseUnknown:   {topology.Creating, "connection refused"},
+		topology.PhaseBaselined: {topology.Ready, ""},
+	} {
+		r := &replica{of: &registry{name: "contoso", config: &topology.Registry{Home: "westus"}, damage: &examined{}}, config: &topology.Replica{Region: "westus"}, queue: newQueue(time.Now)}
+		r.fault(&r.reading, errors.New("connection refused"))
+		if s := r.assess(topology.Replication{Phase: phase, Seeded: phase == topology.PhaseBaselined}); s.Status != want.status || s.Reason != want.reason {
+			t.Errorf("%s: %s, %q", phase, s.Status, s.Reason)
+		}
+	}
+}

@@ -278,7 +278,7 @@ func (e *Editor) CreateReplica(ctx context.Context, registry string, r ReplicaDo
 			if deleting {
 				return failf(ErrDeleting, "replica %s/%s is being deleted, which cannot be called off: create it again when it is gone (portolan replica list %s)", registry, r.Region, registry)
 			}
-			return failf(ErrExists, "registry %s has a replica in %s already", registry, r.Region)
+			return failf(ErrExists, "registry %s has a replica in %s already: portolan replica update %[1]s/%[2]s changes it", registry, r.Region)
 		}
 		w.path = trimPath(prefix)
 		maps.Copy(w.after, values)

@@ -279,7 +279,7 @@ func TestCommands(t *testing.T) {
 	_, errout = w.must(t, exitFailed, "explain", "nope")
 	contains(t, "explain of no registry", errout, `there is no registry "nope"; there is contoso`)
 	_, errout = w.must(t, 1, "replica", "create", "contoso/southeastasia", "--endpoint", "http://127.0.0.9:1", "--addresses", "127.0.0.9")
-	contains(t, "replica create twice", errout, "already")
+	contains(t, "replica create twice", errout, "already: portolan replica update contoso/southeastasia changes it")
 	out, errout = w.must(t, 0, "replica", "delete", "contoso/southeastasia")
 	contains(t, "replica delete", out+errout, "no more clients", "draining", "is deleted; its content stays")
 	if n := strings.Count(errout, "no more clients"); n != 1 {
@@ -675,6 +675,27 @@ func TestWaitsOutliveAServerAndAreBounded(t *testing.T) {
 				t.Errorf("%d, want %d with %q:\n%s", code, c.code, c.stderr, stderr)
 			}
 		})
+	}
+}
+
+// Whoever creates a replica at an endpoint that does not answer is told why there is no plan while it is waited for.
+func TestCreateSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	const state = `{"registry":"contoso","region":"eastus","status":"Creating",`
+	answers := []string{
+		state + `"reason":"not served"}`,
+		state + `"reason":"connection refused","replication":{"phase":"unknown"}}`,
+		state + `"reason":"connection refused","replication":{"phase":"unknown"}}`,
+		state + `"replication":{"phase":"planned","plan":{}}}`,
+	}
+	var asked atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, answers[min(int(asked.Add(1)), len(answers))-1])
+	}))
+	t.Cleanup(s.Close)
+	_, errout := (&world{api: s.URL}).must(t, exitDone, "replica", "create", "contoso/eastus", "--endpoint", "http://127.0.0.9:1", "--addresses", "127.0.0.9")
+	if want := "contoso/eastus is created; looking at what it holds\ncontoso/eastus: connection refused\n"; errout != want {
+		t.Errorf("got %q, want %q", errout, want)
 	}
 }
 

@@ -120,7 +120,8 @@ func (a *app) replicaCreate() *cobra.Command {
 		Short: "Add a replica to a registry",
 		Long: `Add a replica to a registry. What it holds already is compared with the others first,
 and the plan of that baseline is printed. Tags that differ wait for --accept (or
-portolan replica accept), unless the registry's policy is merge: home.
+portolan replica accept), unless the registry's policy is merge: home. Where nothing
+answers at the endpoint the replica waits for it: portolan replica update changes it.
 
 Clients are sent there once it has been Ready: portolan replica wait waits for that.`,
 		Example: `  portolan replica create contoso/westeurope --addresses 192.0.2.2 \
@@ -171,13 +172,18 @@ Clients are sent there once it has been Ready: portolan replica wait waits for t
 	return cmd
 }
 
-// awaitPlan waits until the baseline of a new replica is planned.
+// awaitPlan waits until the baseline of a new replica is planned, and says meanwhile what it waits for.
 func (a *app) awaitPlan(ctx context.Context, c *api.Client, r api.Replica, timeout time.Duration) (api.Replica, error) {
-	a.progress("%s/%s is created; looking at what it holds", r.Registry, r.Region)
+	name, reason := r.Registry+"/"+r.Region, ""
+	a.progress("%s is created; looking at what it holds", name)
 	deadline := time.Now().Add(timeout)
 	for time.Now().Before(deadline) {
 		if r.Status == topology.Ready || r.Status == topology.Degraded || r.Replication != nil && r.Replication.Plan != nil {
 			return r, nil
+		}
+		if r.Replication != nil && r.Reason != reason { // before, nobody looked
+			reason = r.Reason
+			a.progress("%s: %s", name, reason)
 		}
 		if err := sleep(ctx, poll); err != nil {
 			return r, err
@@ -187,7 +193,7 @@ func (a *app) awaitPlan(ctx context.Context, c *api.Client, r api.Replica, timeo
 			return r, err
 		}
 	}
-	a.progress("there is no plan after %v; portolan replica list shows how it goes on", timeout)
+	a.progress("there is no plan after %v; portolan replica list shows how it goes on, and portolan replica update %s changes what was given wrong", timeout, name)
 	return r, nil
 }
 
