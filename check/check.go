@@ -187,10 +187,23 @@ func (c *Checker) replicas() {
 			c.say(Warn, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
 		case r.Status != topology.Ready:
 			c.say(Warn, subject, text+": "+r.Reason, "portolan replica wait "+r.Registry+"/"+r.Region)
+		case down(r) != "":
+			c.say(Warn, subject, text+"; left out of answers: "+down(r), "clients are sent to its other addresses until the probes of these pass")
 		default:
 			c.say(OK, subject, text, "")
 		}
 	}
+}
+
+// down names the addresses of a replica that are, and why.
+func down(r api.Replica) string {
+	var list []string
+	for _, p := range r.Probes {
+		if p.Health == "Unhealthy" {
+			list = append(list, fmt.Sprintf("%s (%s)", p.Target, p.Error))
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // staying are the replicas that are not being deleted: to the others clients are sent no more.

@@ -279,6 +279,9 @@ func TestRegistry(t *testing.T) {
 		"unhealthy": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
 			r.Replicas[0].Health, r.Replicas[0].Reason = "Unhealthy", "connection refused"
 		}, false, []string{"fail replica westus|connection refused"}},
+		"an address that is down": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
+			r.Replicas[0].Probes = []api.Probe{{Target: "127.0.0.1", Health: "Healthy"}, {Target: "::1", Health: "Unhealthy", Error: "connection refused"}}
+		}, true, []string{"warn replica westus|left out of answers: ::1 (connection refused)"}},
 		"deleting": {good, []string{server}, "", func(_ *api.Status, r *api.Registry, _ *Checker) {
 			r.Replicas = append(r.Replicas, api.Replica{Registry: "contoso", Region: "eastus", Endpoint: "https://127.0.0.1:1", Addresses: []string{"127.0.0.9"}, Status: topology.Deleting,
 				Health: "Healthy", Reason: "draining"}, api.Replica{Registry: "contoso", Region: "attic", Endpoint: "http://127.0.0.1:1", Status: topology.Deleting, Health: "Unhealthy", Reason: "draining"})
