@@ -57,7 +57,7 @@ type File struct {
 
 // Decode fills the struct that into points to; name names the file in errors. Fields are found by the names in their yaml
 // tags, and those that the text does not have stay as they are. A slice whose tag has the option "single" may be written as
-// its only value. Fields may be structs, slices, maps from strings, pointers,
+// its only value. A string that holds several values in a form of its own shows it in the tag "example", for those who write a list. Fields may be structs, slices, maps from strings, pointers,
 // strings, bools, ints, floats, durations, addresses, prefixes and whatever reads text. After a fault into holds what could be read.
 func Decode(name string, text []byte, into any, o Options) *File {
 	text = bytes.TrimPrefix(text, []byte("\ufeff")) // YAML 1.2 section 5.2 lets a text begin with it; some editors write it
@@ -428,20 +428,30 @@ func (f *File) mapping(n ast.Node, path string, into reflect.Value) {
 
 // section reads a struct by the names in its fields' tags.
 func (f *File) section(n ast.Node, path string, into reflect.Value) {
-	fields, singles := map[string]reflect.Value{}, map[string]bool{}
+	type field struct {
+		reflect.Value
+		single  bool
+		example string
+	}
+	fields := map[string]field{}
 	var names, meant []string
 	for i := range into.NumField() {
-		name, option, _ := strings.Cut(into.Type().Field(i).Tag.Get("yaml"), ",")
-		fields[name], singles[name] = into.Field(i), option == "single"
+		tag := into.Type().Field(i).Tag
+		name, option, _ := strings.Cut(tag.Get("yaml"), ",")
+		fields[name] = field{into.Field(i), option == "single", tag.Get("example")}
 		names = append(names, name)
 	}
 	f.pairs(n, path, func(name string, key, value ast.Node) {
+		_, list := value.(*ast.SequenceNode)
 		switch field, ok := fields[name]; {
-		case ok && singles[name]:
-			f.list(value, join(path, name), field, true)
+		case ok && field.single:
+			f.list(value, join(path, name), field.Value, true)
+			return
+		case ok && list && field.example != "":
+			f.fault(start(value), join(path, name), "is a list: a single value is needed, such as %s", field.example)
 			return
 		case ok:
-			f.value(value, join(path, name), field)
+			f.value(value, join(path, name), field.Value)
 			return
 		}
 		f.fault(start(key), join(path, name), "%v", Unknown(name, names))

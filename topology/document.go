@@ -74,7 +74,7 @@ type ReplicaDocument struct {
 	CA          string         `json:"ca,omitempty" yaml:"ca,omitempty"`
 	ClientCert  string         `json:"client_cert,omitempty" yaml:"client_cert,omitempty"`
 	Prefix      string         `json:"prefix,omitempty" yaml:"prefix,omitempty"`
-	Realms      string         `json:"realms,omitempty" yaml:"realms,omitempty"`
+	Realms      string         `json:"realms,omitempty" yaml:"realms,omitempty" example:"auth.contoso.com,token.contoso.com"`
 }
 
 // HealthDocument says how the health of a replica is known.
