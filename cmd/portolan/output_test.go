@@ -54,6 +54,8 @@ func TestSummaryOf(t *testing.T) {
 	for want, r := range map[string]api.ReplicaSummary{
 		"3 of 3 healthy":                    {Total: 3, Healthy: 3},
 		"1 of 3 healthy, 2 not probed here": {Total: 3, Healthy: 1},
+		"0 of 3 healthy, 2 not probed here": {Total: 3, Unhealthy: 1},
+		"3, not probed here":                {Total: 3},
 		"1 of 3 healthy; westeurope is Unhealthy: refused; southeastasia is Degraded": {Total: 3, Healthy: 1, Unhealthy: 2, Troubled: []api.TroubledReplica{
 			{Region: "westeurope", State: "Unhealthy", Reason: "refused"}, {Region: "southeastasia", State: "Degraded"}}},
 	} {

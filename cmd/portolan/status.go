@@ -114,7 +114,10 @@ func showStatus(w io.Writer, s api.Status, now time.Time) {
 // summaryOf is how the replicas of a registry are, in a line.
 func summaryOf(r api.ReplicaSummary) string {
 	says := []string{fmt.Sprintf("%d of %d healthy", r.Healthy, r.Total)}
-	if unknown := r.Total - r.Healthy - r.Unhealthy; unknown > 0 {
+	switch unknown := r.Total - r.Healthy - r.Unhealthy; {
+	case unknown == r.Total: // a replicator: none of them healthy would be an outage
+		says[0] = fmt.Sprintf("%d, not probed here", r.Total)
+	case unknown > 0:
 		says[0] += fmt.Sprintf(", %d not probed here", unknown)
 	}
 	for _, t := range r.Troubled {
