@@ -127,6 +127,12 @@ portolan_events_received_total{kind="push",region="westus",registry="contoso"} 3
 # HELP portolan_events_requests_total Event messages by result: accepted, unauthorized, malformed, unsupported, too_large, unavailable, not_found.
 # TYPE portolan_events_requests_total counter
 portolan_events_requests_total{result="accepted"} 8
+portolan_events_requests_total{result="malformed"} 0
+portolan_events_requests_total{result="not_found"} 0
+portolan_events_requests_total{result="too_large"} 0
+portolan_events_requests_total{result="unauthorized"} 0
+portolan_events_requests_total{result="unavailable"} 0
+portolan_events_requests_total{result="unsupported"} 0
 # HELP portolan_events_spool_items Items that wait in the event spool or are being worked on.
 # TYPE portolan_events_spool_items gauge
 portolan_events_spool_items{region="westus",registry="contoso"} 3

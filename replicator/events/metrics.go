@@ -32,6 +32,10 @@ func newMetrics(reg prometheus.Registerer, spool *Spool) (*metrics, error) {
 			Help: "Events by kind: push, delete, ignored (of no interest), invalid (impossible names), oversize (message too large, replica marked).",
 		}, []string{"registry", "region", "kind"}),
 	}
+	for _, status := range []int{http.StatusAccepted, http.StatusUnauthorized, http.StatusBadRequest, http.StatusUnsupportedMediaType,
+		http.StatusRequestEntityTooLarge, http.StatusServiceUnavailable, http.StatusNotFound} {
+		m.requests.WithLabelValues(result(status)) // from 0 on: the increase by the first one is seen
+	}
 	return m, errors.Join(reg.Register(m.requests), reg.Register(m.events), reg.Register(spoolCollector{spool}))
 }
 
