@@ -603,7 +603,7 @@ func TestStrand(t *testing.T) {
 	off, on, none, most := RoutingDisabled, RoutingEnabled, 0, 100
 	refused := func(t *testing.T, what string, err error, says string) {
 		t.Helper()
-		if !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "clients of registry contoso would get no address (those near westeurope, westus)") || !strings.Contains(err.Error(), says) {
+		if !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "clients of registry contoso would get no address: ") || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -649,6 +649,86 @@ func TestStrand(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Clients behind a fence have its replicas alone, so what is enough for all others may leave them without an address.
+func TestStrandBehindFence(t *testing.T) {
+	t.Parallel()
+	off, none, enabled := RoutingDisabled, 0, "enabled"
+	fenced := func(t *testing.T, change func(*Options)) (*rig, topology.Document) {
+		t.Helper()
+		r := newRig(t, change)
+		if _, err := r.store.Commit(t.Context(), store.Put("registries/contoso/fences/continent/AF", "westeurope")); err != nil {
+			t.Fatal(err)
+		}
+		d, err := r.client.Export(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, d
+	}
+	refused := func(t *testing.T, what string, err error, fence string) {
+		t.Helper()
+		if !IsCode(err, CodeRefused) || !strings.Contains(err.Error(), "clients of registry contoso behind the fence "+fence+" would get no address: ") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	t.Run("edits of a replica", func(t *testing.T) {
+		t.Parallel()
+		r, d := fenced(t, nil)
+		ctx := t.Context()
+		_, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &off}, false)
+		refused(t, "an update", err, "continent/AF")
+		d.Registries[0].Replicas[0].Weight = &none
+		_, err = r.client.Apply(ctx, Apply{Document: d})
+		refused(t, "an apply", err, "continent/AF")
+		if tried, err := r.client.Apply(ctx, Apply{Document: d, DryRun: true}); err != nil || !strings.Contains(tried.Refusal, "fence continent/AF") {
+			t.Errorf("a dry run: %+v, %v", tried, err)
+		}
+		if _, err := r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Routing: &off}, false); err != nil {
+			t.Errorf("of a replica that the fence does not name: %v", err)
+		}
+		if _, err := r.client.UpdateReplica(ctx, "contoso", "westus", ReplicaPatch{Routing: new(string)}, false); err != nil {
+			t.Error(err)
+		}
+		if _, err := r.client.Apply(ctx, Apply{Document: d, Force: true}); err != nil {
+			t.Errorf("by force: %v", err)
+		}
+		if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &off}, false); err != nil {
+			t.Errorf("where there is nothing left to lose: %v", err)
+		}
+	})
+	t.Run("edits of fences", func(t *testing.T) {
+		t.Parallel()
+		r, d := fenced(t, nil)
+		ctx := t.Context()
+		if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &off}, true); err != nil {
+			t.Fatal(err)
+		}
+		d.Registries[0].Replicas[0].Routing = off
+		d.Registries[0].Fences.Country = map[string][]string{"DE": {"westeurope"}}
+		_, err := r.client.Apply(ctx, Apply{Document: d})
+		refused(t, "a new fence", err, "country/DE")
+	})
+	t.Run("an edit of the registry", func(t *testing.T) {
+		t.Parallel()
+		r, _ := fenced(t, func(o *Options) {
+			view := o.View
+			o.View = func() *View {
+				v := view()
+				for k, c := range v.Conditions {
+					c.Seeded = false
+					v.Conditions[k] = c
+				}
+				return v
+			}
+		})
+		if _, err := r.store.Commit(t.Context(), store.Put("registries/contoso/policy/replication", "disabled")); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.client.UpdateRegistry(t.Context(), "contoso", RegistryPatch{Replication: &enabled}, false)
+		refused(t, "replication, of a replica that is not seeded", err, "continent/AF")
+	})
 }
 
 // One that is not whole cannot be pruned either: nobody would finish that.

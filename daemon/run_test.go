@@ -411,7 +411,7 @@ func TestServe(t *testing.T) {
 	}
 	eventually(t, "that clients get no address is in the status", func() error {
 		s, err := r.client.Status(t.Context())
-		if err != nil || !strings.Contains(strings.Join(s.Warnings, "\n"), "clients of registry contoso get no address (those near westeurope, westus)") {
+		if err != nil || !strings.Contains(strings.Join(s.Warnings, "\n"), "clients of registry contoso get no address: ") {
 			return fmt.Errorf("%v, %v", s.Warnings, err)
 		}
 		return nil

@@ -119,7 +119,7 @@ func staying(changes []topology.Change, requests map[router.ReplicaKey][]string)
 	})
 }
 
-// strandedWarnings names the registries whose clients get no address, by the will of their operators or not.
+// strandedWarnings names the registries of which clients get no address, all or those behind a fence, by the will of their operators or not.
 func strandedWarnings(v *api.View) []string {
 	if v.Snapshot == nil {
 		return nil
@@ -127,8 +127,8 @@ func strandedWarnings(v *api.View) []string {
 	var warnings []string
 	stranded := api.Stranded(v.Snapshot, v.Conditions)
 	for _, r := range v.Snapshot.Registries {
-		if near := stranded[r.Name]; len(near) > 0 {
-			warnings = append(warnings, fmt.Sprintf("clients of registry %s get no address (those near %s): no replica that they may be sent to has routing enabled, a weight above 0 and the content: portolan replica list %s", r.Name, strings.Join(near, ", "), r.Name))
+		for _, fence := range stranded[r.Name] {
+			warnings = append(warnings, fmt.Sprintf("%s get no address: no replica that they may be sent to has routing enabled, a weight above 0 and the content: portolan replica list %s", api.ClientsBehind(r.Name, fence), r.Name))
 		}
 	}
 	return warnings

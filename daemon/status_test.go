@@ -111,3 +111,22 @@ func TestStaying(t *testing.T) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
+
+// A fence that leaves its clients no replica is warned of by its name; where nobody gets an address, that is said once.
+func TestStrandedWarnings(t *testing.T) {
+	t.Parallel()
+	values := topology.Values{"registries/contoso/home": "westus", "registries/contoso/fences/continent/AF": "westeurope", "registries/contoso/fences/continent/EU": "westeurope,westus"}
+	for region, address := range map[string]string{"westus": "192.0.2.1", "westeurope": "192.0.2.2"} {
+		values[topology.ReplicaPrefix("contoso", region)+"endpoint"] = "http://" + address
+		values[topology.ReplicaPrefix("contoso", region)+"addresses"] = address
+	}
+	seeded := router.Conditions{{Registry: "contoso", Region: "westeurope"}: {Seeded: true}}
+	for i, want := range []string{"", "clients of registry contoso behind the fence continent/AF get no address: ", "clients of registry contoso get no address: "} {
+		s, _ := topology.Parse(values, nil, nil)
+		got := strandedWarnings(&api.View{Snapshot: s, Conditions: seeded})
+		if (want == "") != (len(got) == 0) || want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], want)) {
+			t.Errorf("%q: want %q", got, want)
+		}
+		values[topology.ReplicaPrefix("contoso", []string{"westeurope", "westus", ""}[i])+"routing"] = "disabled"
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"portolan/topology"
 )
 
 // Split tells what becomes of the clients that a region is the nearest to.
@@ -37,6 +39,24 @@ func (r *Registry) Shares() []Split {
 		}
 	}
 	return splits
+}
+
+// Stranded tells which clients get no address under the current weights and health: the matches of the fences that they are behind, the
+// zero Match for those behind none. Where clients are makes no difference, as an order only sorts what a fence leaves.
+func (r *Registry) Stranded() []topology.Match {
+	var stranded []topology.Match
+	for _, fence := range slices.Concat([]topology.Rule{{}}, r.topology.Fences) {
+		var within []uint16
+		for i, region := range r.chart.regions {
+			if fence.Match == (topology.Match{}) || slices.Contains(fence.Regions, region.name) {
+				within = append(within, uint16(i))
+			}
+		}
+		if end := r.verdict(within).end; end.Replica < 0 && end.Outcome != AllDownCNAME {
+			stranded = append(stranded, fence.Match)
+		}
+	}
+	return stranded
 }
 
 // split divides all cells among the candidates of order.

@@ -539,6 +539,20 @@ func (m Match) text() string {
 // String is the match as it stands in a key: country/DE, prefix/203.0.113.0_24.
 func (m Match) String() string { return m.kind() + "/" + strings.Replace(m.text(), "/", "_", 1) }
 
+// Inside reports whether a rule for m counts before one for o, and clients may be in both: prefixes lie in wider ones, and whatever is more
+// precise may lie in what is less. Everything lies in the zero Match.
+func (m Match) Inside(o Match) bool {
+	switch {
+	case m == o || m == Match{}:
+		return false
+	case o == Match{}:
+		return true
+	case m.kind() == o.kind():
+		return m.Prefix.IsValid() && o.Prefix.Bits() < m.Prefix.Bits() && o.Prefix.Contains(m.Prefix.Addr())
+	}
+	return m.compare(o) < 0
+}
+
 // compare sorts by precedence: prefixes (longest first), numbers of autonomous systems, countries, continents.
 func (m Match) compare(o Match) int {
 	if a, b := slices.Index(matchKinds, m.kind()), slices.Index(matchKinds, o.kind()); a != b {

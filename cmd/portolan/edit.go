@@ -53,9 +53,9 @@ func (a *app) apply() *cobra.Command {
 does not say of a registry or replica gets its default. A replica that it does not name is
 kept, or, with --prune, drained and deleted as by portolan replica delete. The changes are
 printed, and where the clients nearest to each region go then. A file with any fault
-changes nothing, nor without --force one after which clients would get no address any more,
-or with a new endpoint at which something answers that is no registry. One that does not
-answer is taken: the replica waits for it.`,
+changes nothing, nor without --force one after which clients, all or those behind a fence,
+would get no address any more, or with a new endpoint at which something answers that is
+no registry. One that does not answer is taken: the replica waits for it.`,
 		Example: `  portolan apply -f topology.yaml --dry-run
   portolan apply -f topology.yaml --prune`,
 		Args: cobra.NoArgs,

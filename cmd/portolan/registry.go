@@ -133,7 +133,8 @@ func (a *app) registryUpdate() *cobra.Command {
 a setting, so that its default holds. Another home is the region of one of its replicas;
 there is no default. The change and the shares of clients that result are printed.
 
-A change after which clients would get no address any more is refused without --force.`,
+A change after which clients, all or those behind a fence, would get no address any more
+is refused without --force.`,
 		Example: `  portolan registry update contoso --names registry.contoso.com,images.contoso.com
   portolan registry update contoso --max-lag 10m
   portolan registry update contoso --home westeurope`,

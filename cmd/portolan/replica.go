@@ -407,7 +407,8 @@ another goes on if it fails. Any other edit of weight or routing ends that: --we
 sets a weight at once.
 
 A change after which clients would get no address any more (the last replica with routing
-enabled and a weight above 0) is refused without --force.`,
+enabled and a weight above 0, of all or of those that a fence names) is refused without
+--force.`,
 		Example: `  portolan replica update contoso/westus --weight 90
   portolan replica update contoso/westus --routing disabled
   portolan replica update contoso/westus --routing enabled --over 30m`,
