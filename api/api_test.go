@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -906,6 +907,29 @@ func TestNothingIsCreatedWhileTheStoreIsAway(t *testing.T) {
 	}
 	if tree, err := r.store.List(t.Context(), topology.RegistriesPrefix); err != nil || len(tree.Entries) > 0 {
 		t.Errorf("it was written all the same: %v, %v", tree.Entries, err)
+	}
+}
+
+// What is exported while the store is away, or while an edit is held, is what was declared before: to apply it changes nothing.
+func TestExportIsAsDeclaredAlways(t *testing.T) {
+	t.Parallel()
+	r, keep := newKept(t)
+	if _, err := r.store.Commit(t.Context(), store.Put("registries/contoso/replicas/westus/health/probe", "http"), store.Put("registries/contoso/replicas/westus/weight", "100")); err != nil {
+		t.Fatal(err)
+	}
+	declared, err := r.client.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	away, held := *r.view(t), *r.view(t)
+	away.StoreDown = true
+	held.Held = []topology.Pending{{Registry: "contoso", Missing: []string{"westeurope", "westus"}, Remaining: []string{}, Home: true}}
+	r.empty(t, topology.RegistriesPrefix+"contoso/replicas/")
+	for name, v := range map[string]*View{"away": &away, "held": &held} {
+		keep(v)
+		if exported, err := r.client.Export(t.Context()); err != nil || !reflect.DeepEqual(exported, declared) {
+			t.Errorf("%s: %+v, %v\nwant %+v", name, exported, err, declared)
+		}
 	}
 }
 

@@ -476,67 +476,30 @@ func (d *ReplicaDocument) set(field, value string) {
 	}
 }
 
-// values are the keys of a snapshot, its defaults left out.
-func (s *Snapshot) values() Values {
-	values := Values{}
-	for _, r := range s.Registries {
-		put := func(k key, value string) {
-			k.registry = r.Name
-			if value != "" && value != defaults[k.field] {
-				values[k.String()] = value
+// Document returns what operators declared of what is served: a replica that is not complete is left out, and so are the regions without one
+// in orders and fences, so that any store takes it. Of a weight with a ramp it has the one that it leads to.
+func (s *Snapshot) Document() Document {
+	values := s.good.arrived(slices.Concat(s.Ramps, s.overtaken))
+	for name, value := range values {
+		k, err := parseKey(name)
+		if err != nil {
+			continue
+		}
+		r := s.Registry(k.registry)
+		switch {
+		case k.region != "" && r.Replica(k.region) == nil:
+			delete(values, name)
+		case k.isRule():
+			served := slices.DeleteFunc(splitList(value), func(region string) bool { return r.Replica(region) == nil })
+			if len(served) == 0 {
+				delete(values, name)
+			} else {
+				values[name] = joinList(served)
 			}
-		}
-		onOff := func(on bool) string {
-			if on {
-				return "enabled"
-			}
-			return "disabled"
-		}
-		put(key{field: fieldHome}, r.Home)
-		put(key{field: fieldNames}, joinList(r.ClientNames))
-		put(key{field: fieldAllDown}, r.Policy.AllDown.String())
-		put(key{field: fieldReplication}, onOff(r.Policy.Replication))
-		if r.Policy.MaxLag > 0 {
-			put(key{field: fieldMaxLag}, r.Policy.MaxLag.String())
-		}
-		put(key{field: fieldMerge}, string(r.Policy.Merge))
-		put(key{field: fieldConflicts}, string(r.Policy.Conflicts))
-		put(key{field: fieldUntagged}, string(r.Policy.Untagged))
-		put(key{field: fieldDeletes}, string(r.Policy.Deletes))
-		for _, rule := range r.Orders {
-			put(key{field: "orders", match: rule.Match}, joinList(rule.Regions))
-		}
-		for _, rule := range r.Fences {
-			put(key{field: "fences", match: rule.Match}, joinList(rule.Regions))
-		}
-		for _, p := range r.Replicas {
-			at := func(field, value string) { put(key{region: p.Region, field: field}, value) }
-			at(fieldEndpoint, p.Endpoint.String())
-			addrs := make([]string, len(p.Addresses))
-			for i, a := range p.Addresses {
-				addrs[i] = a.String()
-			}
-			at(fieldAddresses, joinList(addrs))
-			at(fieldHostname, p.Hostname)
-			at(fieldLocation, p.Location.String())
-			at(fieldWeight, strconv.Itoa(p.Weight))
-			at(fieldRouting, onOff(p.Routing))
-			if standard, _ := parseProbe("", p.Endpoint.Scheme); p.Probe != standard {
-				at(fieldProbe, p.Probe.String())
-			}
-			at(fieldCanary, p.Canary.String())
-			at(fieldCredentials, p.Access.Credentials)
-			at(fieldCA, p.Access.CA)
-			at(fieldClientCert, p.Access.ClientCert)
-			at(fieldPrefix, p.Access.Prefix)
-			at(fieldRealms, p.Access.Realms)
 		}
 	}
-	return values
+	return documentOf(values)
 }
-
-// Document returns what the snapshot means, defaults left out: the complete replicas, as they are served.
-func (s *Snapshot) Document() Document { return documentOf(s.values()) }
 
 // String is the policy as it stands in a key.
 func (a AllDown) String() string {

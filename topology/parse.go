@@ -58,8 +58,8 @@ func ValuesOf(t store.Tree) Values {
 // last go back, until nothing contradicts; what stood in last never did. Every refusal is a Problem. reserved are labels
 // that neither a registry nor a region may have.
 //
-// good is what to pass as last the next time: parsing the same values again with it gives the same registries. Snapshot.Changed
-// is zero.
+// good is what to pass as last the next time: parsing the same values again with it gives the same registries. The snapshot keeps it, so it
+// is not to be changed. Snapshot.Changed is zero.
 func Parse(values, last Values, reserved []string) (snapshot *Snapshot, good Values) {
 	p := parsing{registries: map[string]*registryCells{}, reserved: reserved, refused: map[string]bool{}}
 	for _, k := range slices.Sorted(maps.Keys(last)) {
@@ -627,7 +627,7 @@ func (p *parsing) build(names []string) (*Snapshot, Values) {
 	slices.SortFunc(p.problems, func(a, b Problem) int {
 		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.Reason, b.Reason), strings.Compare(a.Effect, b.Effect))
 	})
-	s.Problems = p.problems
+	s.Problems, s.good = p.problems, good
 	s.Digest = digest(s.Registries)
 	return s, good
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"portolan/store"
 
@@ -481,6 +482,36 @@ func TestDocumentsAndKeysAreOne(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The document of a snapshot is what was declared, not what came of it: nothing is filled in, no default left out, no form changed.
+func TestDocumentOfASnapshotIsAsDeclared(t *testing.T) {
+	t.Parallel()
+	values := with(three(), "replicas/westus/health/probe", "https", "replicas/westus/location", "37.780,-122.420", "replicas/westeurope/location", "-",
+		"replicas/westeurope/weight", "100", "policy/max_lag", "600s", "fences/continent/EU", "westeurope, westus")
+	s, _ := Parse(values, nil, nil)
+	if len(s.Problems) > 0 {
+		t.Fatal(s.Problems)
+	}
+	if got := s.Document(); !reflect.DeepEqual(got, documentOf(values)) {
+		t.Errorf("%+v\nis not %+v", got, documentOf(values))
+	}
+	// What turned bad is as it was last; a ramp is the weight that it leads to.
+	ramp := Ramp{Registry: "contoso", Region: "westus", From: 10, To: 60, Start: time.Unix(0, 0).UTC(), End: time.Unix(3600, 0).UTC()}
+	values = with(values, "replicas/westeurope/weight", "250", "replicas/westus/weight", "10", "replicas/westus/ramp", ramp.String())
+	s, _ = Parse(values, s.good, nil)
+	s.Ramps, s.overtaken = values.underway()
+	want := with(values, "replicas/westeurope/weight", "100", "replicas/westus/weight", "60", "replicas/westus/ramp", "-")
+	if got := s.Document(); !reflect.DeepEqual(got, documentOf(want)) {
+		t.Errorf("%+v\nis not %+v", got, documentOf(want))
+	}
+	// What is not served is left out, so that a store that has lost its keys can be given the rest again.
+	values = with(values, "replicas/westeurope/", "-", "replicas/eastus/endpoint", "-", "replicas/westus/ramp", "-")
+	s, _ = Parse(values, s.good, nil)
+	d := s.Document()
+	if err := d.Validate(); err != nil || len(d.Registries[0].Replicas) != 1 || len(d.Registries[0].Orders.Country) > 0 || !slices.Equal(d.Registries[0].Fences.Continent["EU"], []string{"westus"}) {
+		t.Errorf("%+v, %v", d, err)
+	}
 }
 
 func TestGuard(t *testing.T) {

@@ -160,9 +160,12 @@ func (v Values) replica(registry, region, field string) string {
 }
 
 // declared are the values as operators want them to be: a ramp is a way to a weight, and no setting of its own.
-func (v Values) declared() Values {
+func (v Values) declared() Values { return v.arrived(v.ramps()) }
+
+// arrived are the values at the end of these ramps, without them.
+func (v Values) arrived(ramps []Ramp) Values {
 	declared := maps.Clone(v)
-	for _, r := range v.ramps() {
+	for _, r := range ramps {
 		prefix := ReplicaPrefix(r.Registry, r.Region)
 		if v.follows(r) {
 			declared[prefix+fieldWeight] = strconv.Itoa(r.To)

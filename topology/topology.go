@@ -26,6 +26,8 @@ type Snapshot struct {
 	Ramps []Ramp
 	// overtaken are ramps that an edit of the weight or of routing has ended, and that wait to be taken away.
 	overtaken []Ramp
+	// good are the values that the registries were made of.
+	good Values
 	// Changed is the time of the newest committed change; the DNS serial is made of it. It is kept in the store, so that all
 	// servers have the same.
 	Changed time.Time
