@@ -828,9 +828,6 @@ func (s *server) diff(r *http.Request) (any, error) {
 	if err := decodeStrict(r, &d); err != nil {
 		return nil, err
 	}
-	if err := d.Validate(s.Reserved...); err != nil {
-		return nil, err
-	}
 	if err := s.View().away(); err != nil {
 		return nil, err
 	}

@@ -239,15 +239,35 @@ func (d *Document) Values() Values {
 // Validate returns nil or an *InvalidError with everything that is wrong with d, named by path. Here nothing is kept or left
 // out: a replica that cannot be served is a fault. reserved are labels that neither a registry nor a region may have.
 func (d *Document) Validate(reserved ...string) error {
-	faults := d.faults(reserved)
+	return d.validateOver(nil, reserved)
+}
+
+// validateOver is Validate, but that a rule may name regions without a replica where stored has that very rule and none of these replicas
+// either: they are passed over there, and to leave it as it is does no harm.
+func (d *Document) validateOver(stored Values, reserved []string) error {
+	faults, dangling := d.faults(reserved)
+	values := d.Values()
+	for _, name := range slices.Sorted(maps.Keys(dangling)) {
+		k, _ := parseKey(name)
+		has := declaredRegions(values, k.registry)
+		gone := func(region string) bool { return !slices.Contains(has, region) }
+		brings := slices.ContainsFunc(declaredRegions(stored, k.registry), func(region string) bool {
+			return gone(region) && slices.Contains(splitList(values[name]), region)
+		})
+		if brings || k.meaning(stored) != k.meaning(values) {
+			faults = append(faults, dangling[name])
+		}
+	}
 	if len(faults) == 0 {
 		return nil
 	}
 	return &InvalidError{Faults: faults}
 }
 
-func (d *Document) faults(reserved []string) []Fault {
+// faults are all that is wrong with d; apart from the others, by their keys, those of rules that name regions without a replica.
+func (d *Document) faults(reserved []string) (faults []Fault, dangling map[string]Fault) {
 	named, unsure, faults := d.named()
+	dangling = map[string]Fault{}
 	o := named.outline()
 	faults = append(faults, o.faults...)
 	for i := range named.Registries {
@@ -261,12 +281,18 @@ func (d *Document) faults(reserved []string) []Fault {
 		mend(values, name)
 	}
 	for _, p := range problems(values, reserved) {
-		if k, err := parseKey(p.Key); err == nil && unsure[k.registry] && k.namesRegions() && k.check(p.Value) == nil {
+		k, err := parseKey(p.Key)
+		if err == nil && unsure[k.registry] && k.namesRegions() && k.check(p.Value) == nil {
 			continue
 		}
-		faults = append(faults, Fault{Path: o.path(p.Key), Value: p.Value, Reason: p.Reason})
+		fault := Fault{Path: o.path(p.Key), Value: p.Value, Reason: p.Reason}
+		if err == nil && k.isRule() && k.check(o.values[p.Key]) == nil {
+			dangling[p.Key] = fault
+			continue
+		}
+		faults = append(faults, fault)
 	}
-	return faults
+	return faults, dangling
 }
 
 // named is d with a name in the place of each that is none, or another's, so that what else is wrong can be seen; the faults are of

@@ -515,14 +515,15 @@ func (e *Editor) RemoveReplica(ctx context.Context, registry, region string) err
 // Apply makes d the topology of the registries that it names; others are left alone, with prune too. What d does not say of
 // a replica gets its default. A replica that d does not name is kept, and said so in the changes (Kept), unless prune is
 // set: then its deletion begins, as with DeleteReplica. With dryRun nothing is written. The result is what
-// changed, or would. The weight of a ramp is the one that it leads to; a change of it, or of routing, ends the ramp.
+// changed, or would. The weight of a ramp is the one that it leads to; a change of it, or of routing, ends the ramp. An order or a fence
+// that names regions without a replica is refused, unless it stands there so already.
 func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]Change, error) {
-	if err := d.Validate(e.options.Reserved...); err != nil {
-		return nil, err
-	}
 	o := d.outline()
 	var changes []Change
 	err := e.run(ctx, dryRun, func(w *workspace) error {
+		if err := d.validateOver(w.before, e.options.Reserved); err != nil {
+			return err
+		}
 		w.path = o.path
 		changes = nil
 		var extra []Change
@@ -594,13 +595,17 @@ func (e *Editor) Export(ctx context.Context) (Document, error) {
 }
 
 // Diff tells in what the store differs from d, in all registries: of a weight with a ramp it takes the one that it leads to. A value that
-// cannot be used is one that differs, since to apply d removes it, and with it the last good one that is in force.
+// cannot be used is one that differs, since to apply d removes it, and with it the last good one that is in force. What is wrong with d is
+// refused as by Apply.
 func (e *Editor) Diff(ctx context.Context, d Document) ([]Change, error) {
 	tree, err := e.store.List(ctx, RegistriesPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("reading the topology: %w", err)
 	}
 	values := ValuesOf(tree).declared()
+	if err := d.validateOver(values, e.options.Reserved); err != nil {
+		return nil, err
+	}
 	maps.DeleteFunc(values, func(name, _ string) bool { _, err := parseKey(name); return err != nil }) // nobody's
 	return diffValues(values, d.Values()), nil
 }

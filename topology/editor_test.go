@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -539,5 +540,51 @@ func TestTakingBackKeepsState(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A rule that names a region without a replica is refused, unless it stands in the store so: then nothing is changed by it.
+func TestApplyToleratesTheRulesThereAre(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for name, c := range map[string]struct {
+		order   string // what stands in the store, for Germany
+		change  func(*RegistryDocument)
+		refused string
+	}{
+		"as it is":             {"westeurope,attic", func(*RegistryDocument) {}, ""},
+		"nothing but the dead": {"attic", func(*RegistryDocument) {}, ""},
+		"another order":        {"westeurope,attic", func(r *RegistryDocument) { r.Orders.Country["DE"] = []string{"attic", "westeurope"} }, "registries[0].orders.country.DE: names attic, which has no replica here"},
+		"another match":        {"westeurope,attic", func(r *RegistryDocument) { r.Fences.Country = map[string][]string{"FR": {"attic"}} }, "registries[0].fences.country.FR: names attic, which has no replica here"},
+		"another is left out": {"westeurope,attic", func(r *RegistryDocument) { // which is kept, but might have been pruned
+			r.Replicas = slices.DeleteFunc(r.Replicas, func(p ReplicaDocument) bool { return p.Region == "westeurope" })
+			r.Fences = RulesDocument{}
+		}, "registries[0].orders.country.DE: names westeurope, attic, which has no replica here"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := open(t)
+			e := NewEditor(s, EditorOptions{})
+			for key, value := range with(three(), "orders/country/DE", c.order) {
+				if _, err := s.Commit(ctx, store.Put(key, value)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d, err := e.Export(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.change(&d.Registries[0])
+			_, err = e.Diff(ctx, d)
+			changes, applied := e.Apply(ctx, d, false, false)
+			for _, err := range []error{err, applied} {
+				if (err != nil) != (c.refused != "") || err != nil && (!errors.Is(err, ErrInvalid) || !strings.HasPrefix(err.Error(), c.refused)) {
+					t.Errorf("%v: want %q", err, c.refused)
+				}
+			}
+			if c.refused == "" && len(changes) > 0 {
+				t.Errorf("%v", changes)
+			}
+		})
 	}
 }

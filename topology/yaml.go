@@ -11,6 +11,9 @@ import (
 
 // ParseYAML reads topology.yaml strictly and validates it. The error is an *InvalidError with every fault, its line, column
 // and source; name is only for it. reserved are labels that neither a registry nor a region may have.
+//
+// Where nothing is wrong but that orders or fences name regions without a replica, the document comes with the error: whether that is
+// refused depends on what stands in the store (Editor.Apply).
 func ParseYAML(name string, text []byte, reserved ...string) (*Document, error) {
 	document := &Document{}
 	file := strict.Decode(name, text, document, strict.Options{
@@ -28,17 +31,21 @@ func ParseYAML(name string, text []byte, reserved ...string) (*Document, error) 
 	if file.Empty() {
 		file.Fault("", "is empty: it begins with registries:")
 	}
-	for _, f := range document.faults(reserved) {
+	faults, dangling := document.faults(reserved)
+	for _, f := range faults {
 		replica, addresses := strings.CutSuffix(f.Path, "."+fieldAddresses)
 		if addresses && f.Value == "" && file.Unread(replica+"."+fieldHostname) {
 			continue // which would do instead
 		}
 		file.Add(f)
 	}
-	if err := file.Err(); err != nil {
-		return nil, err
+	if file.Err() != nil {
+		document = nil
 	}
-	return document, nil
+	for _, f := range dangling {
+		file.Add(f)
+	}
+	return document, file.Err()
 }
 
 // secretIn reports whether a line may hold a secret, whatever its fault is about: a replica often stands on one line with its

@@ -487,6 +487,41 @@ func TestDeleteRegistryWithPushesInOneRegion(t *testing.T) {
 	}
 }
 
+// A rule that names a region without a replica is for the server to judge, which knows whether it stands there so already. What it refuses is
+// told by its line.
+func TestRulesWithoutAReplica(t *testing.T) {
+	t.Parallel()
+	answer := ""
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if answer != "" {
+			w.WriteHeader(http.StatusBadRequest)
+			io.WriteString(w, answer)
+			return
+		}
+		io.WriteString(w, `{"changes": [], "unit": "cells", "registries": []}`)
+	}))
+	t.Cleanup(s.Close)
+	w := &world{api: s.URL, dir: t.TempDir()}
+	file := w.write(t, "t.yaml", `registries:
+  - name: contoso
+    home: westus
+    orders: {country: {DE: [westus, attic], BR: [attic]}}
+    replicas:
+      - {region: westus, endpoint: "http://127.0.1.1:5000", addresses: [127.0.1.1]}
+`)
+	for command, refused := range map[string]int{"apply": exitFailed, "diff": exitTrouble, "simulate": exitFailed} {
+		answer = ""
+		_, errout := w.must(t, exitDone, command, "-f", file)
+		contains(t, command, errout, "warning: taken, as the topology has it so already", "t.yaml:4:28: registries[0].orders.country.DE: names attic", ".country.BR: names attic")
+		answer = `{"error": {"code": "invalid", "message": "x", "details": [{"path": "registries[0].orders.country.BR", "reason": "names attic"}, {"path": "registries[0].name", "reason": "is reserved"}]}}`
+		_, errout = w.must(t, refused, command, "-f", file)
+		contains(t, command+", refused", errout, "t.yaml:4:49: registries[0].orders.country.BR: names attic", "registries[0].name: is reserved")
+		if strings.Contains(errout, "country.DE") || strings.Contains(errout, "warning") {
+			t.Errorf("%s tells more than was refused:\n%s", command, errout)
+		}
+	}
+}
+
 // Programs get errors in the API's form, where they asked for a form, and people in words all the same.
 func TestErrorsForPrograms(t *testing.T) {
 	t.Parallel()

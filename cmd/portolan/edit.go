@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,9 +17,16 @@ import (
 // maxFile bounds what is read of a topology file: as much as topology.ParseYAML takes.
 const maxFile = 4 << 20
 
+// document is a topology file that was read.
+type document struct {
+	topology.Document
+	// doubts are the orders and fences in it that name regions without a replica, which the server may refuse or not; nil for none.
+	doubts *topology.InvalidError
+}
+
 // readDocument reads a topology file, in YAML or JSON, which is YAML too; "-" is standard input.
-func readDocument(cmd *cobra.Command, file string) (topology.Document, error) {
-	var d topology.Document
+func readDocument(cmd *cobra.Command, file string) (document, error) {
+	var d document
 	if file == "" {
 		return d, usagef("-f is needed: the topology file, or - for standard input")
 	}
@@ -37,10 +46,32 @@ func readDocument(cmd *cobra.Command, file string) (topology.Document, error) {
 		return d, fmt.Errorf("reading the topology from %s: %w", name, err)
 	}
 	parsed, err := topology.ParseYAML(name, text)
-	if err != nil {
+	if parsed == nil {
 		return d, err
 	}
-	return *parsed, nil
+	errors.As(err, &d.doubts)
+	d.Document = *parsed
+	return d, nil
+}
+
+// settle is what the server's answer to a request with d, an error or nil, makes of its doubts: they are told by their lines where they
+// were refused, and are else a warning.
+func (a *app) settle(d document, err error) error {
+	var answer *api.Error
+	switch {
+	case d.doubts == nil:
+	case err == nil:
+		a.progress("warning: taken, as the topology has it so already; regions without a replica are passed over:\n%v", d.doubts)
+	case errors.As(err, &answer) && answer.Code == api.CodeInvalid && len(answer.Details) > 0:
+		refused := &topology.InvalidError{File: d.doubts.File, Faults: slices.Clone(answer.Details)}
+		for i, f := range refused.Faults {
+			if at := slices.IndexFunc(d.doubts.Faults, func(doubt topology.Fault) bool { return doubt.Path == f.Path }); at >= 0 {
+				refused.Faults[i] = d.doubts.Faults[at]
+			}
+		}
+		return refused
+	}
+	return err
 }
 
 func (a *app) apply() *cobra.Command {
@@ -55,21 +86,23 @@ kept, or, with --prune, drained and deleted as by portolan replica delete. The c
 printed, and where the clients nearest to each region go then. A file with any fault
 changes nothing, nor without --force one after which clients, all or those behind a fence,
 would get no address any more, or with a new endpoint at which something answers that is
-no registry. One that does not answer is taken: the replica waits for it.`,
+no registry. One that does not answer is taken: the replica waits for it. An order or fence
+that names a region without a replica is a fault, but where the topology has it so already.`,
 		Example: `  portolan apply -f topology.yaml --dry-run
   portolan apply -f topology.yaml --prune`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if change.Document, err = readDocument(cmd, file); err != nil {
+			d, err := readDocument(cmd, file)
+			if err != nil {
 				return err
 			}
+			change.Document = d.Document
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
 			r, err := c.Apply(cmd.Context(), change)
-			if err != nil {
+			if err = a.settle(d, err); err != nil {
 				return err
 			}
 			return a.print(r, func(w io.Writer) { printApplied(w, r, change.DryRun) })
@@ -182,7 +215,8 @@ func (a *app) changes(cmd *cobra.Command, file string) ([]topology.Change, error
 	if err != nil {
 		return nil, err
 	}
-	return c.Diff(cmd.Context(), d)
+	changes, err := c.Diff(cmd.Context(), d.Document)
+	return changes, a.settle(d, err)
 }
 
 func (a *app) topology() *cobra.Command {

@@ -39,10 +39,11 @@ endpoint, is taken as it will be once it is seeded, and said so.`,
 			if file == "-" && queries == "-" {
 				return usagef("-f and --queries cannot both be standard input")
 			}
-			var err error
-			if ask.Document, err = readDocument(cmd, file); err != nil {
+			d, err := readDocument(cmd, file)
+			if err != nil {
 				return err
 			}
+			ask.Document = d.Document
 			if queries != "" {
 				if ask.Queries, err = readQueries(cmd, queries); err != nil {
 					return err
@@ -53,7 +54,7 @@ endpoint, is taken as it will be once it is seeded, and said so.`,
 				return err
 			}
 			r, err := c.Simulate(cmd.Context(), ask)
-			if err != nil {
+			if err = a.settle(d, err); err != nil {
 				return err
 			}
 			return a.print(r, func(w io.Writer) { printSimulation(w, r) })
