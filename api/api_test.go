@@ -560,15 +560,23 @@ func TestDrains(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	ctx := t.Context()
-	off, none, some := RoutingDisabled, 0, 50
+	off, on, none, some, seventy := RoutingDisabled, RoutingEnabled, 0, 50, 70
 	for name, c := range map[string]struct {
-		patch  ReplicaPatch
-		drains bool
+		had, patch ReplicaPatch
+		drains     bool
 	}{
-		"routing disabled": {ReplicaPatch{Routing: &off}, true},
-		"a weight of 0":    {ReplicaPatch{Weight: &none}, true},
-		"another weight":   {ReplicaPatch{Weight: &some}, false},
+		"routing disabled":                 {ReplicaPatch{}, ReplicaPatch{Routing: &off}, true},
+		"a weight of 0":                    {ReplicaPatch{}, ReplicaPatch{Weight: &none}, true},
+		"another weight":                   {ReplicaPatch{}, ReplicaPatch{Weight: &seventy}, false},
+		"disabled after that":              {ReplicaPatch{Weight: &none}, ReplicaPatch{Routing: &off}, false},
+		"a weight that ramps":              {ReplicaPatch{Weight: &none, Over: "1h"}, ReplicaPatch{Routing: &off}, true},
+		"a weight of one that is disabled": {ReplicaPatch{Routing: &off}, ReplicaPatch{Weight: &none}, false},
 	} {
+		for _, first := range []ReplicaPatch{{Routing: &on, Weight: &some}, c.had} {
+			if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", first, false); err != nil {
+				t.Fatal(err)
+			}
+		}
 		before := time.Now()
 		applied, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", c.patch, false)
 		if err != nil {
@@ -584,6 +592,9 @@ func TestDrains(t *testing.T) {
 			applied.Drains[0].Until.After(time.Now().Add(time.Minute+spreading)) {
 			t.Errorf("%s: %+v", name, applied.Drains)
 		}
+	}
+	if _, err := r.client.UpdateReplica(ctx, "contoso", "westeurope", ReplicaPatch{Routing: &on, Weight: &some}, false); err != nil {
+		t.Fatal(err)
 	}
 	d, err := topology.ParseYAML("t.yaml", []byte(document))
 	if err != nil {

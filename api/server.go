@@ -699,6 +699,7 @@ func (s *server) apply(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	received := receiving(before, s.View().Ramps)
 	if !a.DryRun {
 		if err := s.admitApply(r.Context(), before, a); err != nil {
 			return nil, err
@@ -711,7 +712,7 @@ func (s *server) apply(r *http.Request) (any, error) {
 	values := intended(before, a.Document, changes)
 	result := s.applied(values, changes)
 	if !a.DryRun {
-		result.Drains = s.drains(changes, nil)
+		result.Drains = s.drains(received, changes, nil)
 	} else if !a.Force {
 		if refusal := s.object(r.Context(), before, values, a.Document, "without --force it would be refused"); refusal != nil {
 			result.Refusal = refusal.Error()
@@ -788,8 +789,9 @@ func intended(before, document topology.Document, changes []topology.Change) top
 // spreading is how long a change is on its way into the answers at most, and into the second that a TTL is told in.
 const spreading = 2 * time.Second
 
-// drains tells which replicas clients leave by changes that were made just now, at once or by the end of one of the ramps.
-func (s *server) drains(changes []topology.Change, ramps []topology.Ramp) []Drain {
+// drains tells which replicas, of those that were receiving clients, they leave by changes that were made just now, at once or by the end of
+// one of the ramps.
+func (s *server) drains(received map[string]bool, changes []topology.Change, ramps []topology.Ramp) []Drain {
 	var drains []Drain
 	for _, c := range changes {
 		registry, region, key, of := partsOf(c.Key)
@@ -799,12 +801,24 @@ func (s *server) drains(changes []topology.Change, ramps []topology.Ramp) []Drai
 		}
 		leaves := key == "routing" && c.New == RoutingDisabled || key == "weight" && c.New == "0" || key == "" && c.Op == topology.Removed
 		name := registry + "/" + region
-		if of && leaves && !slices.ContainsFunc(drains, func(d Drain) bool { return d.Replica == name }) {
+		if of && leaves && received[name] && !slices.ContainsFunc(drains, func(d Drain) bool { return d.Replica == name }) {
 			until := last.Add(time.Duration(s.TTLMax)*time.Second + spreading).UTC().Truncate(time.Second)
 			drains = append(drains, Drain{name, until})
 		}
 	}
 	return drains
+}
+
+// receiving are the replicas, as registry/region, that clients may be sent to by what is declared, or by a ramp that is under way.
+func receiving(d topology.Document, ramps []topology.Ramp) map[string]bool {
+	names := map[string]bool{}
+	for _, r := range d.Registries {
+		for _, p := range r.Replicas {
+			weighs := p.Weight == nil || *p.Weight > 0 || topology.RampOf(ramps, r.Name, p.Region) != nil
+			names[r.Name+"/"+p.Region] = p.Routing != RoutingDisabled && weighs
+		}
+	}
+	return names
 }
 
 // applied tells what changes make of the shares, of all registries that they touch.
@@ -1040,6 +1054,7 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 			return nil, err
 		}
 	}
+	received := receiving(before, s.View().Ramps)
 	if err := s.update(r.Context(), registry.Name, replica.Region, &p); err != nil {
 		return nil, err
 	}
@@ -1060,7 +1075,7 @@ func (s *server) updateReplica(r *http.Request) (any, error) {
 	if ramped && ramp != nil {
 		result.Ramps = []topology.Ramp{*ramp}
 	}
-	result.Drains = s.drains(changes, result.Ramps)
+	result.Drains = s.drains(received, changes, result.Ramps)
 	return result, nil
 }
 
