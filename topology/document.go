@@ -569,6 +569,8 @@ const (
 	// Kept is a replica that the document does not name and that stays all the same; the key is the replica's, with a slash
 	// at its end.
 	Kept ChangeOp = "kept"
+	// Leaving is a replica that the document does not name and whose deletion has begun before; the key as of Kept.
+	Leaving ChangeOp = "leaving"
 )
 
 // Change is one difference between two documents.
@@ -588,6 +590,8 @@ func (c Change) String() string {
 		return strings.TrimSuffix("- "+c.Key+": "+c.Old, ": ")
 	case Kept:
 		return "= " + c.Key + " (not in the document; --prune removes it)"
+	case Leaving:
+		return "= " + c.Key + " (not in the document; it is being deleted)"
 	}
 	return "~ " + c.Key + ": " + c.Old + " -> " + c.New
 }

@@ -513,7 +513,7 @@ func (e *Editor) RemoveReplica(ctx context.Context, registry, region string) err
 }
 
 // Apply makes d the topology of the registries that it names; others are left alone, with prune too. What d does not say of
-// a replica gets its default. A replica that d does not name is kept, and said so in the changes (Kept), unless prune is
+// a replica gets its default. A replica that d does not name is kept, and said so in the changes (Kept, or Leaving), unless prune is
 // set: then its deletion begins, as with DeleteReplica. With dryRun nothing is written. The result is what
 // changed, or would. The weight of a ramp is the one that it leads to; a change of it, or of routing, ends the ramp. An order or a fence
 // that names regions without a replica is refused, unless it stands there so already.
@@ -548,7 +548,15 @@ func (e *Editor) Apply(ctx context.Context, d Document, prune, dryRun bool) ([]C
 					continue
 				}
 				if !prune {
-					extra = append(extra, Change{Op: Kept, Key: prefix})
+					deleting, err := w.deleting(r.Name, region)
+					if err != nil {
+						return err
+					}
+					op := Kept
+					if deleting {
+						op = Leaving
+					}
+					extra = append(extra, Change{Op: op, Key: prefix})
 					continue
 				}
 				extra = append(extra, Change{Op: Removed, Key: prefix})

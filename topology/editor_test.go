@@ -588,3 +588,24 @@ func TestApplyToleratesTheRulesThereAre(t *testing.T) {
 		})
 	}
 }
+
+// Of a replica that a document does not name it is said whether it stays or is leaving already.
+func TestApplyTellsOfReplicasItDoesNotName(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	e := NewEditor(s, EditorOptions{})
+	if err := e.CreateRegistry(ctx, contoso()); err != nil {
+		t.Fatal(err)
+	}
+	r := contoso()
+	r.Replicas = r.Replicas[:1]
+	for _, want := range []string{"= registries/contoso/replicas/eastus/ (not in the document; --prune removes it)", "= registries/contoso/replicas/eastus/ (not in the document; it is being deleted)"} {
+		changes, err := e.Apply(ctx, Document{Registries: []RegistryDocument{r}}, false, false)
+		if err != nil || len(changes) != 1 || changes[0].String() != want {
+			t.Errorf("%v, %v: want %q", changes, err, want)
+		}
+		if err := e.DeleteReplica(ctx, "contoso", "eastus", Request{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -31,7 +31,7 @@ func logged(changes []Change) []string {
 		if i == maxLogged {
 			return append(lines, fmt.Sprintf("and %d more", len(changes)-i))
 		}
-		if _, err := parseKey(c.Key); err != nil && c.Op != Kept {
+		if _, err := parseKey(c.Key); err != nil && c.Op != Kept && c.Op != Leaving {
 			c = Change{Op: c.Op, Key: clip(c.Key)}
 		}
 		lines = append(lines, c.String())
