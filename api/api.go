@@ -63,6 +63,9 @@ type Replica struct {
 	// SharedWith are the replicas of other registries, as registry/region, that are the same server with repositories in common: what is
 	// pushed there is replicated by both registries.
 	SharedWith []string `json:"shared_with,omitempty"`
+	// Rules are the orders and fences that name its region, as orders/country/BR. They lose it when the replica is deleted; an order that
+	// names nothing else goes with it.
+	Rules []string `json:"rules,omitempty"`
 	// Requests are what operators asked for and the replicator has not finished: delete, resync, accept.
 	Requests []string `json:"requests,omitempty"`
 	// Replication is what the replicator reports; absent before it looked.

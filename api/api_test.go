@@ -743,6 +743,22 @@ func TestStrandBehindFence(t *testing.T) {
 	})
 }
 
+// Whoever deletes a replica is told of the orders and fences that it is in: they lose it.
+func TestRulesOfAReplica(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	ctx := t.Context()
+	for match, regions := range map[string]string{"orders/prefix/192.0.2.0_24": "westeurope", "orders/country/BR": "westus", "fences/continent/EU": "westus,westeurope"} {
+		if _, err := r.store.Commit(ctx, store.Put("registries/contoso/"+match, regions)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := r.client.DeleteReplica(ctx, "contoso", "westeurope", false)
+	if err != nil || !slices.Equal(p.Rules, []string{"fences/continent/EU", "orders/prefix/192.0.2.0_24"}) {
+		t.Errorf("%v, %v", p.Rules, err)
+	}
+}
+
 // One that is not whole cannot be pruned either: nobody would finish that.
 func TestPruneIncomplete(t *testing.T) {
 	t.Parallel()

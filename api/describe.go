@@ -37,7 +37,7 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 	r := Replica{
 		Registry: declared.Name, Region: d.Region, Home: d.Region == declared.Home, Endpoint: d.Endpoint, Addresses: d.Addresses,
 		Hostname: d.Hostname, Routing: RoutingEnabled, Weight: 100, Status: topology.Creating, Health: router.Unknown.String(),
-		Requests: v.Requests[key], SharedWith: sharedWith(v, declared, d),
+		Requests: v.Requests[key], SharedWith: sharedWith(v, declared, d), Rules: declared.Naming(d.Region),
 	}
 	if d.Routing != "" {
 		r.Routing = d.Routing

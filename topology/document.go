@@ -95,6 +95,22 @@ func (d *RegistryDocument) scalars() []scalar {
 		{fieldMaxLag, &d.Policy.MaxLag}, {fieldMerge, &d.Policy.Merge}, {fieldConflicts, &d.Policy.Conflicts}, {fieldUntagged, &d.Policy.Untagged}, {fieldDeletes, &d.Policy.Deletes}}
 }
 
+// Naming are the orders and fences that name a region, as they stand in keys below the registry's, sorted: orders/country/BR.
+func (d *RegistryDocument) Naming(region string) []string {
+	var names []string
+	for _, kind := range ruleKinds {
+		for _, match := range matchKinds {
+			for text, regions := range *d.rules(kind).of(match) {
+				if slices.Contains(regions, region) {
+					names = append(names, kind+"/"+match+"/"+strings.Replace(text, "/", "_", 1))
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 type scalar struct {
 	field string
 	value *string

@@ -487,6 +487,20 @@ func TestDeleteRegistryWithPushesInOneRegion(t *testing.T) {
 	}
 }
 
+// With a replica goes its place in orders and fences, which is said, since to create it again does not bring that back.
+func TestDeleteReplicaThatRulesName(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"registry": "contoso", "region": "attic", "status": "Deleting", "rules": ["fences/continent/EU", "orders/country/BR"]}`)
+	}))
+	t.Cleanup(s.Close)
+	w := &world{api: s.URL}
+	_, errout := w.must(t, exitDone, "replica", "delete", "contoso/attic", "--no-wait")
+	contains(t, "replica delete", errout, "contoso/attic: it is named by fences/continent/EU, orders/country/BR, which will go on without it")
+	out, _ := w.must(t, exitDone, "replica", "show", "contoso/attic", "--pending", "0")
+	contains(t, "replica show", out, "Named by:", "fences/continent/EU, orders/country/BR")
+}
+
 // A rule that names a region without a replica is for the server to judge, which knows whether it stands there so already. What it refuses is
 // told by its line.
 func TestRulesWithoutAReplica(t *testing.T) {

@@ -328,6 +328,9 @@ func showReplica(w io.Writer, r api.Replica) {
 	row(w, "Probe:", dash(r.Probe))
 	row(w, "Pending:", r.Pending)
 	row(w, "Reason:", dash(r.Reason))
+	if len(r.Rules) > 0 {
+		row(w, "Named by:", strings.Join(r.Rules, ", "))
+	}
 	if len(r.Requests) > 0 {
 		row(w, "Asked for:", strings.Join(r.Requests, ", "))
 	}
@@ -476,6 +479,9 @@ After a resync it is compared first: before that, nobody knows what only it has.
 
 A replica that was never compared had no clients, and goes at once.
 
+Orders and fences that name it go on without it, and an order that names nothing else goes
+with it: they are printed, as portolan replica create does not bring them back.
+
 With --force the last step does not wait: what would be lost to the others is printed.
 A deletion cannot be called off, nor does interrupting the command stop it. Until it is
 done only the replica's credentials, CA, client certificate and realms can be changed;
@@ -495,6 +501,9 @@ The home replica cannot be deleted while the registry exists.`,
 			r, err := c.DeleteReplica(cmd.Context(), registry, region, force)
 			if err != nil {
 				return err
+			}
+			if len(r.Rules) > 0 {
+				a.progress("%s: it is named by %s, which will go on without it, or go with it where they name nothing else", args[0], strings.Join(r.Rules, ", "))
 			}
 			if noWait {
 				return a.print(r, func(w io.Writer) { replicaTable(w, []api.Replica{r}) })
