@@ -47,8 +47,10 @@ func lost(before, after *router.Registry) (fence topology.Match, found bool) {
 	had := before.Stranded()
 	for _, to := range after.Stranded() {
 		for _, from := range slices.Concat([]topology.Rule{{}}, before.Topology().Fences) {
-			moved := from.Match == to || falls(to, from.Match, before.Topology().Fences) || falls(from.Match, to, after.Topology().Fences)
-			if moved && !slices.Contains(had, from.Match) {
+			if slices.Contains(had, from.Match) {
+				continue
+			}
+			if from.Match == to || falls(to, from.Match, before.Topology().Fences) || falls(from.Match, to, after.Topology().Fences) {
 				return to, true
 			}
 		}

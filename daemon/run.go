@@ -768,10 +768,11 @@ func (d *daemon) seekTopology(ctx context.Context) error {
 // is no topology nobody knows how long that takes: resolvers are told at once that this server is not ready, and ask another.
 func (d *daemon) answer(ctx context.Context, o Options) error {
 	group, ctx := errgroup.WithContext(ctx)
-	serve := func() error {
+	serve := func(answers bool) error {
 		if err := d.server.Listen(); err != nil {
 			return err
 		}
+		d.answering.Store(answers)
 		// Those that read UDP hold processors of the runtime's: without more of them all else would come late on a small machine.
 		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + d.server.Readers())
 		group.Go(func() error { return d.server.Serve(ctx) })
@@ -788,7 +789,7 @@ func (d *daemon) answer(ctx context.Context, o Options) error {
 		}
 		listens := d.keeper.Snapshot() == nil
 		if listens {
-			if err := serve(); err != nil {
+			if err := serve(false); err != nil {
 				return err
 			}
 		}
@@ -803,11 +804,10 @@ func (d *daemon) answer(ctx context.Context, o Options) error {
 			return err
 		}
 		d.front.open()
-		d.answering.Store(true)
-		if !listens {
-			if err := serve(); err != nil {
-				return err
-			}
+		if listens {
+			d.answering.Store(true)
+		} else if err := serve(true); err != nil {
+			return err
 		}
 		d.log.Info("answering", zap.String("zone", d.config.DNS.Zone), zap.Stringers("listen", d.server.Addresses()))
 		return nil

@@ -356,6 +356,25 @@ func TestScanWaitsWhileTheRegistryRests(t *testing.T) {
 	}
 }
 
+// A dead address is told of at the first request, and one that never stops asking for rest ends a scan, too.
+func TestScanEndsWithItsRegistry(t *testing.T) {
+	t.Parallel()
+	s, _, north, _ := seeded(t)
+	for name, c := range map[string]struct {
+		err  error
+		asks int
+	}{
+		"dead":    {&UnavailableError{Err: errors.New("no route")}, 1},
+		"resting": {&UnavailableError{Err: errors.New("later"), RetryAfter: time.Second, Unsent: true}, maxRests},
+	} {
+		asked := 0
+		north.refuse = func(string, string) error { asked++; return c.err }
+		if _, err := s.engines[0].scan(t.Context(), s.region(north), s.clock, noPace, false); !errors.Is(err, c.err) || asked != c.asks {
+			t.Errorf("%s: asked %d times, %v", name, asked, err)
+		}
+	}
+}
+
 func TestScanGivesUpOnARegistryThatIsAway(t *testing.T) {
 	t.Parallel()
 	s, _, north, _ := seeded(t)

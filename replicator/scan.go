@@ -37,6 +37,8 @@ type unread struct {
 const (
 	// maxTries is how often a request of a scan is sent before it counts as failed.
 	maxTries = 3
+	// maxRests is how often a request of a scan is put off because the registry wants to be left alone.
+	maxRests = 20
 	// maxRest is how long a scan waits amid its work when a registry asks to be left alone.
 	maxRest = time.Minute
 	// maxFailures is how many requests in a row may fail before it is asked whether the registry still gives what it gave before;
@@ -50,7 +52,7 @@ const (
 // enough for the guard, or if an operator is sure. With an error, the survey is not complete.
 func (e *engine) scan(ctx context.Context, m *member, since time.Time, wait pace, sure bool) (survey, error) {
 	l := look{engine: e, member: m, since: since, wait: wait, shown: make(map[string]bool)}
-	if err := l.ask(ctx, 0, func() error { return m.Ping(ctx) }); err != nil {
+	if err := l.ping(ctx); err != nil {
 		return l.survey, err
 	}
 	repositories, err := l.list(ctx)
@@ -118,22 +120,41 @@ type regression struct {
 }
 
 // ask makes a request after rest, and again if it fails. What could not be sent, since somebody else was told meanwhile to leave the registry alone, is
-// no try.
+// no try; but a scan does not wait for ever behind the others.
 func (l *look) ask(ctx context.Context, rest time.Duration, request func() error) error {
-	for tries := 0; ; {
+	for tries, rests := 0, 0; ; {
 		if err := l.wait(ctx, rest); err != nil {
 			return err
 		}
 		err := request()
-		if !unsent(err) {
+		if unsent(err) {
+			rests++
+		} else {
 			tries++
 		}
 		asked := retryAfter(err)
-		if err == nil || tries == maxTries || asked > maxRest || ctx.Err() != nil {
+		if err == nil || tries == maxTries || rests == maxRests || asked > maxRest || ctx.Err() != nil {
 			return err
 		}
 		rest = max(asked, backoff(tries, 250*time.Millisecond, maxRest))
 	}
+}
+
+// ping fails unless a registry answers. One that wants to be left alone is waited for; any other failure is told at once, since somebody may
+// be waiting for a new replica, and a dead address takes its time.
+func (l *look) ping(ctx context.Context) error {
+	var dead error
+	err := l.ask(ctx, 0, func() error {
+		err := l.member.Ping(ctx)
+		if err != nil && retryAfter(err) == 0 {
+			dead, err = err, nil
+		}
+		return err
+	})
+	if dead != nil {
+		return dead
+	}
+	return err
 }
 
 // pass notes that something cannot be read, and returns the error if the scan should not go on.
@@ -437,7 +458,7 @@ const maxConflicting = 10
 func (e *engine) compare(ctx context.Context, m *member, wait pace) (baseline, error) {
 	var b baseline
 	l := look{engine: e, member: m, wait: wait, shown: make(map[string]bool)}
-	if err := l.ask(ctx, 0, func() error { return m.Ping(ctx) }); err != nil {
+	if err := l.ping(ctx); err != nil {
 		return b, err
 	}
 	if err := e.ledger.Advance(ctx, e.registry); err != nil {

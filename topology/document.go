@@ -519,7 +519,8 @@ func (d *ReplicaDocument) set(field, value string) {
 }
 
 // Document returns what operators declared of what is served: a replica that is not complete is left out, and so are the regions without one
-// in orders and fences, so that any store takes it. Of a weight with a ramp it has the one that it leads to.
+// in orders and fences, for a store that has nothing. But a fence that leaves nobody binds, too: it stays, and is to be mended by whoever
+// applies the document. Of a weight with a ramp it has the one that it leads to.
 func (s *Snapshot) Document() Document {
 	values := s.good.arrived(slices.Concat(s.Ramps, s.overtaken))
 	for name, value := range values {
@@ -533,10 +534,11 @@ func (s *Snapshot) Document() Document {
 			delete(values, name)
 		case k.isRule():
 			served := slices.DeleteFunc(splitList(value), func(region string) bool { return r.Replica(region) == nil })
-			if len(served) == 0 {
-				delete(values, name)
-			} else {
+			switch {
+			case len(served) > 0:
 				values[name] = joinList(served)
+			case k.field != "fences":
+				delete(values, name)
 			}
 		}
 	}

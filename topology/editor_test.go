@@ -609,3 +609,19 @@ func TestApplyTellsOfReplicasItDoesNotName(t *testing.T) {
 		}
 	}
 }
+
+// A fence that leaves nobody, since its regions are not complete, binds: no document of what is served is without it.
+func TestDocumentKeepsFences(t *testing.T) {
+	t.Parallel()
+	d := Document{Registries: []RegistryDocument{contoso()}}
+	values := d.Values()
+	values["registries/contoso/fences/continent/EU"] = "uksouth"
+	values["registries/contoso/orders/continent/AS"] = "uksouth"
+	values["registries/contoso/replicas/uksouth/weight"] = "100" // and no endpoint
+	s, _ := Parse(values, nil, nil)
+	got := s.Document()
+	kept := got.Values()
+	if kept["registries/contoso/fences/continent/EU"] != "uksouth" || kept["registries/contoso/orders/continent/AS"] != "" {
+		t.Errorf("%v", kept)
+	}
+}

@@ -289,7 +289,7 @@ func (u *uploading) resume(ctx context.Context) error {
 	}
 	u.session, u.resumed = session, true
 	u.progress()
-	t.log.Info("an upload of an earlier process is gone on with", zap.String("repository", u.Repository), zap.String("digest", u.desc.Digest),
+	t.log.Info("an upload that was broken off is gone on with", zap.String("repository", u.Repository), zap.String("digest", u.desc.Digest),
 		zap.Int64("offset", session.Offset()), zap.Int64("size", u.desc.Size))
 	return nil
 }

@@ -26,7 +26,7 @@ const (
 )
 
 // Journal remembers in a file where the uploads of large blobs stand, so that a process that was killed goes on with them when it is
-// started again. All that it says is a hint: whether a session still stands, and where, the registry is asked. So the file is not
+// started again, and the next copy with those that broke off because somebody wanted to be left alone. All that it says is a hint: whether a session still stands, and where, the registry is asked. So the file is not
 // synced to disk, and one that cannot be understood is no error. Its methods may be called from several goroutines.
 type Journal struct {
 	path string

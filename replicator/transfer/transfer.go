@@ -146,7 +146,8 @@ func (t *Target) Forget() { t.hints.clear() }
 
 // Copy copies a manifest and everything that it needs. The errors: *NotReplicableError, *SourceError, the context's, and those of package
 // distribution about the target. A copy that failed leaves nothing behind but complete blobs and manifests, which the next one finds, and
-// uploads that the target could not be told to cancel, which the next one goes on with if a Journal remembers them.
+// uploads that the target could not be told to cancel, or that broke off because somebody wants to be left alone: the next one goes on with
+// those that a Journal remembers.
 func (t *Target) Copy(ctx context.Context, req Request) (Stats, error) {
 	c := &copying{target: t, Request: req, own: map[string]bool{}, proved: map[string]bool{}, trees: map[string]*tree{}}
 	_, err := c.manifest(ctx, req.Manifest.Digest, 0)
