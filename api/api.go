@@ -150,6 +150,8 @@ type Applied struct {
 	Ramps []topology.Ramp `json:"ramps,omitempty"`
 	// Drains are the replicas to which no clients are sent any more by what was changed, at once or at the end of a ramp.
 	Drains []Drain `json:"drains,omitempty"`
+	// Restored says that the store had lost its keys, and has the document's now: Changes are then those of what is served.
+	Restored bool `json:"restored,omitempty"`
 	// Refusal is, of a dry run, why it would be refused without Force; empty if it would not.
 	Refusal string `json:"refusal,omitempty"`
 }

@@ -724,17 +724,7 @@ func TestStrandBehindFence(t *testing.T) {
 	})
 	t.Run("an edit of the registry", func(t *testing.T) {
 		t.Parallel()
-		r, _ := fenced(t, func(o *Options) {
-			view := o.View
-			o.View = func() *View {
-				v := view()
-				for k, c := range v.Conditions {
-					c.Seeded = false
-					v.Conditions[k] = c
-				}
-				return v
-			}
-		})
+		r, _ := fenced(t, unseeded)
 		if _, err := r.store.Commit(t.Context(), store.Put("registries/contoso/policy/replication", "disabled")); err != nil {
 			t.Fatal(err)
 		}
@@ -960,6 +950,54 @@ func TestExportIsAsDeclaredAlways(t *testing.T) {
 	}
 }
 
+// A document that is given to a store which has lost its keys is judged by what becomes of what is served, and that is told.
+func TestApplyToALostStore(t *testing.T) {
+	t.Parallel()
+	r, keep := newKept(t)
+	if _, err := r.store.Commit(t.Context(), store.Put(topology.ReplicaPrefix("contoso", "westeurope")+"weight", "0"), store.Put("registries/contoso/orders/country/DE", "westeurope")); err != nil {
+		t.Fatal(err)
+	}
+	served, err := r.client.Export(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := *r.view(t)
+	lost.StoreDown, lost.StoreLost = true, true
+	keep(&lost)
+	r.empty(t, topology.RegistriesPrefix)
+	less := topology.Document{Registries: slices.Clone(served.Registries)}
+	d := &less.Registries[0]
+	d.Orders, d.Replicas = topology.RulesDocument{}, slices.Clone(d.Replicas)
+	for i := range d.Replicas {
+		d.Replicas[i].Weight = nil
+	}
+	applied, err := r.client.Apply(t.Context(), Apply{Document: less, DryRun: true})
+	var told []string
+	for _, c := range applied.Changes {
+		told = append(told, c.String())
+	}
+	if err != nil || len(told) != 2 || !strings.Contains(strings.Join(told, "\n"), "- registries/contoso/orders/country/DE") || !strings.Contains(strings.Join(told, "\n"), "westeurope/weight") {
+		t.Errorf("%q, %v", told, err)
+	}
+	for _, split := range applied.Shares[0].Splits {
+		if split.Nearest == "westeurope" && split.Shares[0].Region != "westeurope" {
+			t.Errorf("%+v", split)
+		}
+	}
+	for i := range d.Replicas {
+		d.Replicas[i].Routing = RoutingDisabled
+	}
+	if _, err := r.client.Apply(t.Context(), Apply{Document: less}); !IsCode(err, CodeRefused) {
+		t.Errorf("it leaves nobody an address: %v", err)
+	}
+	if applied, err := r.client.Apply(t.Context(), Apply{Document: served}); err != nil || len(applied.Changes) != 0 || !applied.Restored {
+		t.Errorf("what is served: %+v, %v", applied.Changes, err)
+	}
+	if back, err := r.store.List(t.Context(), topology.RegistriesPrefix); err != nil || len(back.Entries) == 0 {
+		t.Errorf("it was not given back: %v", err)
+	}
+}
+
 // A document is no picture of a store with a value that cannot be used, though that counts for nothing: to apply it ends what is in force.
 func TestDiffTellsOfValuesThatCannotBeUsed(t *testing.T) {
 	t.Parallel()
@@ -1020,20 +1058,23 @@ func TestHeldIsShownAsServed(t *testing.T) {
 	}
 }
 
+// unseeded has nobody seeded but the home.
+func unseeded(o *Options) {
+	view := o.View
+	o.View = func() *View {
+		v := view()
+		for k, c := range v.Conditions {
+			c.Seeded = false
+			v.Conditions[k] = c
+		}
+		return v
+	}
+}
+
 // An edit of a registry tells what it changed, and is refused where nobody would be left to send clients to.
 func TestUpdateRegistry(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { // nobody is seeded but the home
-		view := o.View
-		o.View = func() *View {
-			v := view()
-			for k, c := range v.Conditions {
-				c.Seeded = false
-				v.Conditions[k] = c
-			}
-			return v
-		}
-	})
+	r := newRig(t, unseeded)
 	update := func(p RegistryPatch, force bool) (Applied, error) {
 		return r.client.UpdateRegistry(t.Context(), "contoso", p, force)
 	}

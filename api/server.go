@@ -343,11 +343,12 @@ func (v *View) away() error {
 const GiveBack = "'portolan export | portolan apply -f -' gives back what is served"
 
 // basis is what a document is applied to: what operators declared, or what is served where the store has lost that. Then the document is
-// to bring all of it: what it left out would be gone as soon as the store has keys.
-func (s *server) basis(r *http.Request, a Apply) (topology.Document, error) {
+// to bring all replicas: those that it left out would be gone as soon as the store has keys.
+func (s *server) basis(r *http.Request, a Apply) (before topology.Document, lost bool, err error) {
 	v := s.View()
 	if v.Snapshot == nil || !v.StoreDown || !v.StoreLost {
-		return s.declared(r)
+		before, err = s.declared(r)
+		return before, false, err
 	}
 	served := v.Snapshot.Document()
 	var lacks []string
@@ -368,10 +369,10 @@ func (s *server) basis(r *http.Request, a Apply) (topology.Document, error) {
 		}
 	}
 	if len(lacks) > 0 && !a.Force {
-		return served, failf(CodeRefused, "the store has lost its keys, and the document lacks what is served: %s, which would be gone at once: %s; --force applies the document all the same",
+		return served, true, failf(CodeRefused, "the store has lost its keys, and the document lacks what is served: %s, which would be gone at once: %s; --force applies the document all the same",
 			strings.Join(lacks, ", "), GiveBack)
 	}
-	return served, nil
+	return served, true, nil
 }
 
 // withHeld is d with the registries of which the guard holds an edit as v serves them.
@@ -695,22 +696,36 @@ func (s *server) apply(r *http.Request) (any, error) {
 	if err := decodeStrict(r, &a); err != nil {
 		return nil, err
 	}
-	before, err := s.basis(r, a)
+	before, lost, err := s.basis(r, a)
 	if err != nil {
 		return nil, err
 	}
 	received := receiving(before, s.View().Ramps)
+	edit := func(dryRun bool) ([]topology.Change, topology.Values, error) {
+		changes, err := s.Editor.Apply(r.Context(), a.Document, a.Prune, dryRun)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case lost: // to a store without keys all is new: told, and judged, is what becomes of what is served
+			return topology.Diff(before, a.Document), a.Document.Values(), nil
+		}
+		return changes, intended(before, a.Document, changes), nil
+	}
 	if !a.DryRun {
-		if err := s.admitApply(r.Context(), before, a); err != nil {
+		changes, values, err := edit(true)
+		if err == nil {
+			err = s.admitApply(r.Context(), before, values, changes, a)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
-	changes, err := s.Editor.Apply(r.Context(), a.Document, a.Prune, a.DryRun)
+	changes, values, err := edit(a.DryRun)
 	if err != nil {
 		return nil, err
 	}
-	values := intended(before, a.Document, changes)
 	result := s.applied(values, changes)
+	result.Restored = lost
 	if !a.DryRun {
 		result.Drains = s.drains(received, changes, nil)
 	} else if !a.Force {
@@ -721,12 +736,8 @@ func (s *server) apply(r *http.Request) (any, error) {
 	return result, nil
 }
 
-// admitApply refuses what an edit of a single replica would be refused for.
-func (s *server) admitApply(ctx context.Context, before topology.Document, a Apply) error {
-	changes, err := s.Editor.Apply(ctx, a.Document, a.Prune, true)
-	if err != nil {
-		return err
-	}
+// admitApply refuses what an edit of a single replica would be refused for: changes that make values of what was before.
+func (s *server) admitApply(ctx context.Context, before topology.Document, values topology.Values, changes []topology.Change, a Apply) error {
 	for _, c := range changes {
 		registry, region, field, ok := partsOf(c.Key)
 		if ok && field == "" && c.Op == topology.Removed && s.incomplete(registry, region) {
@@ -736,7 +747,7 @@ func (s *server) admitApply(ctx context.Context, before topology.Document, a App
 	if a.Force {
 		return nil
 	}
-	return s.object(ctx, before, intended(before, a.Document, changes), a.Document, "--force applies it all the same")
+	return s.object(ctx, before, values, a.Document, "--force applies it all the same")
 }
 
 // object refuses what is applied with Force alone: values of d after which clients would get no address, or that lead to an endpoint, other

@@ -118,7 +118,12 @@ that names a region without a replica is a fault, but where the topology has it 
 
 // printApplied tells what was changed, or, of a dry run, what would be.
 func printApplied(w io.Writer, r api.Applied, dryRun bool) {
-	if len(r.Changes) == 0 {
+	switch {
+	case r.Restored && dryRun:
+		fmt.Fprintln(w, "the store has lost its keys, and would have them again")
+	case r.Restored:
+		fmt.Fprintln(w, "the store had lost its keys, and has them again")
+	case len(r.Changes) == 0:
 		fmt.Fprintln(w, "nothing to change")
 	}
 	printChanges(w, r.Changes)

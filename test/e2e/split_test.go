@@ -332,7 +332,7 @@ func TestConsulLosesItsData(t *testing.T) {
 	if o := s.cli("apply", "-f", part); o.code != 1 || !strings.Contains(o.stderr, "contoso/westeurope, which would be gone") {
 		t.Errorf("applying a part:\n%v", o)
 	}
-	if o := s.cli("apply", "-f", file); o.code != 0 {
+	if o := s.cli("apply", "-f", file); o.code != 0 || !strings.Contains(o.stdout, "has them again") || strings.Contains(o.stdout, "registries/contoso") {
 		t.Fatal(o)
 	}
 	s.until("the store to be read again", func() error {
