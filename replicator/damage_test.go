@@ -156,11 +156,7 @@ func TestExamined(t *testing.T) {
 func TestDamagedRecord(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
-	f.start()
-	f.ready("home", "other")
-	digest := f.push("home", "app:1")
-	f.arrives("app:1", digest, "other")
-	f.ready("home", "other")
+	digest := f.settle()
 	f.before = func() {
 		err := f.db.Update(context.Background(), func(tx *bbolt.Tx) error {
 			b := tx.Bucket([]byte("ledger"))

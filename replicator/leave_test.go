@@ -90,10 +90,7 @@ func (f *fleetOfServers) force(region string) {
 func TestDeleteWaitsForThePlan(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
-	f.start()
-	f.ready("home", "other")
-	f.arrives("app:1", f.push("home", "app:1"), "other")
-	f.ready("home", "other")
+	f.settle()
 	other := f.handler("other")
 	f.replace("other", refusing{other, ours})
 	before := f.state("other").Incarnation

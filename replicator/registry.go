@@ -231,13 +231,13 @@ func (r *registry) discard(ctx context.Context) {
 	// A registry that is made again meanwhile begins generations of its own, in which nothing of this one is written: the present
 	// one was read before it was known that there is no state.
 	err := r.readStates(ctx)
-	r.mu.Lock()
-	there := len(r.stored) > 0
-	r.mu.Unlock()
-	if err == nil && there {
-		return
-	}
 	if err == nil {
+		r.mu.Lock()
+		there := len(r.stored) > 0
+		r.mu.Unlock()
+		if there {
+			return
+		}
 		err = r.engine.purge(ctx)
 	}
 	switch {

@@ -169,6 +169,29 @@ func (f *fleetOfServers) start() {
 	t.Cleanup(func() { f.stop() })
 }
 
+// settle starts with a home and another region, and returns the digest of the image app:1 that it pushed at home, once it is everywhere.
+func (f *fleetOfServers) settle() string {
+	f.t.Helper()
+	f.start()
+	f.ready("home", "other")
+	digest := f.push("home", "app:1")
+	f.arrives("app:1", digest, "other")
+	f.ready("home", "other")
+	return digest
+}
+
+// forgetStates removes the states of the replicas, as Editor.DeleteRegistry does in the transaction that ends the registry.
+func (f *fleetOfServers) forgetStates() {
+	f.t.Helper()
+	var ops []store.Op
+	for region := range f.servers {
+		ops = append(ops, store.Delete(topology.ReplicationKey("contoso", region)))
+	}
+	if _, err := f.store.Commit(f.t.Context(), ops...); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 func (f *fleetOfServers) until(what string, condition func() bool) {
 	f.t.Helper()
 	deadline := time.Now().Add(time.Minute)
@@ -325,15 +348,8 @@ func TestRegistryMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.until("the delete in the other region", func() bool { return f.digest("other", "app:1") == "" })
-	// Editor.DeleteRegistry removes the states in the transaction that ends the registry, while work for it goes on.
-	var ops []store.Op
-	for _, region := range []string{"home", "other"} {
-		ops = append(ops, store.Delete(topology.ReplicationKey("contoso", region)))
-	}
-	if _, err := f.store.Commit(t.Context(), ops...); err != nil {
-		t.Fatal(err)
-	}
-	for range 30 { // some scans, each of which stores its time
+	f.forgetStates() // while work for it goes on
+	for range 30 {   // some scans, each of which stores its time
 		if f.state("other").Incarnation != "" || f.state("home").Incarnation != "" {
 			t.Fatal("a state that was removed came back")
 		}
@@ -434,10 +450,7 @@ func TestDeletionSwitchedOn(t *testing.T) {
 func TestGuardAccepted(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
-	f.start()
-	f.ready("home", "other")
-	f.arrives("app:1", f.push("home", "app:1"), "other")
-	f.ready("other")
+	f.settle()
 	f.replace("other", emptyRegistry())
 	f.until("the guard", func() bool { return f.state("other").Held != "" })
 	f.stop()
@@ -539,11 +552,7 @@ func TestFilesThatComeLater(t *testing.T) {
 func TestPrefixChanged(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
-	f.start()
-	f.ready("home", "other")
-	digest := f.push("home", "app:1")
-	f.arrives("app:1", digest, "other")
-	f.ready("other")
+	digest := f.settle()
 	before := f.state("other").Incarnation
 	f.change("other", func(r *topology.Replica) { r.Access.Prefix = "mirror" })
 	f.until("a new baseline", func() bool { s := f.state("other"); return s.Incarnation != before && s.Status == topology.Ready })
@@ -555,10 +564,7 @@ func TestPrefixChanged(t *testing.T) {
 func TestReplicaGone(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
-	f.start()
-	f.ready("home", "other")
-	f.arrives("app:1", f.push("home", "app:1"), "other")
-	f.ready("other")
+	f.settle()
 	series := func() int {
 		families, err := f.metrics.Gather()
 		if err != nil {
@@ -616,9 +622,7 @@ func TestRegistryDeleted(t *testing.T) {
 	if after := records(); len(before) == 0 || len(after) < 2 || after[0].Revision != before[0].Revision {
 		t.Errorf("what was missing for a while begins anew:\n%+v\n%+v", before, after)
 	}
-	if _, err := f.store.Commit(t.Context(), store.Delete(topology.ReplicationKey("contoso", "home")), store.Delete(topology.ReplicationKey("contoso", "other"))); err != nil {
-		t.Fatal(err)
-	}
+	f.forgetStates()
 	f.topology.Store(&topology.Snapshot{})
 	f.until("the records to go", func() bool { return len(records()) == 0 })
 }
@@ -638,9 +642,7 @@ func TestIdleRegistryDeleted(t *testing.T) {
 	f.until("scans", func() bool {
 		return f.state("home").LastScan.After(started) && f.state("other").LastScan.After(started)
 	})
-	if _, err := f.store.Commit(t.Context(), store.Delete(topology.ReplicationKey("contoso", "home")), store.Delete(topology.ReplicationKey("contoso", "other"))); err != nil {
-		t.Fatal(err)
-	}
+	f.forgetStates()
 	f.topology.Store(&topology.Snapshot{})
 	f.until("the records to go", func() bool {
 		rows, err := f.ledger.Page(t.Context(), "contoso", "", ledger.Key{}, 10)
@@ -652,11 +654,7 @@ func TestIdleRegistryDeleted(t *testing.T) {
 func TestAcceptanceEndsWithItsMatter(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
-	f.start()
-	f.ready("home", "other")
-	digest := f.push("home", "app:1")
-	f.arrives("app:1", digest, "other")
-	f.ready("other")
+	digest := f.settle()
 	whole := f.replace("other", emptyRegistry())
 	f.until("the guard", func() bool { return f.state("other").Held != "" })
 	scanning, goOn := make(chan struct{}), make(chan struct{})
@@ -697,9 +695,7 @@ func TestAcceptanceEndsWithItsMatter(t *testing.T) {
 func TestHomeReplaced(t *testing.T) {
 	t.Parallel()
 	f := newServers(t, "home", "other")
-	f.start()
-	f.ready("home", "other")
-	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.settle()
 	f.arrives("app:2", f.push("home", "app:2"), "other")
 	f.ready("other")
 	img, err := client.Image(f.ref("home", "app:2"))
@@ -1020,9 +1016,7 @@ func TestDamagedSpool(t *testing.T) {
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	f.start()
-	f.ready("home", "other")
-	f.arrives("app:1", f.push("home", "app:1"), "other")
+	f.settle()
 	f.arrives("app:2", f.push("other", "app:2"), "home")
 }
 
