@@ -217,7 +217,8 @@ func (d *daemon) prepare(ctx context.Context) error {
 		LastGoodPath: d.lastGood(), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
 	})
 	d.editor = topology.NewEditor(d.store, topology.EditorOptions{
-		Reserved: d.reserved(), Pending: func() []topology.Pending { return d.keeper.Status().Pending }, Logger: d.log.Named("topology"),
+		Reserved: d.reserved(), Pending: func() []topology.Pending { return d.keeper.Status().Pending },
+		Lost: func() bool { return d.keeper.Status().StoreLost }, Logger: d.log.Named("topology"),
 	})
 	d.ramper = topology.NewRamper(d.store, d.keeper, d.editor, topology.RamperOptions{Holder: d.holder, Logger: d.log.Named("topology")})
 	if err := d.useTopologyFile(ctx); err != nil {

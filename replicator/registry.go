@@ -387,7 +387,11 @@ func (r *registry) learn(tree store.Tree) {
 	}
 	r.mu.Unlock()
 	for _, one := range r.all() {
-		if s, ok := states[one.config.Region]; ok && one.lease.Load() == nil {
+		s, ok := states[one.config.Region]
+		switch {
+		case one.lease.Load() != nil:
+			one.missing.Store(!ok)
+		case ok:
 			one.learn(s.Replication, s.revision)
 		}
 	}

@@ -34,6 +34,8 @@ type replica struct {
 	look chan struct{}
 	// lease is how long this process may still write to the replica; nil: it may not.
 	lease atomic.Pointer[store.Grant]
+	// missing is whether the state was not in the store when its states were last read, which may be no news.
+	missing atomic.Bool
 	// remote speaks to the registry; nil until what it needs (a CA, a client certificate) could be read. opened is closed then.
 	remote atomic.Pointer[remote]
 	opened chan struct{}
@@ -97,12 +99,13 @@ func (r *replica) run(ctx context.Context) error {
 			for ctx.Err() == nil {
 				err := r.lead(ctx)
 				switch {
+				case ctx.Err() != nil || errors.Is(err, errResync):
 				case errors.Is(err, errGone):
 					<-ctx.Done() // the topology will tell
 				case errors.Is(err, errRemoved):
+					r.log.Warn("the replica's state was removed: unless the replica goes too, it is compared anew", zap.Duration("in", removedTime))
 					sleep(ctx, removedTime)
-				}
-				if ctx.Err() == nil && !errors.Is(err, errResync) {
+				default:
 					r.log.Warn("working for the replica failed; trying again", zap.Error(err))
 					sleep(ctx, time.Second)
 				}

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"encoding/pem"
@@ -29,6 +30,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"portolan/latest"
 	"portolan/replicator/events"
@@ -140,7 +142,7 @@ func (f *fleetOfServers) start() {
 	}
 	f.metrics = prometheus.NewRegistry()
 	o := f.options
-	o.Store, o.Ledger, o.Topology, o.Spool, o.Metrics, o.Log = f.store, f.ledger, &f.topology, f.spool, f.metrics, zap.NewNop()
+	o.Store, o.Ledger, o.Topology, o.Spool, o.Metrics, o.Log = f.store, f.ledger, &f.topology, f.spool, f.metrics, cmp.Or(f.options.Log, zap.NewNop())
 	o.Memory, o.Holder, o.UserAgent = filepath.Join(f.dir, "seen.json"), newID(), "portolan/test"
 	if o.Remove == nil {
 		o.Remove = func(ctx context.Context, registry, region string) error {
@@ -329,6 +331,21 @@ func TestLedgerLost(t *testing.T) {
 	f.start()
 	f.ready("home", "other")
 	f.arrives("app:1", digest, "home", "other")
+}
+
+// That the state of a replica was removed is noticed though nothing happens there. (What comes then is TestRegistryMadeAgain's.)
+func TestNoticesThatItsStateIsGone(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	core, logged := observer.New(zap.WarnLevel)
+	f.options.ScanInterval, f.options.Log = time.Hour, zap.New(core)
+	f.start()
+	f.ready("home", "other")
+	f.forgetStates()
+	f.until("both to be noticed", func() bool { return logged.FilterMessageSnippet("state was removed").Len() == 2 })
+	if f.state("home").Incarnation != "" || f.state("other").Incarnation != "" {
+		t.Error("a state was brought back")
+	}
 }
 
 // Of a registry that is deleted and made again under its name, nothing old is believed: neither its states nor its deletes.

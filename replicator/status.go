@@ -58,8 +58,10 @@ func (r *replica) report(ctx context.Context) error {
 		r.of.metrics.state(r.of.name, r.config.Region, next)
 		urgent := next.Status != old.Status || next.Pending == 0 && old.Pending != 0
 		next.Updated = old.Updated
-		if !same(next, old) && (urgent || time.Since(last) > time.Second) {
+		// That it was removed is found out by storing it, and nothing else might be for minutes.
+		if (!same(next, old) || r.missing.Load()) && (urgent || time.Since(last) > time.Second) {
 			last = time.Now()
+			r.missing.Store(false)
 			err := r.save(ctx, func(s *topology.Replication) {
 				s.Status, s.Reason, s.Pending, s.OldestPending = next.Status, next.Reason, next.Pending, next.OldestPending
 				s.NotReplicable, s.Unreadable, s.Conflicts, s.LastError = next.NotReplicable, next.Unreadable, next.Conflicts, next.LastError

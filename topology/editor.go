@@ -33,6 +33,9 @@ type EditorOptions struct {
 	Reserved []string
 	// Pending tells which raw edits the guard holds: what a Keeper's Status says. Nil: none are known.
 	Pending func() []Pending
+	// Lost tells whether the store has lost its keys, so that what is served is no longer there: what a Keeper's Status says.
+	// Nil: it never has.
+	Lost func() bool
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 	// Logger is told of every edit that has an actor (WithActor). It may be nil.
@@ -151,8 +154,12 @@ func (w *workspace) forget(registry, region string) {
 }
 
 // begin forgets what was reported and asked of a replica that comes, as it is of what stood there before. Where the guard holds the edit
-// that took it away, it never left: this edit only takes that one back.
+// that took it away, it never left: this edit only takes that one back. Nor did it leave where the store lost its keys, and what is
+// reported there is newer than the loss.
 func (w *workspace) begin(registry, region string) {
+	if lost := w.editor.options.Lost; lost != nil && lost() {
+		return
+	}
 	if pending := w.editor.options.Pending; pending != nil {
 		for _, p := range pending() {
 			if p.Registry == registry && slices.Contains(p.Missing, region) {

@@ -499,7 +499,7 @@ func TestEditorWhileTheStoreIsAway(t *testing.T) {
 // forgotten.
 func TestTakingBackKeepsState(t *testing.T) {
 	t.Parallel()
-	for name, held := range map[string]bool{"held": true, "gone": false} {
+	for name, kept := range map[string]bool{"held": true, "lost": true, "gone": false} {
 		for way, edit := range map[string]func(*Editor, RegistryDocument) error{
 			"apply": func(e *Editor, r RegistryDocument) error {
 				_, err := e.Apply(t.Context(), Document{Registries: []RegistryDocument{r}}, false, false)
@@ -518,7 +518,8 @@ func TestTakingBackKeepsState(t *testing.T) {
 				t.Parallel()
 				s := open(t)
 				var pending []Pending
-				e := NewEditor(s, EditorOptions{Pending: func() []Pending { return pending }})
+				lost := false
+				e := NewEditor(s, EditorOptions{Pending: func() []Pending { return pending }, Lost: func() bool { return lost }})
 				whole := contoso()
 				whole.Replicas = append(whole.Replicas, ReplicaDocument{Region: "westeurope", Endpoint: "https://eu.example", Addresses: []string{"192.0.2.77"}})
 				if err := e.CreateRegistry(t.Context(), whole); err != nil {
@@ -529,13 +530,16 @@ func TestTakingBackKeepsState(t *testing.T) {
 					t.Fatal(err)
 				}
 				wipe(t, s, ReplicaPrefix("contoso", "westeurope"))
-				if held {
+				switch name {
+				case "held":
 					pending = []Pending{{Registry: "contoso", Missing: []string{"westeurope"}}}
+				case "lost":
+					lost = true
 				}
 				if err := edit(e, whole); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := s.Get(t.Context(), key); (err == nil) != held {
+				if _, err := s.Get(t.Context(), key); (err == nil) != kept {
 					t.Errorf("the state: %v", err)
 				}
 			})
