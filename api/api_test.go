@@ -589,7 +589,7 @@ func TestDrains(t *testing.T) {
 			continue
 		}
 		if len(applied.Drains) != 1 || applied.Drains[0].Replica != "contoso/westeurope" || applied.Drains[0].Until.Before(before.Add(time.Minute)) ||
-			applied.Drains[0].Until.After(time.Now().Add(time.Minute+spreading)) {
+			applied.Drains[0].Until.After(time.Now().Add(time.Minute+topology.Spreading)) {
 			t.Errorf("%s: %+v", name, applied.Drains)
 		}
 	}

@@ -47,7 +47,7 @@ func TestRamps(t *testing.T) {
 	if len(a.Ramps) != 1 || a.Ramps[0].From != 100 || a.Ramps[0].To != 0 || a.Ramps[0].End.Sub(a.Ramps[0].Start) != 30*time.Minute {
 		t.Fatalf("ramps %+v", a.Ramps)
 	}
-	if len(a.Drains) != 1 || a.Drains[0].Until.Sub(a.Ramps[0].End) != time.Minute+spreading {
+	if len(a.Drains) != 1 || a.Drains[0].Until.Sub(a.Ramps[0].End) != time.Minute+topology.Spreading {
 		t.Errorf("drains %+v", a.Drains)
 	}
 	if near := a.Shares[0].Splits[0]; near.Nearest != "westeurope" || len(near.Shares) != 1 || near.Shares[0].Region != "westus" {

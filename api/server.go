@@ -797,9 +797,6 @@ func intended(before, document topology.Document, changes []topology.Change) top
 	return values
 }
 
-// spreading is how long a change is on its way into the answers at most, and into the second that a TTL is told in.
-const spreading = 2 * time.Second
-
 // drains tells which replicas, of those that were receiving clients, they leave by changes that were made just now, at once or by the end of
 // one of the ramps.
 func (s *server) drains(received map[string]bool, changes []topology.Change, ramps []topology.Ramp) []Drain {
@@ -813,7 +810,7 @@ func (s *server) drains(received map[string]bool, changes []topology.Change, ram
 		leaves := key == "routing" && c.New == RoutingDisabled || key == "weight" && c.New == "0" || key == "" && c.Op == topology.Removed
 		name := registry + "/" + region
 		if of && leaves && received[name] && !slices.ContainsFunc(drains, func(d Drain) bool { return d.Replica == name }) {
-			until := last.Add(time.Duration(s.TTLMax)*time.Second + spreading).UTC().Truncate(time.Second)
+			until := last.Add(time.Duration(s.TTLMax)*time.Second + topology.Spreading).UTC().Truncate(time.Second)
 			drains = append(drains, Drain{name, until})
 		}
 	}

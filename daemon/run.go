@@ -450,7 +450,7 @@ func (d *daemon) prepareReplicator() (err error) {
 	d.replicator, err = replicator.New(replicator.Options{
 		Store: d.store, Ledger: d.ledger, Topology: d.keeper, Spool: d.spool, Remove: d.editor.RemoveReplica,
 		Memory: filepath.Join(c.Data, "ledger-seen.json"), Uploads: filepath.Join(c.Data, "uploads.json"), Holder: d.holder,
-		ScanInterval: c.Replication.ScanInterval, DeleteConfirmation: c.Replication.DeleteConfirmation, Drain: c.DNS.TTL.Max,
+		ScanInterval: c.Replication.ScanInterval, DeleteConfirmation: c.Replication.DeleteConfirmation, Drain: c.DNS.TTL.Max + topology.Spreading,
 		Copies: c.Replication.Copies, RequestsPerSecond: c.Replication.RequestsPerSecond, UserAgent: "portolan/" + d.version,
 		Log: d.log.Named("replicator"), Metrics: d.metrics,
 	})

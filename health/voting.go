@@ -61,7 +61,7 @@ func (m *Monitor) vote(ctx context.Context) {
 		err := m.cast(ctx, now)
 		if ctx.Err() == nil && err != nil != failed {
 			if failed = err != nil; failed {
-				m.log.Warn("the votes of this server cannot be written: others decide without it", zap.Error(err))
+				m.log.Warn("the votes of this server cannot be written: other servers, if there are any, decide without it", zap.Error(err))
 			} else {
 				m.log.Info("the votes of this server are written again")
 			}

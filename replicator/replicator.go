@@ -57,7 +57,8 @@ type Options struct {
 	ScanInterval time.Duration
 	// DeleteConfirmation is how far two scans must be apart that find a tag missing, for that to be a delete. Default 10 minutes.
 	DeleteConfirmation time.Duration
-	// Drain is how long clients may still come to a replica after routing to it ended: the longest TTL of an answer. Default 60 s.
+	// Drain is how long clients may still come to a replica after routing to it ended: topology.Spreading and the longest TTL of an
+	// answer. Default 62 s.
 	Drain time.Duration
 	// Copies is how many tags or manifests are brought to one replica at a time. Default 4.
 	Copies int
@@ -92,7 +93,7 @@ type active struct {
 func New(o Options) (*Replicator, error) {
 	setDefault(&o.ScanInterval, 5*time.Minute)
 	setDefault(&o.DeleteConfirmation, 10*time.Minute)
-	setDefault(&o.Drain, time.Minute)
+	setDefault(&o.Drain, time.Minute+topology.Spreading)
 	setDefault(&o.Copies, 4)
 	setDefault(&o.RequestsPerSecond, 50)
 	memory, err := recall(o.Memory)

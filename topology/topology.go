@@ -14,6 +14,10 @@ import (
 	"time"
 )
 
+// Spreading is how long an edit is on its way into the answers of all servers at most, and into the second that a TTL is told in: with
+// the longest TTL added, after it no client comes to a replica that the edit sends nobody to.
+const Spreading = 2 * time.Second
+
 // Snapshot is the whole topology at one moment. It is immutable.
 type Snapshot struct {
 	// Registries are sorted by name.
