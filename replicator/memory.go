@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,7 +26,8 @@ import (
 // seen as much, may have written since, so that it stands behind that position again. Hence the witness: a time that the
 // process keeps in the store, which goes back together with the ledger. Nobody else writes it, so nothing makes up for it.
 //
-// The epoch's name stands in the store, so that of several replicators one begins it and the others join.
+// The epoch's name stands in the store, so that of several replicators one begins it and the others join. A name that was left behind
+// never comes again but with a store that was restored to that time: that tells, too.
 type memory struct {
 	path string // empty: remembered only while the process runs
 
@@ -40,6 +42,8 @@ type mark struct {
 	// Name is that of the witness. Witness is what was written there last; the store holds that, or something later.
 	Name    string    `json:"name,omitempty"`
 	Witness time.Time `json:"witness,omitzero"`
+	// Former are the epochs before, the newest last: the last maxFormer of them.
+	Former []string `json:"former,omitempty"`
 
 	attested uint64 // the position when this process wrote the witness last
 }
@@ -55,6 +59,19 @@ const (
 
 // witnessLife is how long a witness is kept that nobody renews. A process that comes back later goes by the position alone.
 const witnessLife = 90 * 24 * time.Hour
+
+// maxFormer bounds the former epochs that are remembered: each is a loss of the ledger, or its restoration from a backup.
+const maxFormer = 100
+
+// leave returns next, the mark that takes the place of m, with the epochs that are left behind.
+func (m mark) leave(next mark) mark {
+	next.Former = m.Former
+	if m.Epoch != "" && next.Epoch != m.Epoch {
+		next.Former = append(slices.Clone(m.Former), m.Epoch)
+		next.Former = next.Former[max(0, len(next.Former)-maxFormer):]
+	}
+	return next
+}
 
 // outlived reports whether a store is older than the witness: it has forgotten what the process wrote there.
 func (m mark) outlived(tree store.Tree) bool {
@@ -180,7 +197,7 @@ func (r *Replicator) agree(ctx context.Context) error {
 		return fmt.Errorf("reading the ledger's epoch: %w", err)
 	}
 	epoch, _ := tree.Get(epochKey)
-	older := epoch.Value == known.Epoch && (head.Position < known.Position || known.outlived(tree))
+	older := epoch.Value == known.Epoch && (head.Position < known.Position || known.outlived(tree)) || slices.Contains(known.Former, epoch.Value)
 	next := mark{Epoch: epoch.Value, Position: head.Position, Name: known.Name}
 	if next.Name == "" {
 		next.Name = newID()
@@ -199,7 +216,7 @@ func (r *Replicator) agree(ctx context.Context) error {
 	if next.Epoch == known.Epoch {
 		next.Witness = known.Witness
 	}
-	return r.memory.set(next)
+	return r.memory.set(known.leave(next))
 }
 
 const (

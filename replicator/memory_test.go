@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -91,6 +92,33 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
+// A backup that is older than an epoch brings back the one before, with all that was believed in it. It is no epoch of another process
+// that could be joined.
+func TestFormerEpochIsNotJoined(t *testing.T) {
+	t.Parallel()
+	all, _ := rememberers(t, 2)
+	a, b := all[0], all[1]
+	first := agree(t, a)
+	agree(t, b)
+	if err := a.memory.saw(100); err != nil {
+		t.Fatal(err)
+	}
+	second := agree(t, a)
+	if second == first || agree(t, b) != second {
+		t.Fatal("they do not agree on the second epoch")
+	}
+	if _, err := a.options.Store.Commit(t.Context(), store.Put(epochKey, first)); err != nil {
+		t.Fatal(err)
+	}
+	third := agree(t, remade(t, b))
+	if third == first || third == second {
+		t.Error("the states and the ledger of a former epoch are believed")
+	}
+	if agree(t, a) != third || agree(t, b) != third {
+		t.Error("each begins an epoch of its own")
+	}
+}
+
 func TestMemoryOutlivesTheProcess(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "seen.json")
@@ -109,7 +137,7 @@ func TestMemoryOutlivesTheProcess(t *testing.T) {
 	if err := m.flush(); err != nil {
 		t.Fatal(err)
 	}
-	if m, err = recall(path); err != nil || m.mark != (mark{Epoch: "e", Position: 9}) {
+	if m, err = recall(path); err != nil || !reflect.DeepEqual(m.mark, mark{Epoch: "e", Position: 9}) {
 		t.Errorf("%+v, %v", m, err)
 	}
 	files, err := os.ReadDir(filepath.Dir(path))
@@ -369,5 +397,8 @@ func TestRollbackWhileRunning(t *testing.T) {
 	r := &registry{options: &Options{Ledger: shrunk{}}, memory: m, log: zap.NewNop()}
 	if err := r.follow(t.Context(), ledger.Cursor{Position: 6}); !errors.Is(err, errRolledBack) {
 		t.Error(err)
+	}
+	if m.last().Position != 6 {
+		t.Errorf("who agrees on the epoch next knows of the position %d only, and takes the ledger for the same", m.last().Position)
 	}
 }

@@ -480,6 +480,9 @@ func (r *registry) follow(ctx context.Context, cursor ledger.Cursor) error {
 			return ctx.Err()
 		case errors.Is(err, ledger.ErrGap):
 			if next, err = r.options.Ledger.Head(ctx); err == nil && next.Position < cursor.Position {
+				if err := r.memory.saw(cursor.Position); err != nil { // what it is older than, for agree
+					r.log.Warn("should the ledger be lost, that may go unnoticed", zap.Error(err))
+				}
 				return errRolledBack
 			}
 			if err == nil {
