@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -68,11 +69,22 @@ func (a *authenticator) header(ctx context.Context, scopes []string) (string, er
 		}
 		value, err := a.fetch(ctx, ch, scopes, scopes, false)
 		if err != nil {
+			a.forget(ch)
 			return "", err
 		}
 		return "Bearer " + value, nil
 	}
 	return "", nil
+}
+
+// forget has the replica asked again what it wants: a token server that gives nothing may be one that the replica has left behind, and a
+// request that is never sent is never answered with another.
+func (a *authenticator) forget(ch challenge) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.challenge.scheme == ch.scheme && maps.Equal(a.challenge.parameters, ch.parameters) {
+		a.challenge = challenge{}
+	}
 }
 
 // challenged learns from a 401 and reports whether asking again may help.

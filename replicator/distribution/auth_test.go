@@ -210,6 +210,46 @@ func TestTokenServerRefusesOldSecret(t *testing.T) {
 	}
 }
 
+// What a registry wants is asked of it again when its token server is no more: it may name another by now, or want no token.
+func TestTokenServerMoves(t *testing.T) {
+	t.Parallel()
+	give := func(w http.ResponseWriter, r *http.Request) {
+		json.NewEncoder(w).Encode(map[string]any{"token": "good"})
+	}
+	former, _ := spy(t, give)
+	next, _ := spy(t, give)
+	var challenge atomic.Value
+	challenge.Store(fmt.Sprintf(`Bearer realm="%s/token",service="registry"`, former.URL))
+	home, _ := spy(t, func(w http.ResponseWriter, r *http.Request) {
+		if ch := challenge.Load().(string); ch != "" && r.Header.Get("Authorization") != "Bearer good" {
+			w.Header().Set("WWW-Authenticate", ch)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		io.WriteString(w, `{"name":"x","tags":["1"]}`)
+	})
+	c := dial(t, home)
+	if _, err := collect(c.Tags(t.Context(), "one")); err != nil {
+		t.Fatal(err)
+	}
+	former.Close()
+	if _, err := collect(c.Tags(t.Context(), "two")); !errors.Is(err, ErrUnavailable) {
+		t.Fatalf("with a token server that is away: %v", err)
+	}
+	for _, to := range []string{fmt.Sprintf(`Bearer realm="%s/token",service="registry"`, next.URL), ""} {
+		challenge.Store(to)
+		err := errors.New("")
+		for n := 0; err != nil && n < 3; n++ {
+			_, err = collect(c.Tags(t.Context(), "three"))
+		}
+		if err != nil {
+			t.Errorf("when it says %q: %v", to, err)
+		}
+		next.Close()
+		c.auth.tokens = map[string]token{} // they end in time
+	}
+}
+
 func TestErrorsHoldNoSecrets(t *testing.T) {
 	t.Parallel()
 	home, _ := spy(t, func(w http.ResponseWriter, r *http.Request) {
