@@ -208,16 +208,24 @@ func (r *registry) reconcile(ctx context.Context, config *topology.Registry) {
 	}
 }
 
-// forget drops what is kept of a replica that is gone. Its events are kept while its state is: a replica that is only not
-// complete for a while, by an edit of hand, has not been deleted.
+// forget drops what is kept of a replica that is gone. Its events, and its state as it was when the work for it ended, are kept while
+// its state is: a replica that is only not complete for a while, by an edit of hand, has not been deleted.
 func (r *registry) forget(ctx context.Context, region string) {
 	r.metrics.forget(r.name, region)
-	if r.options.Spool == nil {
-		return
-	}
+	r.mu.Lock()
+	before := r.stored[region].revision
+	r.mu.Unlock()
 	_, err := r.options.Store.Get(ctx, topology.ReplicationKey(r.name, region))
 	if errors.Is(err, store.ErrNotFound) {
-		err = r.options.Spool.Forget(ctx, r.name, region)
+		r.mu.Lock()
+		if r.stored[region].revision == before { // else it was made again meanwhile
+			delete(r.stored, region)
+		}
+		r.mu.Unlock()
+		err = nil
+		if r.options.Spool != nil {
+			err = r.options.Spool.Forget(ctx, r.name, region)
+		}
 	}
 	if err != nil && ctx.Err() == nil {
 		r.log.Warn("the events of a replica that is gone could not be dropped", zap.String("region", region), zap.Error(err))

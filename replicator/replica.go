@@ -101,10 +101,10 @@ func (r *replica) run(ctx context.Context) error {
 				switch {
 				case ctx.Err() != nil || errors.Is(err, errResync):
 				case errors.Is(err, errGone):
-					<-ctx.Done() // the topology will tell
+					r.awaitEnd(ctx) // the topology will tell; unless it was made again before anybody told
 				case errors.Is(err, errRemoved):
-					r.log.Warn("the replica's state was removed: unless the replica goes too, it is compared anew", zap.Duration("in", removedTime))
-					sleep(ctx, removedTime)
+					r.log.Warn("the replica's state was removed: unless the replica goes too, it is compared anew", zap.Duration("in", r.of.options.removedTime))
+					r.awaitEnd(ctx)
 				default:
 					r.log.Warn("working for the replica failed; trying again", zap.Error(err))
 					sleep(ctx, time.Second)

@@ -68,6 +68,8 @@ type Options struct {
 	UserAgent string
 	Log       *zap.Logger
 	Metrics   prometheus.Registerer
+
+	removedTime time.Duration // removedTime, but in tests
 }
 
 // Replicator works for every registry of the topology. Of those whose policy wants no replication it only carries out the
@@ -96,6 +98,7 @@ func New(o Options) (*Replicator, error) {
 	setDefault(&o.Drain, time.Minute+topology.Spreading)
 	setDefault(&o.Copies, 4)
 	setDefault(&o.RequestsPerSecond, 50)
+	setDefault(&o.removedTime, removedTime)
 	memory, err := recall(o.Memory)
 	if err != nil {
 		return nil, err

@@ -616,6 +616,89 @@ func TestReplicaGone(t *testing.T) {
 	}
 }
 
+// A replica that was deleted and is made again before the topology told that it was gone begins anew.
+func TestReplicaMadeAgainUnnoticed(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.removedTime = 200 * time.Millisecond
+	f.settle()
+	before := f.state("other").Incarnation
+	f.ask("other", topology.RequestDelete)
+	f.until("its state to go", func() bool { return f.state("other").Incarnation != before })
+	f.ready("other")
+	f.arrives("app:2", f.push("home", "app:2"), "other")
+}
+
+// A process that has yet to hear that a replica was deleted, and gets the lease that the one has let go that heard of it, does not bring
+// back the state: nobody would remove it any more.
+func TestReplicaGoneElsewhere(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.settle()
+	late := f.options
+	var topologyOfLate latest.Value[topology.Snapshot]
+	topologyOfLate.Store(f.topology.Load())
+	core, logged := observer.New(zap.WarnLevel)
+	late.Store, late.Ledger, late.Topology, late.Metrics, late.Log = f.store, f.ledger, &topologyOfLate, prometheus.NewRegistry(), zap.New(core)
+	late.Memory, late.Holder, late.Remove = filepath.Join(f.dir, "seen.late.json"), newID(), f.replicator.options.Remove
+	r, err := New(late)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	f.until("the other process to know the replica", func() bool {
+		one, err := r.registry("contoso")
+		return err == nil && len(one.fleet().members) == 2
+	})
+	f.ask("other", topology.RequestDelete)
+	f.until("its state to go", func() bool { return f.state("other").Incarnation == "" })
+	home := *f.config
+	home.Replicas = home.Replicas[:1]
+	f.config = &home
+	f.declare()
+	one, err := r.registry("contoso")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.until("the lease to be taken over", func() bool { return one.replica("other").lease.Load() != nil })
+	f.until("that to be noticed", func() bool {
+		return logged.FilterMessageSnippet("state was removed").Len() > 0 || f.state("other").Incarnation != ""
+	})
+	if f.state("other").Incarnation != "" {
+		t.Error("its state came back")
+	}
+}
+
+// Of a replica that is gone nothing is remembered that others would have to wait for.
+func TestGoneReplicaIsForgotten(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.ScanInterval = time.Hour
+	f.start()
+	f.ready("home", "other")
+	f.ask("other", topology.RequestDelete)
+	f.until("its state to go", func() bool { return f.state("other").Incarnation == "" })
+	one, err := f.replicator.registry("contoso")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.until("that to be known", func() bool {
+		one.mu.Lock()
+		defer one.mu.Unlock()
+		_, there := one.stored["other"]
+		return !there
+	})
+	home := *f.config
+	home.Replicas = home.Replicas[:1]
+	f.config = &home
+	f.declare()
+	f.until("the work for it to end", func() bool { return one.replica("other") == nil && len(one.fleet().members) == 1 })
+	f.until("the fleet to be whole without it", func() bool { return len(one.fleet().replicas) == 1 && len(one.fleet().unasked) == 0 })
+}
+
 // With a registry that is deleted go its records; one that is only missing from the topology for a while keeps them.
 func TestRegistryDeleted(t *testing.T) {
 	t.Parallel()

@@ -72,6 +72,9 @@ func (r *replica) carryOut(ctx context.Context, asked map[string]topology.Reques
 	if request, ok := asked[topology.RequestDelete]; ok {
 		return r.leave(ctx, request)
 	}
+	r.mu.Lock()
+	r.leaving = "" // whom that was asked of was another replica of the name
+	r.mu.Unlock()
 	return r.compareOrAccept(ctx, asked)
 }
 

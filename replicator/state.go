@@ -65,6 +65,10 @@ func (r *replica) identify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if revision == 0 && r.last().revision != 0 {
+		// Another process may have removed the replica, of which this one has not heard.
+		return errRemoved
+	}
 	known := r.describes(state)
 	if !known {
 		state = r.unknown(state, "nothing is known of its content yet")
@@ -163,6 +167,17 @@ func (r *replica) saveOf(ctx context.Context, incarnation string, change func(*t
 		r.adopt(stored, revision) // an own write whose outcome was not seen
 	}
 	return fmt.Errorf("storing the state of %s/%s: %w", r.of.name, r.config.Region, errAgain)
+}
+
+// awaitEnd waits for the end of a replica whose state was removed. One that is still there after a while was made again, and begins anew:
+// then there is no state to be missed.
+func (r *replica) awaitEnd(ctx context.Context) {
+	if !sleep(ctx, r.of.options.removedTime) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.revision = 0
 }
 
 // startOver ends what is done under the lease; lead begins anew.
