@@ -12,12 +12,16 @@ import (
 	"portolan/topology"
 )
 
+// leaveAgain is the time between two attempts to take a replica out of the topology.
+const leaveAgain = 5 * time.Second
+
 // maxNamed bounds how many pushes that would be lost are named.
 const maxNamed = 20
 
 // leave ends the replica: clients have been sent elsewhere when the last answer has expired, and every push that only it
 // has must have reached another replica. Its content stays.
 func (r *replica) leave(ctx context.Context, request topology.Request) error {
+	removing := complaint{log: r.log}
 	status := func(reason string) {
 		r.mu.Lock()
 		r.leaving = reason
@@ -29,6 +33,36 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 			return ctx.Err()
 		}
 	}
+	for {
+		if err := r.handOver(ctx, request, status); err != nil {
+			return err
+		}
+		if tree, err := r.of.options.Store.List(ctx, r.requestsPrefix()); err == nil {
+			if _, stands := r.requests(tree)[topology.RequestDelete]; !stands {
+				// It went with the replica, or with the registry. What stands there now was made again, and is not to go.
+				status("")
+				return nil
+			}
+		}
+		err := r.of.options.Remove(ctx, r.of.name, r.config.Region)
+		switch {
+		case err == nil:
+			r.log.Info("the replica was deleted; its content was left as it is")
+			return errGone
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		// The topology was edited meanwhile, or cannot be: until it is taken out, the replica is worked for, and pushes to it are not lost.
+		removing.of("the replica cannot be taken out of the topology; trying again", err)
+		status("it cannot be taken out of the topology: " + err.Error())
+		if !sleep(ctx, r.of.options.leaveAgain) {
+			return ctx.Err()
+		}
+	}
+}
+
+// handOver waits until every push that only the replica has reached another, or force is asked for.
+func (r *replica) handOver(ctx context.Context, request topology.Request, status func(string)) error {
 	for r.of.config.Policy.Replication && mayOwe(r.current()) {
 		waits, err := r.owes(ctx)
 		if err != nil {
@@ -65,11 +99,7 @@ func (r *replica) leave(ctx context.Context, request topology.Request) error {
 			return ctx.Err()
 		}
 	}
-	if err := r.of.options.Remove(ctx, r.of.name, r.config.Region); err != nil {
-		return fmt.Errorf("removing replica %s/%s: %w", r.of.name, r.config.Region, err)
-	}
-	r.log.Info("the replica was deleted; its content was left as it is")
-	return errGone
+	return nil
 }
 
 // mayBeAsked reports whether answers that name the replica may be kept somewhere: it gets clients once it was seeded, or always

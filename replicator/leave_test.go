@@ -1,10 +1,16 @@
 package replicator
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"portolan/store"
 	"portolan/topology"
@@ -103,6 +109,65 @@ func TestDeleteWaitsForThePlan(t *testing.T) {
 	f.until("the delete to wait for the plan", f.deleting("other", "portolan replica accept contoso/other"))
 	f.ask("other", topology.RequestAccept)
 	f.until("the delete", func() bool { return f.state("other").Incarnation == "" })
+}
+
+// A replica that cannot be taken out of the topology, because that was edited meanwhile, says so, and is worked for until it can.
+func TestDeleteThatIsRefused(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	core, logged := observer.New(zap.WarnLevel)
+	f.options.Log, f.options.leaveAgain = zap.New(core), 100*time.Millisecond
+	var refused atomic.Bool
+	refused.Store(true)
+	f.options.Remove = func(ctx context.Context, registry, region string) error {
+		if refused.Load() {
+			return errors.New("a fence names it alone")
+		}
+		_, err := f.store.Commit(ctx, store.Delete(topology.ReplicationKey(registry, region)), store.Delete(topology.RequestKey(registry, region, topology.RequestDelete)))
+		return err
+	}
+	f.settle()
+	f.ask("other", topology.RequestDelete)
+	f.until("the delete to say what it waits for", f.deleting("other", "a fence names it alone"))
+	f.arrives("app:2", f.push("home", "app:2"), "other")
+	if n := logged.FilterMessageSnippet("working for the replica failed").Len(); n > 0 {
+		t.Errorf("all work for it was begun anew %d times", n)
+	}
+	refused.Store(false)
+	f.until("the delete", func() bool { return f.state("other").Incarnation == "" })
+}
+
+// A delete that waits ends with its request: what has the name then was made again.
+func TestDeleteEndsWithItsRequest(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.Drain = time.Second
+	f.config.Policy.Replication = false
+	var removed atomic.Bool
+	f.options.Remove = func(context.Context, string, string) error { removed.Store(true); return nil }
+	f.start()
+	f.ask("other", topology.RequestDelete)
+	one, err := f.replicator.registry("contoso")
+	for err != nil {
+		one, err = f.replicator.registry("contoso")
+	}
+	leaving := func() bool {
+		other := one.replica("other")
+		if other == nil {
+			return false
+		}
+		other.mu.Lock()
+		defer other.mu.Unlock()
+		return other.leaving != ""
+	}
+	f.until("the drain", leaving)
+	if _, err := f.store.Commit(t.Context(), store.Delete(topology.RequestKey("contoso", "other", topology.RequestDelete))); err != nil {
+		t.Fatal(err)
+	}
+	f.until("the end of it", func() bool { return removed.Load() || !leaving() })
+	if removed.Load() {
+		t.Error("it was removed all the same")
+	}
 }
 
 // From a replica that was never compared nothing was accepted, and no client was sent there: it may go at once, whether or not it

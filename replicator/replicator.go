@@ -69,7 +69,7 @@ type Options struct {
 	Log       *zap.Logger
 	Metrics   prometheus.Registerer
 
-	removedTime time.Duration // removedTime, but in tests
+	removedTime, leaveAgain time.Duration // those of the names, but in tests
 }
 
 // Replicator works for every registry of the topology. Of those whose policy wants no replication it only carries out the
@@ -99,6 +99,7 @@ func New(o Options) (*Replicator, error) {
 	setDefault(&o.Copies, 4)
 	setDefault(&o.RequestsPerSecond, 50)
 	setDefault(&o.removedTime, removedTime)
+	setDefault(&o.leaveAgain, leaveAgain)
 	memory, err := recall(o.Memory)
 	if err != nil {
 		return nil, err
