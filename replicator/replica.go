@@ -99,7 +99,9 @@ func (r *replica) run(ctx context.Context) error {
 			for ctx.Err() == nil {
 				err := r.lead(ctx)
 				switch {
-				case ctx.Err() != nil || errors.Is(err, errResync):
+				case ctx.Err() != nil:
+				case errors.Is(err, errResync):
+					r.retract(ctx, topology.RequestResync)
 				case errors.Is(err, errGone):
 					r.awaitEnd(ctx) // the topology will tell; unless it was made again before anybody told
 				case errors.Is(err, errRemoved):

@@ -51,7 +51,8 @@ type fleetOfServers struct {
 	config   *topology.Registry
 	topology latest.Value[topology.Snapshot]
 	options  Options
-	before   func() // runs once, when the store is open and nothing else runs
+	wrap     func(store.Store) store.Store // what the replicator has in place of the store; nil: the store
+	before   func()                        // runs once, when the store is open and nothing else runs
 
 	db         *storebolt.DB
 	store      *storebolt.Store
@@ -149,6 +150,9 @@ func (f *fleetOfServers) start() {
 			_, err := f.store.Commit(ctx, store.Delete(topology.ReplicationKey(registry, region)), store.Delete(topology.RequestKey(registry, region, topology.RequestDelete)))
 			return err
 		}
+	}
+	if f.wrap != nil {
+		o.Store = f.wrap(f.store)
 	}
 	if f.replicator, err = New(o); err != nil {
 		t.Fatal(err)
@@ -697,6 +701,44 @@ func TestGoneReplicaIsForgotten(t *testing.T) {
 	f.declare()
 	f.until("the work for it to end", func() bool { return one.replica("other") == nil && len(one.fleet().members) == 1 })
 	f.until("the fleet to be whole without it", func() bool { return len(one.fleet().replicas) == 1 && len(one.fleet().unasked) == 0 })
+}
+
+// forgetful is a store in which the first removals of requests fail, as when Consul elects a leader.
+type forgetful struct {
+	store.Store
+	fails atomic.Int32
+}
+
+func (s *forgetful) Commit(ctx context.Context, ops ...store.Op) (uint64, error) {
+	if ops[0].Verb == store.VerbDelete && strings.Contains(ops[0].Key, "/request/") && s.fails.Add(-1) >= 0 {
+		return 0, store.ErrUnavailable
+	}
+	return s.Store.Commit(ctx, ops...)
+}
+
+// A request that was carried out does not stay because the store was away when it was to be removed: it would be carried out again one
+// day, and let a wipe pass the guard.
+func TestRequestIsRetracted(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	failing := new(forgetful)
+	f.wrap = func(s store.Store) store.Store { failing.Store = s; return failing }
+	f.start()
+	f.ready("home", "other")
+	for _, verb := range []string{topology.RequestAccept, topology.RequestResync} {
+		failing.fails.Store(1)
+		before := f.state("other").Incarnation
+		f.ask("other", verb)
+		f.until(verb+" to be retracted", func() bool {
+			_, err := f.store.Get(t.Context(), topology.RequestKey("contoso", "other", verb))
+			return errors.Is(err, store.ErrNotFound) && (verb == topology.RequestAccept || f.state("other").Incarnation != before)
+		})
+		after := f.state("other").Incarnation
+		f.ready("other")
+		if f.state("other").Incarnation != after {
+			t.Errorf("%s was carried out twice", verb)
+		}
+	}
 }
 
 // With a registry that is deleted go its records; one that is only missing from the topology for a while keeps them.

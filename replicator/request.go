@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -12,10 +13,17 @@ import (
 	"portolan/topology"
 )
 
-// retract removes a request that was carried out.
+// retract removes a request that was carried out, and tries until it can: one that stands is carried out again by whoever works for the
+// replica next, and what was accepted once would let pass what the guard holds then.
 func (r *replica) retract(ctx context.Context, verb string) {
-	if _, err := r.of.options.Store.Commit(ctx, store.Delete(topology.RequestKey(r.of.name, r.config.Region, verb))); err != nil && ctx.Err() == nil {
-		r.log.Warn("a request that was carried out could not be removed", zap.String("request", verb), zap.Error(err))
+	removing := complaint{log: r.log.With(zap.String("request", verb))}
+	for {
+		_, err := r.of.options.Store.Commit(ctx, store.Delete(topology.RequestKey(r.of.name, r.config.Region, verb)))
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		removing.of("a request that was carried out could not be removed; trying again", err)
+		sleep(ctx, time.Second)
 	}
 }
 
@@ -95,8 +103,7 @@ func (r *replica) compareOrAccept(ctx context.Context, asked map[string]topology
 		r.mu.Lock()
 		r.accepted = ""
 		r.mu.Unlock()
-		r.retract(ctx, topology.RequestResync)
-		r.startOver(errResync)
+		r.startOver(errResync) // and then the request is retracted: nothing may be made of what was found before
 		return errResync
 	}
 	if request, ok := asked[topology.RequestAccept]; ok {
