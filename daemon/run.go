@@ -580,8 +580,13 @@ func (d *daemon) followTopologyFile(ctx context.Context) error {
 	}
 	return d.keeper.Watch(ctx, func(*topology.Snapshot) {
 		stored, err := d.editor.Export(ctx)
-		if err != nil {
-			return
+		for err != nil { // nothing else may change for days
+			select {
+			case <-time.After(applyRetry):
+			case <-ctx.Done():
+				return
+			}
+			stored, err = d.editor.Export(ctx)
 		}
 		drift := topology.Diff(stored, *d.declared) // as "portolan diff -f" tells it
 		d.mu.Lock()
