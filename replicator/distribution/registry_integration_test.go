@@ -2,6 +2,7 @@ package distribution
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -337,13 +339,21 @@ func TestRealUploadCut(t *testing.T) {
 func TestRealUploadGivenUp(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, server bed.Distribution) {
-		c := connect(t, bed.NewRegistry(t, bed.RegistryConfig{Server: server}).URL())
+		r := bed.NewRegistry(t, bed.RegistryConfig{Server: server})
+		c := connect(t, r.URL())
 		up, err := c.StartUpload(t.Context(), "a")
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, giveUp := context.WithCancel(t.Context())
-		sent := io.MultiReader(bytes.NewReader(bytesOf(3<<20)), readerFunc(func([]byte) (int, error) { giveUp(); return 0, ctx.Err() }))
+		sent := io.MultiReader(bytes.NewReader(bytesOf(3<<20)), readerFunc(func([]byte) (int, error) {
+			defer giveUp()
+			// Not before some of it is stored: until then the session stands where it began, and 2.8 has lost nothing.
+			if err := bed.Until(t.Context(), time.Minute, func(context.Context) error { return storesUpload(r, "a") }); err != nil {
+				t.Error(err)
+			}
+			return 0, context.Canceled
+		}))
 		if err := up.Append(ctx, sent, 4<<20); err == nil {
 			t.Fatal("it was not cut off")
 		}
@@ -355,6 +365,17 @@ func TestRealUploadGivenUp(t *testing.T) {
 			t.Errorf("it stands still: %v", err)
 		}
 	})
+}
+
+// storesUpload is an error until a registry has stored something of an upload into a repository.
+func storesUpload(r *bed.Registry, repository string) error {
+	files, err := filepath.Glob(filepath.Join(r.Storage(), "docker/registry/v2/repositories", repository, "_uploads/*/data"))
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil && info.Size() > 0 {
+			return nil
+		}
+	}
+	return cmp.Or(err, errors.New("nothing of the upload is stored"))
 }
 
 type readerFunc func([]byte) (int, error)
