@@ -1,6 +1,7 @@
 package consul_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,8 +32,10 @@ func server(t testing.TB, config bed.ConsulConfig) *bed.Consul {
 	return bed.NewConsul(t, config)
 }
 
+// open opens a store. Unless a test is about its deadline, that is long: how quick Consul is on a busy machine is no claim of these tests.
 func open(t testing.TB, config consul.Config) *consul.Store {
 	t.Helper()
+	config.Timeout = cmp.Or(config.Timeout, time.Minute)
 	client, err := consul.Dial(config)
 	if err != nil {
 		t.Fatal(err)

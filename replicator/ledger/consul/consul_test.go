@@ -1,6 +1,7 @@
 package consul_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,8 +29,10 @@ func server(t testing.TB) *bed.Consul {
 	return bed.NewConsul(t, bed.ConsulConfig{})
 }
 
+// open opens a ledger. Unless a test is about its deadline, that is long: how quick Consul is on a busy machine is no claim of these tests.
 func open(t testing.TB, config consulstore.Config) *consul.Ledger {
 	t.Helper()
+	config.Timeout = cmp.Or(config.Timeout, time.Minute)
 	client, err := consulstore.Dial(config)
 	if err != nil {
 		t.Fatal(err)
