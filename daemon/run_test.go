@@ -34,6 +34,9 @@ import (
 	"portolan/topology"
 )
 
+// patience is how long tests wait for what must happen, however busy the machine is.
+const patience = 2 * time.Minute
+
 // base is a configuration on ports that the kernel chooses.
 const base = `store: bolt:portolan.db
 dns: {listen: ["127.0.0.1:0"], zone: geo.example.net, nameservers: {ns1: [127.0.0.1]}, ttl: {min: 1s, max: 2s}}
@@ -115,7 +118,7 @@ func startDaemon(t *testing.T, text, dir string, dns bool) *running {
 		case err := <-ended:
 			ended <- nil
 			t.Fatalf("the daemon did not start: %v", err)
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("the daemon does not answer")
 		}
 	}
@@ -128,7 +131,7 @@ func startDaemon(t *testing.T, text, dir string, dns bool) *running {
 // eventually waits until check finds nothing missing.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		err := check()
 		if err == nil {
@@ -163,7 +166,7 @@ func ask(t *testing.T, at, name string, kind uint16) *mdns.Msg {
 	t.Helper()
 	q := new(mdns.Msg)
 	q.SetQuestion(name, kind)
-	a, _, err := (&mdns.Client{Timeout: 5 * time.Second}).ExchangeContext(t.Context(), q, at)
+	a, _, err := (&mdns.Client{Timeout: patience}).ExchangeContext(t.Context(), q, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +271,7 @@ func TestRefusesToStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := files(t, dir)
-			ctx, stop := context.WithTimeout(t.Context(), 30*time.Second) // one that starts may wait for a store that is away
+			ctx, stop := context.WithTimeout(t.Context(), patience) // one that starts may wait for a store that is away
 			defer stop()
 			err = Run(ctx, Options{Config: config, Log: zap.NewNop(), Bound: func(Addresses) { stop() }})
 			if err == nil {
@@ -670,7 +673,7 @@ func TestConsulIsNotThereYet(t *testing.T) {
 	}
 	const name = "contoso.geo.example.net."
 	q := new(mdns.Msg).SetQuestion(name, mdns.TypeA).SetEdns0(1232, false)
-	a, _, err := (&mdns.Client{Timeout: 5 * time.Second}).ExchangeContext(t.Context(), q, r.addresses.DNS[0].String())
+	a, _, err := (&mdns.Client{Timeout: patience}).ExchangeContext(t.Context(), q, r.addresses.DNS[0].String())
 	if err != nil || a.Rcode != mdns.RcodeServerFailure || !strings.Contains(a.String(), "EDE: 14 ") {
 		t.Errorf("before there is a topology: %v, %v", a, err)
 	}

@@ -200,7 +200,7 @@ func (f *fleetOfServers) forgetStates() {
 
 func (f *fleetOfServers) until(what string, condition func() bool) {
 	f.t.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(3 * time.Minute) // a replica that was away for long is tried again after 30 s at most
 	for !condition() {
 		if time.Now().After(deadline) {
 			var b strings.Builder

@@ -68,7 +68,7 @@ func TestEditsAreLogged(t *testing.T) {
 	}
 	await := func(part string) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); len(told("topology", part)) == 0; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(deadline); len(told("topology", part)) == 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("no new topology is logged with %q: %v", part, logs.All())
 			}

@@ -107,7 +107,7 @@ func open(t *testing.T) *away {
 }
 
 // deadline bounds the wait for a condition; it passes only when something is broken.
-const deadline = 20 * time.Second
+const deadline = 2 * time.Minute
 
 func run(t *testing.T, k interface{ Run(context.Context) error }) (stop func()) {
 	t.Helper()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	mdns "github.com/miekg/dns"
 
@@ -20,7 +19,7 @@ func TestACME(t *testing.T) {
 	served := func(want string) {
 		t.Helper()
 		q := new(mdns.Msg).SetQuestion("_acme-challenge.contoso.geo.example.net.", mdns.TypeTXT)
-		err := bed.Until(t.Context(), 10*time.Second, func(context.Context) error {
+		err := bed.Until(t.Context(), patience, func(context.Context) error {
 			m, _, err := new(mdns.Client).Exchange(q, w.addresses.DNS[0].String())
 			if err != nil {
 				return err

@@ -32,6 +32,9 @@ import (
 	"portolan/topology"
 )
 
+// patience is how long tests wait for what must happen, however busy the machine is.
+const patience = 2 * time.Minute
+
 // world is a daemon in this process, before registries in this process.
 type world struct {
 	api       string
@@ -94,7 +97,7 @@ func (w *world) run(t *testing.T, config daemon.Config) {
 	case err := <-ended:
 		ended <- nil
 		t.Fatalf("the daemon did not start: %v", err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the daemon does not answer")
 	}
 	w.api = "http://" + w.addresses.API.String()
@@ -202,7 +205,7 @@ func TestCommands(t *testing.T) {
 		_, out, _ := w.portolan(args...)
 		contains(t, strings.Join(args, " "), out, " 90 (to 0 by ")
 	}
-	err := bed.Until(t.Context(), 10*time.Second, func(context.Context) error { // the server hears of the ramp soon
+	err := bed.Until(t.Context(), patience, func(context.Context) error { // the server hears of the ramp soon
 		if out, _ = w.must(t, 0, "status"); !strings.Contains(out, "contoso/westus has the weight 90, to 0 by ") {
 			return errors.New(out)
 		}
@@ -266,7 +269,7 @@ func TestCommands(t *testing.T) {
 	w.must(t, 0, "replica", "create", "contoso/southeastasia", "--endpoint", "http://"+w.hosts[2], "--addresses", "127.0.0.1")
 	w.must(t, 0, "replica", "wait", "contoso/southeastasia", "--timeout", "30s")
 	// The table of distances to a new region is made after it was declared, beside everything else.
-	err = bed.Until(t.Context(), 30*time.Second, func(context.Context) error {
+	err = bed.Until(t.Context(), patience, func(context.Context) error {
 		if out, _ = w.must(t, 0, "explain", "contoso", "--ecs", "133.11.0.0/24"); !strings.Contains(out, "southeastasia: first choice") {
 			return errors.New(out)
 		}
@@ -299,7 +302,7 @@ func TestCommands(t *testing.T) {
 
 	out, _ = w.must(t, 0, "events", "token", "contoso/westus")
 	contains(t, "events token", out, "/events/contoso/westus", "Authorization: [Bearer ", "actions: [pull]")
-	err = bed.Until(t.Context(), 10*time.Second, func(context.Context) error { // the server hears of the deletion soon
+	err = bed.Until(t.Context(), patience, func(context.Context) error { // the server hears of the deletion soon
 		if out, _ = w.must(t, 0, "status"); !strings.Contains(out, "keys that differ: 1\n") {
 			return errors.New(out)
 		}

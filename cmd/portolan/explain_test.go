@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"portolan/router"
 	"portolan/test/bed"
@@ -27,7 +26,7 @@ func TestExplainServer(t *testing.T) {
 
 	other.must(t, exitDone, "replica", "wait", "contoso/westeurope", "--timeout", "30s") // clients need another to go to
 	other.must(t, exitDone, "replica", "update", "contoso/westus", "--routing", "disabled")
-	err := bed.Until(t.Context(), 10*time.Second, func(context.Context) error {
+	err := bed.Until(t.Context(), patience, func(context.Context) error {
 		out, _ = other.must(t, exitDone, "explain", "contoso", "--ecs", "8.8.8.0/24", "--server", at)
 		if !strings.Contains(out, "difference: the server sends the client to westus, the decision to westeurope\n") {
 			return errors.New(out)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"portolan/api"
 	"portolan/test/bed"
@@ -89,7 +88,7 @@ api: {listen: %q}
 			return err
 		}
 	}
-	if err := bed.Until(t.Context(), 30*time.Second, warned("")); err != nil {
+	if err := bed.Until(t.Context(), patience, warned("")); err != nil {
 		t.Fatal(err)
 	}
 	read.Close()
@@ -98,7 +97,7 @@ api: {listen: %q}
 		t.Fatal(err)
 	}
 	// A fault that the status has was logged before.
-	if err := bed.Until(t.Context(), 30*time.Second, warned(filepath.Join(w.dir, "zone.db"))); err != nil {
+	if err := bed.Until(t.Context(), patience, warned(filepath.Join(w.dir, "zone.db"))); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {

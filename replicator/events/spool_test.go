@@ -62,7 +62,7 @@ func add(t testing.TB, s *Spool, events ...Event) {
 // take takes what is there; it fails if that is nothing.
 func take(t testing.TB, s *Spool, limit int) []Item {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	items, err := s.Take(ctx, "contoso", "westus", limit)
 	if err != nil {
