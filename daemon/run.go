@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -69,6 +68,9 @@ type Options struct {
 	Log     *zap.Logger
 	// Reload asks for databases, static records and certificates to be read again. Nil: never.
 	Reload <-chan struct{}
+	// Readers is told how many threads will read DNS over UDP, before they do. They hold processors of the runtime's: whoever owns the
+	// process gives it as many more, or all else comes late on a small machine (see dns.Server.Readers). Optional.
+	Readers func(int)
 	// Bound is told the addresses, once all listeners are bound. Optional.
 	Bound func(Addresses)
 }
@@ -779,8 +781,9 @@ func (d *daemon) answer(ctx context.Context, o Options) error {
 			return err
 		}
 		d.answering.Store(answers)
-		// Those that read UDP hold processors of the runtime's: without more of them all else would come late on a small machine.
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + d.server.Readers())
+		if o.Readers != nil {
+			o.Readers(d.server.Readers())
+		}
 		group.Go(func() error { return d.server.Serve(ctx) })
 		if o.Bound != nil {
 			o.Bound(d.addresses())

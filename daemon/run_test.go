@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -75,6 +76,7 @@ func twoRegions(a, b string) string {
 // running is a daemon of a test.
 type running struct {
 	addresses Addresses
+	readers   int // that read DNS over UDP
 	client    *api.Client
 	reload    chan struct{}
 	logs      *observer.ObservedLogs // warnings and worse
@@ -94,7 +96,7 @@ func startDaemon(t *testing.T, text, dir string, dns bool) *running {
 	bound, ended := make(chan Addresses, 1), make(chan error, 1)
 	logger := zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel), zaptest.WrapOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, core) })))
 	go func() {
-		ended <- Run(ctx, Options{Config: config, Version: "1.2.3", Log: logger, Reload: r.reload, Bound: func(a Addresses) { bound <- a }})
+		ended <- Run(ctx, Options{Config: config, Version: "1.2.3", Log: logger, Reload: r.reload, Readers: func(n int) { r.readers = n }, Bound: func(a Addresses) { bound <- a }})
 	}()
 	stopped := false
 	r.stop = func() error {
@@ -351,7 +353,12 @@ func TestServe(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "topology.yaml", twoRegions(newRegistry(t), newRegistry(t)))
 	write(t, dir, "zone.db", "www 60 IN A 192.0.2.1\n")
+	processors := runtime.GOMAXPROCS(0)
 	r := startDaemon(t, strings.Replace(base, "dns: {", "dns: {static: zone.db, ", 1)+"topology: topology.yaml\n", dir, true)
+	// The runtime is the process's. A daemon that gave it processors would have the next one read with as many threads more, and that again.
+	if now := runtime.GOMAXPROCS(0); now != processors || runtime.GOOS == "linux" && r.readers != processors {
+		t.Errorf("%d threads read with %d processors, of %d before", r.readers, now, processors)
+	}
 	url := "http://" + r.addresses.API.String()
 	if status, text := get(t, url+"/readyz"); status != 200 {
 		t.Errorf("readyz %d: %s", status, text)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -126,7 +127,10 @@ func (a *app) runDaemon(parent context.Context, config daemon.Config) error {
 	}()
 	log := daemon.NewLog(config.Log, os.Stderr)
 	defer log.Sync()
-	err := daemon.Run(ctx, daemon.Options{Config: config, Version: strings.TrimPrefix(version, "v"), Log: log, Reload: reload})
+	err := daemon.Run(ctx, daemon.Options{
+		Config: config, Version: strings.TrimPrefix(version, "v"), Log: log, Reload: reload,
+		Readers: func(n int) { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n) },
+	})
 	close(ended)
 	<-watched
 	return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,6 +74,10 @@ func TestMetrics(t *testing.T) {
 	positive("portolan_replicator_ready", `region="westeurope"`)
 	positive("portolan_events_received_total", `region="westus"`)
 	positive("portolan_build_info")
+	// The threads that read UDP have processors of the runtime's beside those of all else.
+	if n, _ := value(t, s.scrape(), "go_sched_gomaxprocs_threads"); runtime.GOOS == "linux" && n <= float64(runtime.GOMAXPROCS(0)) {
+		t.Errorf("the server has %v processors of the runtime's", n)
+	}
 
 	// A replica that is away shows in all of them, and so does what waits for it.
 	if err := s.registries["westeurope"].Stop(); err != nil {
