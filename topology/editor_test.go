@@ -236,6 +236,43 @@ func TestDeleteRegistryWhileAnEditIsHeld(t *testing.T) {
 	}
 }
 
+// Keys that are deleted one replica after another are held as one edit would be, until an operator confirms.
+func TestRemovalInStepsIsHeld(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	k := NewKeeper(s, KeeperOptions{})
+	run(t, k)
+	e := NewEditor(s, EditorOptions{Pending: func() []Pending { return k.Status().Pending }})
+	r := contoso()
+	r.Replicas = append(r.Replicas, replica("eastasia", 7))
+	if err := e.CreateRegistry(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	served := func(n int) func(*Snapshot) bool {
+		return func(s *Snapshot) bool { return len(s.Registries) == 1 && len(s.Registries[0].Replicas) == n }
+	}
+	until(t, k, "three replicas", served(3))
+	var gone string
+	for _, p := range r.Replicas {
+		if p.Region == r.Home {
+			continue
+		}
+		if gone != "" {
+			until(t, k, "the end of "+gone, served(2))
+		}
+		gone = p.Region
+		wipe(t, s, ReplicaPrefix("contoso", gone))
+	}
+	waitStatus(t, k, func(s KeeperStatus) bool { return len(s.Pending) == 1 && slices.Equal(s.Pending[0].Missing, []string{gone}) })
+	if !served(2)(k.Snapshot()) {
+		t.Errorf("%s is not served", gone)
+	}
+	if err := e.Confirm(ctx, "contoso"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, k, "the home alone", served(1))
+}
+
 func TestApply(t *testing.T) {
 	t.Parallel()
 	s, ctx := open(t), t.Context()

@@ -59,14 +59,27 @@ func present(values Values) map[string][]string {
 	return regions
 }
 
-// guard returns values with what too large a deletion took away put back from last, and what is held so. confirmed is
-// asked whether an operator confirmed those regions (nil: none, it is gone) as all of a registry's; last must be good values.
-func guard(values, last Values, confirmed func(registry string, regions []string) bool) (Values, []Pending) {
+// consents are what operators confirmed of registries.
+type consents interface {
+	// regions are those that were confirmed last as all of a registry's; none, if that was never done.
+	regions(registry string) []string
+	// cover is whether those regions (nil: none, it is gone) are confirmed as all of a registry's, for an edit that has not come yet.
+	cover(registry string, regions []string) bool
+}
+
+// guard returns values with what too large a deletion took away put back from last, which must be good values, and what is held so.
+// How large it is counts from what was confirmed last, too: else a deletion of one key after another would pass, each by itself.
+func guard(values, last Values, confirmed consents) (Values, []Pending) {
 	var held []Pending
 	now, before := present(values), present(last)
 	for _, registry := range slices.Sorted(maps.Keys(before)) {
-		missing := slices.DeleteFunc(slices.Clone(before[registry]), func(region string) bool { return slices.Contains(now[registry], region) })
-		if 2*len(missing) <= len(before[registry]) || confirmed(registry, now[registry]) {
+		without := func(regions, others []string) []string {
+			return slices.DeleteFunc(slices.Clone(regions), func(region string) bool { return slices.Contains(others, region) })
+		}
+		missing := without(before[registry], now[registry])
+		gone := without(without(confirmed.regions(registry), now[registry]), missing)
+		whole := without(confirmed.regions(registry), before[registry])
+		if len(missing) == 0 || 2*(len(missing)+len(gone)) <= len(before[registry])+len(whole) || confirmed.cover(registry, now[registry]) {
 			continue
 		}
 		if len(held) == 0 {

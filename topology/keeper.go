@@ -224,12 +224,12 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 		return
 	}
 	values := ValuesOf(registries.update.Tree)
-	kept, held := guard(values, k.good, k.confirmed(stored))
+	kept, held := guard(values, k.good, confirmations{stored, k.used})
 	if len(held) > 0 && !slices.EqualFunc(held, k.pending, func(a, b Pending) bool { return reflect.DeepEqual(a, b) }) {
 		// An edit that confirms itself does so in the same transaction, but its two halves are watched apart.
 		if fresh, err := k.list(ctx, topologyPrefix); err == nil {
 			stored = fresh
-			kept, held = guard(values, k.good, k.confirmed(stored))
+			kept, held = guard(values, k.good, confirmations{stored, k.used})
 		}
 	}
 	s, good := Parse(kept, k.good, k.options.Reserved)
@@ -277,12 +277,23 @@ func (k *Keeper) list(ctx context.Context, prefix string) (store.Tree, error) {
 	return k.store.List(ctx, prefix)
 }
 
-// confirmed tells from the stored confirmations whether regions may be all of a registry's.
-func (k *Keeper) confirmed(stored store.Tree) func(string, []string) bool {
-	return func(registry string, regions []string) bool {
-		e, ok := stored.Get(ConfirmedKey(registry))
-		return ok && e.Revision != k.used[registry] && confirms(e.Value, regions)
+// confirmations are the consents in the store. Each lets an edit pass once: used are the revisions of those that did.
+type confirmations struct {
+	stored store.Tree
+	used   map[string]uint64
+}
+
+func (c confirmations) regions(registry string) []string {
+	e, ok := c.stored.Get(ConfirmedKey(registry))
+	if value := strings.TrimSpace(e.Value); ok && value != confirmedGone {
+		return splitList(value)
 	}
+	return nil
+}
+
+func (c confirmations) cover(registry string, regions []string) bool {
+	e, ok := c.stored.Get(ConfirmedKey(registry))
+	return ok && e.Revision != c.used[registry] && confirms(e.Value, regions)
 }
 
 // use notes which confirmations have come true: each lets an edit pass once, so that an old one cannot let pass, much

@@ -516,7 +516,7 @@ func TestDocumentOfASnapshotIsAsDeclared(t *testing.T) {
 
 func TestGuard(t *testing.T) {
 	t.Parallel()
-	no := func(string, []string) bool { return false }
+	no := consent(nil)
 	_, good := Parse(three(), nil, nil)
 	two := with(three(), "replicas/eastus/", "-", "replicas/westeurope/", "-")
 	for name, c := range map[string]struct {
@@ -559,8 +559,56 @@ func TestGuard(t *testing.T) {
 		confirmed []string
 		held      int
 	}{{[]string{"westus"}, 0}, {nil, 1}, {[]string{"eastus", "westus"}, 1}} {
-		if _, held := guard(two, good, func(_ string, regions []string) bool { return slices.Equal(regions, c.confirmed) }); len(held) != c.held {
+		if _, held := guard(two, good, consent(c.confirmed)); len(held) != c.held {
 			t.Errorf("confirmed %v: held %v", c.confirmed, held)
+		}
+	}
+}
+
+// consent is that those regions are all of any registry's; nil is none.
+type consent []string
+
+func (c consent) regions(string) []string { return c }
+
+func (c consent) cover(_ string, regions []string) bool { return c != nil && slices.Equal(regions, c) }
+
+// A removal of one replica after another adds up to what it comes to, counted from what was confirmed last, by whatever steps.
+func TestGuardAddsUp(t *testing.T) {
+	t.Parallel()
+	all := Values{}
+	for i, region := range []string{"eastus", "northeurope", "uksouth", "westeurope", "westus"} {
+		maps.Copy(all, Values{
+			"registries/contoso/home":                              "westus",
+			"registries/contoso/replicas/" + region + "/endpoint":  "https://" + region + ".example.com",
+			"registries/contoso/replicas/" + region + "/addresses": fmt.Sprintf("192.0.2.%d", i+1),
+		})
+	}
+	without := func(regions ...string) Values {
+		v := maps.Clone(all)
+		for _, r := range regions {
+			v = with(v, "replicas/"+r+"/", "-")
+		}
+		return v
+	}
+	for name, c := range map[string]struct {
+		last, now Values
+		confirmed []string
+		missing   []string
+	}{
+		"the second of five":               {without("eastus"), without("eastus", "uksouth"), []string{"eastus", "northeurope", "uksouth", "westeurope", "westus"}, nil},
+		"the third":                        {without("eastus", "uksouth"), without("eastus", "uksouth", "westeurope"), []string{"eastus", "northeurope", "uksouth", "westeurope", "westus"}, []string{"westeurope"}},
+		"the third, of what was confirmed": {without("eastus", "uksouth"), without("eastus", "uksouth", "westeurope"), []string{"northeurope", "westeurope", "westus"}, nil},
+		"the third, never confirmed":       {without("eastus", "uksouth"), without("eastus", "uksouth", "westeurope"), nil, nil},
+		"others came since":                {all, without("eastus"), []string{"brazilsouth", "eastus", "westus"}, nil},
+		"nothing more":                     {without("eastus", "uksouth", "westeurope"), without("eastus", "uksouth", "westeurope"), []string{"eastus", "northeurope", "uksouth", "westeurope", "westus"}, nil},
+	} {
+		_, good := Parse(c.last, nil, nil)
+		kept, held := guard(c.now, good, consent(c.confirmed))
+		if len(c.missing) == 0 && len(held) == 0 {
+			continue
+		}
+		if len(held) != 1 || !slices.Equal(held[0].Missing, c.missing) || !maps.Equal(kept, c.last) {
+			t.Errorf("%s: held %+v, want %v", name, held, c.missing)
 		}
 	}
 }
