@@ -755,16 +755,19 @@ func (e *Editor) validate(w *workspace) error {
 	}
 	before, after := present(w.before), present(w.after)
 	for _, p := range e.options.Pending() {
-		if _, stays := after[p.Registry]; !stays {
+		regions, stays := after[p.Registry]
+		if !stays {
 			continue // the end of the whole registry is what it confirms
 		}
-		for _, region := range after[p.Registry] {
-			if !slices.Contains(before[p.Registry], region) && !slices.Contains(p.Missing, region) {
+		// What brings everything back takes the held edit back, and may bring more.
+		back := !slices.ContainsFunc(p.Missing, func(region string) bool { return !slices.Contains(regions, region) })
+		for _, region := range regions {
+			if !back && !slices.Contains(before[p.Registry], region) && !slices.Contains(p.Missing, region) {
 				return p.refuse()
 			}
 		}
 		for _, region := range before[p.Registry] {
-			if !slices.Contains(after[p.Registry], region) {
+			if !slices.Contains(regions, region) {
 				return p.refuse()
 			}
 		}

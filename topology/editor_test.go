@@ -263,7 +263,9 @@ func TestRemovalInStepsIsHeld(t *testing.T) {
 		gone = p.Region
 		wipe(t, s, ReplicaPrefix("contoso", gone))
 	}
-	waitStatus(t, k, func(s KeeperStatus) bool { return len(s.Pending) == 1 && slices.Equal(s.Pending[0].Missing, []string{gone}) })
+	waitStatus(t, k, func(s KeeperStatus) bool {
+		return len(s.Pending) == 1 && slices.Equal(s.Pending[0].Missing, []string{gone})
+	})
 	if !served(2)(k.Snapshot()) {
 		t.Errorf("%s is not served", gone)
 	}
@@ -271,6 +273,43 @@ func TestRemovalInStepsIsHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, k, "the home alone", served(1))
+}
+
+// While an edit is held that took the home away, a document that brings back all that is held is taken, though it brings more; one that
+// brings more but not all is not.
+func TestApplyTakesBackWhatIsHeld(t *testing.T) {
+	t.Parallel()
+	s, ctx := open(t), t.Context()
+	put(t, s, three())
+	k := NewKeeper(s, KeeperOptions{})
+	run(t, k)
+	until(t, k, "the registry", func(s *Snapshot) bool { return len(s.Registries) == 1 })
+	e := NewEditor(s, EditorOptions{Pending: func() []Pending { return k.Status().Pending }})
+	more, err := e.Export(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more.Registries[0].Replicas = append(more.Registries[0].Replicas, replica("northeurope", 7))
+	less := Document{Registries: []RegistryDocument{more.Registries[0]}}
+	less.Registries[0].Orders, less.Registries[0].Fences = RulesDocument{}, RulesDocument{}
+	less.Registries[0].Replicas = slices.DeleteFunc(slices.Clone(more.Registries[0].Replicas), func(r ReplicaDocument) bool { return r.Region == "eastus" })
+
+	gone := Values{}
+	for key := range three() {
+		if !strings.HasPrefix(key, ReplicaPrefix("contoso", "westeurope")) {
+			gone[key] = "-"
+		}
+	}
+	put(t, s, gone)
+	waitStatus(t, k, func(st KeeperStatus) bool { return len(st.Pending) == 1 })
+	if _, err := e.Apply(ctx, less, false, false); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "portolan export | portolan apply -f -") {
+		t.Errorf("a part of it, and more: %v", err)
+	}
+	if _, err := e.Apply(ctx, more, false, false); err != nil {
+		t.Fatal(err)
+	}
+	until(t, k, "all and more", func(s *Snapshot) bool { return len(s.Registries) == 1 && len(s.Registries[0].Replicas) == 4 })
+	waitStatus(t, k, func(st KeeperStatus) bool { return len(st.Pending) == 0 })
 }
 
 func TestApply(t *testing.T) {

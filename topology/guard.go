@@ -22,9 +22,9 @@ type Pending struct {
 // Way is what an operator can do about it.
 func (p Pending) Way() string {
 	if p.Home {
-		return "the home replica among them, which stays as long as the registry: take it back with `portolan apply` (`portolan export` prints what is served)"
+		return "the home replica among them, which stays as long as the registry: take it back with `portolan export | portolan apply -f -`"
 	}
-	return fmt.Sprintf("take it back with `portolan apply` (`portolan export` prints what is served), or run `portolan topology confirm %s`", p.Registry)
+	return fmt.Sprintf("take it back with `portolan export | portolan apply -f -`, or run `portolan topology confirm %s`", p.Registry)
 }
 
 // present returns, for each registry of values, the regions that have an endpoint and addresses (or a hostname): what
