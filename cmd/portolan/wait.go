@@ -211,11 +211,13 @@ func (w *waiting) judge(i api.Inspection) (done bool, state string, err error) {
 	return false, "the push is not noticed yet", nil
 }
 
-// nowhere says what there is of a tag that has no version: nothing, or what is not accounted for yet.
+// nowhere says what there is of a tag that has no version: nothing, or what is not accounted for yet; and where nobody can tell.
 func (w *waiting) nowhere(i api.Inspection) string {
-	var there []string
+	var there, unread []string
+	w.missing = nil
 	for _, r := range i.Replicas {
-		if r.Digest != "" {
+		switch {
+		case r.Digest != "":
 			why := "it is not noticed yet"
 			switch {
 			case r.NotReplicable != "":
@@ -224,14 +226,20 @@ func (w *waiting) nowhere(i api.Inspection) string {
 				why = "its deletion is on its way there"
 			}
 			there = append(there, fmt.Sprintf("%s (%s)", r.Region, cmp.Or(r.Awaits, r.Excused, r.Error, why)))
+		case r.Error != "":
+			unread = append(unread, fmt.Sprintf("%s (%s)", r.Region, r.Error))
+			w.missing = append(w.missing, topology.Fault{Path: r.Region, Reason: r.Error})
 		}
 	}
-	name := w.repository + ":" + w.reference
+	name, exists, blind := w.repository+":"+w.reference, "exists nowhere", ""
+	if len(unread) > 0 {
+		exists, blind = "is seen nowhere", "; cannot be read: "+strings.Join(unread, ", ")
+	}
 	switch {
 	case len(there) > 0:
-		return name + " is only in " + strings.Join(there, ", ")
+		return name + " is only in " + strings.Join(there, ", ") + blind
 	case !i.Deleted.IsZero():
-		return fmt.Sprintf("%s was deleted at %s, and exists nowhere: only a new push brings it back", name, i.Deleted.Format(time.RFC3339))
+		return fmt.Sprintf("%s was deleted at %s, and %s: only a new push brings it back%s", name, i.Deleted.Format(time.RFC3339), exists, blind)
 	}
-	return name + " exists nowhere yet"
+	return name + " " + exists + " yet" + blind
 }
