@@ -185,6 +185,8 @@ func (c *Checker) replicas() {
 			c.say(Fail, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
 		case r.Replication != nil && r.Replication.Phase == topology.PhasePlanned:
 			c.say(Warn, subject, text+": "+r.Reason, "portolan replica show "+r.Registry+"/"+r.Region)
+		case r.Status != topology.Ready && c.status.Store.Error != "": // to wait for it would be in vain
+			c.say(Warn, subject, text+": "+r.Reason, "bring the store back: how far a replica is stands there")
 		case r.Status != topology.Ready:
 			c.say(Warn, subject, text+": "+r.Reason, "portolan replica wait "+r.Registry+"/"+r.Region)
 		case down(r) != "":

@@ -382,3 +382,23 @@ func TestCAA(t *testing.T) {
 		})
 	}
 }
+
+// A replica that is not Ready is waited for; while the store is away, which holds how far it is, the store is what to see to.
+func TestReplicaIsNotReady(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ store, want string }{
+		"on its way":        {"", "portolan replica wait contoso/westus"},
+		"the store is away": {"connection refused", "bring the store back"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var found []Finding
+			checker := Checker{Found: func(f Finding) { found = append(found, f) }, status: api.Status{Store: api.StoreStatus{Error: c.store}},
+				registry: api.Registry{Replicas: []api.Replica{{Registry: "contoso", Region: "westus", Status: topology.Creating, Health: "Healthy"}}}}
+			checker.replicas()
+			if len(found) != 1 || found[0].Level != Warn || !strings.Contains(found[0].Advice, c.want) {
+				t.Errorf("%+v, want advice %q", found, c.want)
+			}
+		})
+	}
+}
