@@ -442,6 +442,13 @@ func (p *parsing) settleHome(r *registryCells, home *cell) bool {
 		if !r.declared(rep.region) {
 			removed = slices.Collect(maps.Values(rep.cells))
 		}
+		field, reason := fieldEndpoint, "the replica in the home region cannot be removed while the registry exists"
+		if r.at(rep, fieldEndpoint).in { // so only where clients are sent was taken away
+			field, reason = fieldAddresses, "the replica in the home region cannot be without addresses, or a hostname, while the registry exists"
+			if hostname.inLast {
+				field = fieldHostname
+			}
+		}
 		restored := false
 		for _, c := range removed {
 			if c.changed() {
@@ -450,7 +457,7 @@ func (p *parsing) settleHome(r *registryCells, home *cell) bool {
 			}
 		}
 		if restored {
-			p.problem(ReplicaPrefix(r.name, rep.region)+fieldEndpoint, "", "the replica in the home region cannot be removed while the registry exists",
+			p.problem(ReplicaPrefix(r.name, rep.region)+field, "", reason,
 				"the last good values of replica "+rep.region+" are kept")
 			return true
 		}

@@ -126,6 +126,9 @@ func ParseRegions(s string) ([]string, error) {
 // parseEndpoint reads the base URL of a registry's API.
 func parseEndpoint(s string) (*url.URL, error) {
 	const form = "an endpoint is scheme and host, such as https://registry.westus.example.net:5000"
+	if s != "" && !strings.ContainsAny(s, "/@") { // with an @ there may be a password in it
+		return nil, fmt.Errorf("%[1]q has neither http:// nor https:// before it: write http://%[1]s or https://%[1]s", clip(s))
+	}
 	u, err := url.Parse(s)
 	if err != nil {
 		return nil, errors.New("is not a URL: " + form) // the library's error repeats the text, and so a password in it
