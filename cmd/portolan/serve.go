@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,9 +35,10 @@ func (a *app) serve() *cobra.Command {
 		Long: `Run the daemon: the DNS server and its health checks, the replicator with its events
 listener, and the HTTP API, or the part of them that --role names.
 
-Signals: SIGTERM and SIGINT end it in order, a second one at once. SIGHUP reads the
-files of where clients are, the static records, the keys of cookies and the certificates
-again, and the log names them; the configuration itself is read at the start alone.
+Signals: SIGTERM and SIGINT end it in order, one more than a second later at once.
+SIGHUP reads the files of where clients are, the static records, the keys of cookies and
+the certificates again, and the log names them; the configuration itself is read at the
+start alone.
 
 With --check nothing is started: the configuration and what it names are read, and each
 file is told of. Databases that are not on this machine may be on the one that serves;
@@ -89,6 +91,9 @@ keys, certificates, tokens and ports are not looked at.`,
 	return cmd
 }
 
+// sameWish is how long after a signal to end another one says the same: timeout(1) signals the process and then its whole group.
+const sameWish = time.Second
+
 // runDaemon runs the daemon under the signals of a daemon.
 func (a *app) runDaemon(parent context.Context, config daemon.Config) error {
 	// A reader of the log that goes away (portolan serve 2>&1 | head) must not take DNS with it. Go lets the signal end the process.
@@ -104,7 +109,7 @@ func (a *app) runDaemon(parent context.Context, config daemon.Config) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		for stopping := false; ; {
+		for asked := (time.Time{}); ; { // when the end was asked for
 			select {
 			case s := <-signals:
 				switch {
@@ -113,12 +118,12 @@ func (a *app) runDaemon(parent context.Context, config daemon.Config) error {
 					case reload <- struct{}{}:
 					default:
 					}
-				case stopping:
+				case asked.IsZero():
+					asked = time.Now()
+					stop()
+				case time.Since(asked) >= sameWish:
 					a.progress("portolan: a second %v: ending at once", s)
 					os.Exit(exitFailed)
-				default:
-					stopping = true
-					stop()
 				}
 			case <-ended:
 				return
