@@ -391,7 +391,7 @@ func TestAnswersHaveWhatWasAsked(t *testing.T) {
 		t.Errorf("a deletion was asked for: %+v, %v", gone, err)
 	}
 	made, err := r.client.CreateReplica(ctx, "contoso", topology.ReplicaDocument{Region: "eastus", Endpoint: "http://127.0.3.1:5000", Addresses: []string{"127.0.3.1"}})
-	if err != nil || made.Status != topology.Creating || !strings.Contains(made.Reason, "not in force yet") {
+	if err != nil || made.Status != topology.Creating || !strings.HasPrefix(made.Reason, "not served yet: this server is about to take up") {
 		t.Errorf("a replica was created: %+v, %v", made, err)
 	}
 }

@@ -67,9 +67,10 @@ func describeReplica(v *View, declared topology.RegistryDocument, served *topolo
 			why = problemOf(v, topology.RegistriesPrefix+declared.Name+"/")
 		}
 		if why == "" {
-			why = "the topology that names it is not in force yet"
+			reasons = append(reasons, "not served yet: this server is about to take up the topology that names it")
+		} else {
+			reasons = append(reasons, "not served: "+why)
 		}
-		reasons = append(reasons, "not served: "+why)
 	} else {
 		p := served.Replica(d.Region)
 		r.Probe = p.Probe.String()
