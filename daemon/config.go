@@ -502,6 +502,8 @@ func (c *Config) validate(f *strict.File) {
 func (c *Config) validateDNS(f *strict.File) {
 	if c.DNS.Zone == "" {
 		f.Fault("dns.zone", "is missing: the name that this server is authoritative for, such as geo.example.net")
+	} else if err := dns.CheckZone(c.DNS.Zone); err != nil {
+		f.Fault("dns.zone", "%q: %v", c.DNS.Zone, err)
 	}
 	if len(c.DNS.Nameservers) == 0 {
 		f.Fault("dns.nameservers", "is missing: at least one name server, such as {ns1: [192.0.2.53]}")

@@ -142,6 +142,8 @@ func TestConfigFaults(t *testing.T) {
 			"p.yaml:4:41: events.tls.key: is missing: the file of the certificate's private key\n       4 | events: {listen: \"192.0.2.1:8421\", tls: {cert: a}}"},
 		"no zone": {"dns:\n  nameservers: {ns1: [192.0.2.53]}\n",
 			"p.yaml:2:3: dns.zone: is missing: the name that this server is authoritative for, such as geo.example.net\n       2 |   nameservers: {ns1: [192.0.2.53]}"},
+		"no name of a zone": {"dns:\n  zone: geo..example.net\n  nameservers: {ns1: [192.0.2.53]}\n",
+			"p.yaml:2:9: dns.zone: \"geo..example.net\": a label has from 1 to 63 characters\n       2 |   zone: geo..example.net"},
 		"nothing at all": {"",
 			"p.yaml: dns.zone: is missing: the name that this server is authoritative for, such as geo.example.net\n" +
 				"p.yaml: dns.nameservers: is missing: at least one name server, such as {ns1: [192.0.2.53]}"},

@@ -100,6 +100,12 @@ type base struct {
 	glue        map[string][]netip.Addr
 }
 
+// CheckZone reports what is wrong with the text as the name of a zone, with or without a final dot.
+func CheckZone(text string) error {
+	_, err := hostName(text)
+	return err
+}
+
 // newBase checks o and fills in its defaults.
 func newBase(o *Options) (*base, error) {
 	b := &base{glue: make(map[string][]netip.Addr)}
