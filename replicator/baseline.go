@@ -25,7 +25,7 @@ func (r *replica) keep(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if err != nil {
-			r.fault(&r.reading, err)
+			r.faultOf(err)
 			r.log.Warn("the baseline was interrupted", zap.Error(err))
 			sleep(ctx, max(retryAfter(err), backoff(attempt, 2*time.Second, 30*time.Second)))
 		}
@@ -40,8 +40,10 @@ func (r *replica) keep(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if err == nil {
+			r.fine(&r.storing)
 			break
 		}
+		r.fault(&r.storing, err)
 		r.log.Warn("what the replica lacks cannot be read; trying again", zap.Error(err))
 		sleep(ctx, time.Second)
 	}

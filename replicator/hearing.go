@@ -96,6 +96,14 @@ func (r *replica) heed(ctx context.Context, i events.Item, err error) {
 	switch {
 	case err == nil || errors.Is(err, errAgain):
 		delete(r.unheard, key)
+		if err == nil {
+			r.storing = trouble{}
+		}
+	case outage(err): // which says nothing of the tag, and a scan or a copy may not come by for long
+		if r.storing.reason == "" {
+			r.log.Warn("what an event told of cannot be written down; trying again", zap.String("image", key.String()), zap.Error(err))
+		}
+		r.storing.note(err)
 	case ctx.Err() != nil || i.Reference == "" || errors.Is(err, errUndecided) || retryAfter(err) > 0:
 	case known || len(r.unheard) < maxUnheard:
 		if !known {

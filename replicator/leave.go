@@ -188,6 +188,8 @@ func (r *replica) undecided(state topology.Replication) (string, error) {
 	switch {
 	case r.reading.reason != "":
 		return "", errors.New(r.reading.reason)
+	case r.storing.reason != "":
+		return "", errors.New(r.storing.reason)
 	case state.Phase == topology.PhasePlanned:
 		return fmt.Sprintf("what only it has is decided when its plan is accepted: 'portolan replica accept %s/%s'", r.of.name, r.config.Region), nil
 	}

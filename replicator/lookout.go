@@ -73,7 +73,7 @@ func (r *replica) scan(ctx context.Context) bool {
 	}
 	r.of.metrics.scans.WithLabelValues(r.of.name, r.config.Region, result(err)).Observe(time.Since(began).Seconds())
 	if err != nil {
-		r.fault(&r.reading, err)
+		r.faultOf(err)
 		r.log.Warn("the scan was interrupted", zap.Error(err))
 		sleep(ctx, retryAfter(err)) // nothing would be sent before
 		return false
@@ -98,6 +98,7 @@ func (r *replica) scan(ctx context.Context) bool {
 		r.log.Warn("the scan's outcome could not be stored", zap.Error(err))
 		return false
 	}
+	r.fine(&r.storing)
 	r.queue.unpark()
 	if held == "" {
 		r.rewrite(ctx, m)

@@ -51,8 +51,9 @@ type fleetOfServers struct {
 	config   *topology.Registry
 	topology latest.Value[topology.Snapshot]
 	options  Options
-	wrap     func(store.Store) store.Store // what the replicator has in place of the store; nil: the store
-	before   func()                        // runs once, when the store is open and nothing else runs
+	writable func(ledger.Ledger) ledger.Ledger // what the replicator has in place of the ledger; nil: the ledger
+	wrap     func(store.Store) store.Store     // what the replicator has in place of the store; nil: the store
+	before   func()                            // runs once, when the store is open and nothing else runs
 
 	db         *storebolt.DB
 	store      *storebolt.Store
@@ -150,6 +151,9 @@ func (f *fleetOfServers) start() {
 			_, err := f.store.Commit(ctx, store.Delete(topology.ReplicationKey(registry, region)), store.Delete(topology.RequestKey(registry, region, topology.RequestDelete)))
 			return err
 		}
+	}
+	if f.writable != nil {
+		o.Ledger = f.writable(f.ledger)
 	}
 	if f.wrap != nil {
 		o.Store = f.wrap(f.store)
@@ -1381,6 +1385,62 @@ func TestUnreadablePush(t *testing.T) {
 	f.until("nothing to be named", func() bool {
 		return len(f.replicator.Pending("contoso", "home", 10)) == 0 && f.state("home").LastError == ""
 	})
+}
+
+// full is a ledger that can be read and not written while it is told so, as on a disk that is full.
+type full struct {
+	ledger.Ledger
+	told atomic.Bool
+}
+
+func (l *full) CompareAndSet(ctx context.Context, by ledger.Generation, key ledger.Key, record *ledger.Record, revision uint64) (uint64, error) {
+	if l.told.Load() {
+		return 0, fmt.Errorf("writing %s: %w: no space left on device", key, ledger.ErrUnavailable)
+	}
+	return l.Ledger.CompareAndSet(ctx, by, key, record, revision)
+}
+
+// What waits for a ledger that cannot be written says so: a baseline, what an event told of, and a copy.
+func TestLedgerCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	f.options.ScanInterval = time.Hour
+	disk := &full{}
+	disk.told.Store(true)
+	f.writable = func(l ledger.Ledger) ledger.Ledger { disk.Ledger = l; return disk }
+	f.push("home", "app:1")
+	f.start()
+	f.until("the baseline to tell", func() bool {
+		s := f.state("home")
+		return s.Status == topology.Creating && strings.Contains(s.Reason, "no space left on device")
+	})
+	disk.told.Store(false)
+	f.ready("home", "other")
+
+	disk.told.Store(true)
+	pushed := f.push("home", "app:2")
+	now := time.Now()
+	if err := f.spool.Add(t.Context(), "contoso", "home", []events.Event{{ID: "1", Action: events.Push, Repository: "app", Tag: "2", Digest: pushed, Time: now, Received: now}}); err != nil {
+		t.Fatal(err)
+	}
+	reg, err := f.replicator.registry("contoso")
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := reg.replica("home")
+	f.until("it to have lasted", func() bool {
+		home.mu.Lock()
+		defer home.mu.Unlock()
+		home.storing.since = now.Add(-time.Minute)
+		return home.storing.lasting()
+	})
+	f.until("the event to tell", func() bool {
+		s := f.state("home")
+		return s.Status == topology.Degraded && strings.Contains(s.Reason, "no space left on device") && s.Unreadable == 0
+	})
+	disk.told.Store(false)
+	f.arrives("app:2", pushed, "other")
+	f.ready("home", "other")
 }
 
 // Nobody waits for a replica to which no clients are sent; the home they always wait for.

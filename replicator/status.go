@@ -2,11 +2,14 @@ package replicator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"go.uber.org/zap"
 
+	"portolan/replicator/ledger"
+	"portolan/store"
 	"portolan/topology"
 )
 
@@ -34,6 +37,20 @@ func (r *replica) fault(t *trouble, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t.note(err)
+}
+
+// faultOf notes why something could not be done: because of the replica, unless the ledger or the store was away.
+func (r *replica) faultOf(err error) {
+	if outage(err) {
+		r.fault(&r.storing, err)
+	} else {
+		r.fault(&r.reading, err)
+	}
+}
+
+// outage reports whether something failed for want of the ledger, or of the store.
+func outage(err error) bool {
+	return errors.Is(err, ledger.ErrUnavailable) || errors.Is(err, store.ErrUnavailable)
 }
 
 // fine notes that it can. A replica that can be read again is worth a try.
@@ -109,10 +126,14 @@ func (r *replica) assess(s topology.Replication) topology.Replication {
 		s.Status, s.Reason = topology.Degraded, s.Held
 	case r.reading.reason != "" && s.Phase == topology.PhaseUnknown: // whoever created it waits for just that
 		s.Status, s.Reason = topology.Creating, r.reading.reason
+	case r.storing.reason != "" && s.Phase == topology.PhaseUnknown:
+		s.Status, s.Reason = topology.Creating, r.storing.reason
 	case r.reading.lasting():
 		s.Status, s.Reason = topology.Degraded, r.reading.reason
 	case r.writing.lasting():
 		s.Status, s.Reason = topology.Degraded, r.writing.reason
+	case r.storing.lasting():
+		s.Status, s.Reason = topology.Degraded, r.storing.reason
 	case s.Phase == topology.PhaseUnknown:
 		s.Status, s.Reason = topology.Creating, "its content is being compared"
 		if homeFirst {

@@ -127,11 +127,13 @@ func (r *replica) settle(ctx context.Context, m *member, i *item, err error) {
 	case causeNone:
 		r.queue.done(i)
 		r.fine(&r.writing)
+		r.fine(&r.storing)
 		r.mu.Lock()
 		r.worked = time.Now()
 		r.mu.Unlock()
 	case causeOutage:
 		// Nothing can be done without the ledger, and nothing is wrong with the item.
+		r.fault(&r.storing, err)
 		r.queue.block(time.Now().Add(time.Second), false)
 		r.queue.postpone(i, time.Second)
 	case causeLease:

@@ -160,6 +160,9 @@ func TestLedgerOutageIsWaitedOut(t *testing.T) {
 			}
 			r.settle(t.Context(), nil, i, ledger.ErrUnavailable)
 		}
+		if !r.storing.lasting() || r.writing.reason != "" || r.reading.reason != "" {
+			t.Errorf("the outage is told as %q, %q, %q", r.storing.reason, r.writing.reason, r.reading.reason)
+		}
 		began := time.Now()
 		for n := range 6 { // the first three lose a race
 			i, err := r.queue.take(t.Context())
@@ -170,6 +173,9 @@ func TestLedgerOutageIsWaitedOut(t *testing.T) {
 		}
 		if waited := time.Since(began); waited > 2*time.Second {
 			t.Errorf("they waited for %v", waited)
+		}
+		if r.storing.reason != "" {
+			t.Error("it is told of when it is over")
 		}
 	})
 }
