@@ -93,6 +93,7 @@ type daemon struct {
 
 	store  store.Store
 	ledger ledger.Ledger
+	disk   disk
 	close  []func() error // in reverse order
 
 	keeper       *topology.Keeper
@@ -216,7 +217,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 		return err
 	}
 	d.keeper = topology.NewKeeper(d.store, topology.KeeperOptions{
-		LastGoodPath: d.lastGood(), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
+		LastGoodPath: d.lastGood(), Saved: d.disk.of(d.lastGood(), "a start without the store would find an old topology, or none"), Reserved: d.reserved(), Logger: d.log.Named("topology"), Registerer: d.metrics,
 	})
 	d.editor = topology.NewEditor(d.store, topology.EditorOptions{
 		Reserved: d.reserved(), Pending: func() []topology.Pending { return d.keeper.Status().Pending },
@@ -226,7 +227,8 @@ func (d *daemon) prepare(ctx context.Context) error {
 	if err := d.useTopologyFile(ctx); err != nil {
 		return err
 	}
-	d.states = newStateWatcher(d.store, filepath.Join(c.Data, "seeded.json"), d.log.Named("state"))
+	seeded := filepath.Join(c.Data, "seeded.json")
+	d.states = newStateWatcher(d.store, seeded, d.disk.of(seeded, "a start without the store would not know which replicas are seeded"), d.log.Named("state"))
 	if c.Has(RoleDNS) {
 		agent, err := d.consulAgent()
 		if err != nil {
@@ -372,6 +374,7 @@ func (d *daemon) openStore() error {
 		if err != nil {
 			return fmt.Errorf("the store: %w", err)
 		}
+		db.Tell(d.disk.of(c.Store.Bolt, "nothing is replicated meanwhile, no edit is taken, and replicas are told of as they were"))
 		d.store = bolt.New(db)
 		d.close = append(d.close, d.store.Close)
 		if d.ledger, err = boltledger.New(db); err != nil {
@@ -438,6 +441,7 @@ func (d *daemon) prepareReplicator() (err error) {
 		if d.spool, err = events.Open(path, events.Limits{}); err != nil {
 			return fmt.Errorf("opening the event spool %s: %w", path, err)
 		}
+		d.spool.Tell(d.disk.of(path, "events are refused meanwhile, for the registries to send them again"))
 		d.close = append(d.close, d.spool.Close)
 		// A registry of their own lets the status read them without gathering everything.
 		d.eventMetrics = prometheus.NewRegistry()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"portolan/latest"
 	"portolan/router"
@@ -41,6 +42,7 @@ type content struct {
 type stateWatcher struct {
 	store  store.Store
 	path   string
+	wrote  func(error) // told the outcome of each attempt to write the file: nil if it is on disk
 	log    *zap.Logger
 	latest latest.Value[states]
 	saved  map[router.ReplicaKey]content
@@ -48,8 +50,8 @@ type stateWatcher struct {
 }
 
 // newStateWatcher makes a watcher with what is on disk at path.
-func newStateWatcher(s store.Store, path string, log *zap.Logger) *stateWatcher {
-	w := &stateWatcher{store: s, path: path, log: log, known: make(chan struct{})}
+func newStateWatcher(s store.Store, path string, wrote func(error), log *zap.Logger) *stateWatcher {
+	w := &stateWatcher{store: s, path: path, wrote: wrote, log: log, known: make(chan struct{})}
 	saved, err := readSeeded(path)
 	if err != nil {
 		log.Warn("which replicas are seeded is not known until the store can be read", zap.Error(err))
@@ -64,6 +66,16 @@ func newStateWatcher(s store.Store, path string, log *zap.Logger) *stateWatcher 
 
 // run follows the store until ctx is done, and returns its error.
 func (w *stateWatcher) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return w.follow(ctx) })
+	group.Go(func() error {
+		return w.latest.Watch(ctx, func(*states) { w.save(ctx) })
+	})
+	return group.Wait()
+}
+
+// follow keeps the newest states.
+func (w *stateWatcher) follow(ctx context.Context) error {
 	read := false
 	return w.store.Watch(ctx, topology.ReplicaStatesPrefix, func(u store.Update) {
 		if read = read || u.Err == nil; !read {
@@ -76,14 +88,34 @@ func (w *stateWatcher) run(ctx context.Context) error {
 		default:
 			close(w.known)
 		}
-		if !maps.Equal(s.seeded, w.saved) {
-			if err := writeSeeded(w.path, s.seeded); err != nil {
-				w.log.Error("a start without the store will not know which replicas are seeded", zap.Error(err))
-				return
-			}
-			w.saved = s.seeded
-		}
 	})
+}
+
+// saveRetry is the pause after a failed attempt to write which replicas are seeded.
+const saveRetry = 10 * time.Second
+
+// save writes which replicas are seeded, if that is not what is on disk, until it succeeds: nothing else may change for days.
+func (w *stateWatcher) save(ctx context.Context) {
+	for tried := false; ; tried = true {
+		seeded := w.latest.Load().seeded
+		if maps.Equal(seeded, w.saved) {
+			return
+		}
+		err := writeSeeded(w.path, seeded)
+		w.wrote(err)
+		if err == nil {
+			w.saved = seeded
+			return
+		}
+		if !tried {
+			w.log.Error("a start without the store will not know which replicas are seeded; trying again", zap.Error(err))
+		}
+		select {
+		case <-time.After(saveRetry):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // wait returns when it is known which replicas are seeded, at the latest after limit; its error is that of ctx.

@@ -57,6 +57,7 @@ func (d *daemon) status() api.Status {
 		}
 		s.Warnings = append(s.Warnings, warning)
 	}
+	s.Warnings = append(s.Warnings, d.disk.warnings()...)
 	for _, h := range keeper.Pending {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("an edit of registry %s took away %s and is held: %s", h.Registry, strings.Join(h.Missing, ", "), h.Way()))
 	}

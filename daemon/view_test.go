@@ -122,7 +122,7 @@ func TestFrontdoorOpens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	states := newStateWatcher(stored, filepath.Join(t.TempDir(), "seeded.json"), zap.NewNop())
+	states := newStateWatcher(stored, filepath.Join(t.TempDir(), "seeded.json"), func(error) {}, zap.NewNop())
 	f := newFrontdoor(keeper, states, nil, server, databases, func(string) {}, zap.NewNop())
 	if err := f.chart(ctx); err != nil {
 		t.Fatal(err)
@@ -254,7 +254,7 @@ func TestStateWatcherWait(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "seeded.json")
 	synctest.Test(t, func(t *testing.T) {
 		s := told{updates: make(chan store.Update)}
-		w := newStateWatcher(s, path, zap.NewNop())
+		w := newStateWatcher(s, path, func(error) {}, zap.NewNop())
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- w.run(ctx) }()
@@ -276,10 +276,10 @@ func TestStateWatcherWait(t *testing.T) {
 		}()
 		takes("the store comes", w, time.Second)
 		synctest.Wait()
-		takes("a second start", newStateWatcher(s, path, zap.NewNop()), 0)
+		takes("a second start", newStateWatcher(s, path, func(error) {}, zap.NewNop()), 0)
 		cancel()
 		<-ended
-		if err := newStateWatcher(s, path+".missing", zap.NewNop()).wait(ctx, time.Minute); err == nil {
+		if err := newStateWatcher(s, path+".missing", func(error) {}, zap.NewNop()).wait(ctx, time.Minute); err == nil {
 			t.Error("it waits after the end")
 		}
 	})
@@ -299,7 +299,7 @@ func TestHeldIsKnownWithoutTheStore(t *testing.T) {
 		s := told{updates: make(chan store.Update)}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		w := newStateWatcher(s, path, zap.NewNop())
+		w := newStateWatcher(s, path, func(error) {}, zap.NewNop())
 		go func() { ended <- w.run(ctx) }()
 		for _, held := range []string{"", "much is gone", ""} {
 			s.updates <- store.Update{Tree: store.Tree{Entries: []store.Entry{{
@@ -307,7 +307,7 @@ func TestHeldIsKnownWithoutTheStore(t *testing.T) {
 				Value: `{"seeded":true,"endpoint":"https://other","held":"` + held + `"}`,
 			}}}}
 			synctest.Wait()
-			again := newStateWatcher(s, path, zap.NewNop()).latest.Load()
+			again := newStateWatcher(s, path, func(error) {}, zap.NewNop()).latest.Load()
 			if c := conditionsOf(snapshot, again, nil, nil, time.Now())[other]; !c.Seeded || c.Held != (held != "") {
 				t.Errorf("held for %q: %+v", held, c)
 			}

@@ -49,7 +49,7 @@ type replica struct {
 	former   version.Replica // what stood at the endpoint before, as long as others may believe that it still does
 	reading  trouble
 	writing  trouble
-	storing  trouble         // of the ledger, or the store: what is found out, or done, cannot be written down
+	storing  trouble                // of the ledger, or the store: what is found out, or done, cannot be written down
 	doubted  time.Time              // since when the guard would hold the replica; zero: it would not
 	accepted string                 // what an operator accepts, as matter has it; empty: nothing
 	scanning time.Time              // when the newest scan began

@@ -28,12 +28,16 @@ const (
 	callTimeout = 3 * time.Second
 	// stampRetry is the pause after a failed attempt to note the time of a change: a store that is away is asked gently.
 	stampRetry = time.Second
+	// saveRetry is the pause after a failed attempt to write the last good topology to disk.
+	saveRetry = 10 * time.Second
 )
 
 // KeeperOptions are the settings of a Keeper.
 type KeeperOptions struct {
 	// LastGoodPath is the file for the last good topology; empty: none is kept.
 	LastGoodPath string
+	// Saved is told the outcome of each attempt to write it: nil if it is on disk. It may be nil.
+	Saved func(error)
 	// Reserved are labels that neither a registry nor a region may have: whoami and those of the name servers.
 	Reserved []string
 	// Logger and Registerer may be nil.
@@ -67,6 +71,8 @@ type Keeper struct {
 	pending  []Pending
 	started  bool // something was published
 	expiry   *time.Timer
+	retry    *time.Timer // when save is due again after a failure
+	unsaved  bool        // the last attempt failed
 	fromDisk *lastGood
 	saved    lastGood
 	problems []Problem // as logged
@@ -112,7 +118,7 @@ func NewKeeper(s store.Store, o KeeperOptions) *Keeper {
 	}
 	k := &Keeper{
 		store: s, options: o, log: o.Logger, wake: make(chan struct{}, 1), stamps: make(chan string, 1),
-		used: map[string]uint64{}, upSince: time.Now(), expiry: time.NewTimer(math.MaxInt64),
+		used: map[string]uint64{}, upSince: time.Now(), expiry: time.NewTimer(math.MaxInt64), retry: time.NewTimer(math.MaxInt64),
 		metrics: keeperMetrics{
 			problems: gauge("problems", "Values of the topology that were refused, kept or left out."),
 			pending:  gauge("guard_pending", "Registries with a raw deletion that waits for a confirmation."),
@@ -184,6 +190,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		patience := time.NewTimer(startPatience)
 		defer patience.Stop()
 		defer k.expiry.Stop()
+		defer k.retry.Stop()
 		for {
 			select {
 			case <-k.wake:
@@ -192,6 +199,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 				k.evaluate(ctx, true)
 			case <-k.expiry.C:
 				k.evaluate(ctx, false)
+			case <-k.retry.C:
+				k.save()
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -426,7 +435,8 @@ func (k *Keeper) logGuard(held []Pending) {
 	}
 }
 
-// save writes the good values to disk if they are not what is there.
+// save writes the good values to disk if they are not what is there, and has it tried again if that fails: nothing else may change
+// for days.
 func (k *Keeper) save() {
 	if k.options.LastGoodPath == "" {
 		return
@@ -435,11 +445,19 @@ func (k *Keeper) save() {
 	if maps.Equal(g.Values, k.saved.Values) && g.Changed.Equal(k.saved.Changed) && maps.Equal(g.Used, k.saved.Used) && k.saved.Version == lastGoodVersion {
 		return
 	}
-	if err := g.write(k.options.LastGoodPath); err != nil {
-		k.log.Error("a start without the store will find an old topology, or none", zap.Error(err))
+	err := g.write(k.options.LastGoodPath)
+	if k.options.Saved != nil {
+		k.options.Saved(err)
+	}
+	if err != nil {
+		if !k.unsaved {
+			k.log.Error("a start without the store will find an old topology, or none; trying again", zap.Error(err))
+		}
+		k.unsaved = true
+		k.retry.Reset(saveRetry)
 		return
 	}
-	k.saved = g
+	k.saved, k.unsaved = g, false
 }
 
 // stamper notes in the store when the topology came to mean what it means, for edits that nobody noted: all servers take the

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -332,6 +333,36 @@ func TestKeeperStartsFromDisk(t *testing.T) {
 	k = NewKeeper(s, KeeperOptions{LastGoodPath: path})
 	run(t, k)
 	until(t, k, "the store's topology", weight("eastus", 5))
+}
+
+// The last good topology is written again and again until it is on disk, though nothing changes.
+func TestKeeperSavesAgain(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "data")
+	path := filepath.Join(folder, "last-good.json")
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t)
+		put(t, s, three())
+		var told []error
+		k := NewKeeper(s, KeeperOptions{LastGoodPath: path, Saved: func(err error) { told = append(told, err) }})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- k.Run(ctx) }()
+		time.Sleep(saveRetry / 2) // the first change has its time by then
+		synctest.Wait()
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(saveRetry)
+		cancel()
+		<-ended
+		if n := len(told); n < 2 || told[0] == nil || told[n-1] != nil {
+			t.Errorf("it was told of %v", told)
+		}
+		if g, err := readLastGood(path); err != nil || g == nil || !maps.Equal(g.Values, k.good) {
+			t.Errorf("on disk is %+v, %v", g, err)
+		}
+	})
 }
 
 func waitStatus(t *testing.T, k *Keeper, ok func(KeeperStatus) bool) {

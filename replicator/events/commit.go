@@ -83,16 +83,22 @@ func (s *Spool) commit(group []*job) error {
 	c := &change{limits: s.limits}
 	s.mu.Lock()
 	c.counts = maps.Clone(s.counts)
+	told := s.told
 	s.mu.Unlock()
+	refused := false
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		c.root = tx.Bucket(rootBucket)
 		for _, j := range group {
 			if err := j.apply(c); err != nil {
+				refused = true
 				return err
 			}
 		}
 		return nil
 	})
+	if !refused { // else it was not written, and nothing is known of the disk
+		told(err)
+	}
 	if err != nil {
 		return fmt.Errorf("writing: %w", err)
 	}

@@ -107,6 +107,7 @@ type Spool struct {
 	closing sync.Once
 
 	mu     sync.Mutex
+	told   func(error)       // see Tell
 	counts map[string]counts // by replica
 	leases map[lease]hold
 	holds  uint64                   // counts what was handed out
@@ -183,7 +184,7 @@ func Open(path string, limits Limits) (*Spool, error) {
 	s := &Spool{
 		db: db, limits: limits.withDefaults(), damage: damage, aside: aside,
 		jobs: make(chan *job), quit: make(chan struct{}), stopped: make(chan struct{}),
-		counts: map[string]counts{}, leases: map[lease]hold{}, wake: map[string]chan struct{}{}, marked: map[string]bool{},
+		told: func(error) {}, counts: map[string]counts{}, leases: map[lease]hold{}, wake: map[string]chan struct{}{}, marked: map[string]bool{},
 	}
 	if err := s.load(); err != nil {
 		db.Close()
@@ -256,6 +257,14 @@ func (s *Spool) Close() error {
 		err = s.db.Close()
 	})
 	return err
+}
+
+// Tell has the outcome of each transaction told from now on: nil if it is on disk, else what is wrong with the file or its disk. wrote
+// is never called twice at once, and writing waits for it.
+func (s *Spool) Tell(wrote func(error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = wrote
 }
 
 // Add keeps the events of a replica. When it returns nil they are on disk, folded or as a mark; an event that was added

@@ -29,6 +29,7 @@ type DB struct {
 
 	mu    sync.Mutex
 	queue []*write
+	told  func(error) // see Tell
 	// turn is held by the caller that writes the queue.
 	turn chan struct{}
 }
@@ -53,7 +54,7 @@ func OpenDB(path string) (*DB, error) {
 	case err != nil:
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
-	d := &DB{bolt: db, closed: make(chan struct{}), turn: make(chan struct{}, 1)}
+	d := &DB{bolt: db, closed: make(chan struct{}), turn: make(chan struct{}, 1), told: func(error) {}}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists(storeBucket)
 		if err != nil {
@@ -96,6 +97,14 @@ func open(path string) (db *bbolt.DB, err error) {
 
 // Path is the file's.
 func (d *DB) Path() string { return d.bolt.Path() }
+
+// Tell has the outcome of each transaction that writes told from now on: nil if it is on disk. wrote is never called twice at once, and
+// writing waits for it.
+func (d *DB) Tell(wrote func(error)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.told = wrote
+}
 
 // Closed is closed when the DB is.
 func (d *DB) Closed() <-chan struct{} { return d.closed }
@@ -145,6 +154,10 @@ func (d *DB) write(batch []*write) {
 		}
 		return nil
 	}))
+	d.mu.Lock()
+	told := d.told
+	d.mu.Unlock()
+	told(err)
 	for _, w := range batch {
 		if err != nil {
 			w.err = err

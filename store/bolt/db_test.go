@@ -3,9 +3,11 @@ package bolt
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"syscall"
 	"testing"
 
+	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"portolan/store"
@@ -26,5 +28,29 @@ func TestOutcomesAreUnavailable(t *testing.T) {
 	}
 	if err := outcome(nil); err != nil {
 		t.Errorf("success became %v", err)
+	}
+}
+
+// What is told is whether the disk took it, not what a caller made of what it read.
+func TestTell(t *testing.T) {
+	t.Parallel()
+	db, err := OpenDB(filepath.Join(t.TempDir(), "portolan.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []error
+	db.Tell(func(err error) { told = append(told, err) })
+	refuse := func(*bbolt.Tx) error { return store.ErrConflict }
+	if err := db.Update(t.Context(), refuse); !errors.Is(err, store.ErrConflict) {
+		t.Errorf("a refused write: %v", err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Update(t.Context(), refuse); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a write that the file did not take: %v", err)
+	}
+	if len(told) != 2 || told[0] != nil || !errors.Is(told[1], store.ErrUnavailable) {
+		t.Errorf("told: %v", told)
 	}
 }

@@ -1,0 +1,94 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+
+	"portolan/store"
+	"portolan/topology"
+)
+
+// A file that cannot be written is warned of since the first failure, through small writes that find room, until it can be for a while.
+func TestDiskWarnings(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var d disk
+		wrote := d.of("/data/portolan.db", "nothing is replicated")
+		full := errors.New("no space left on device")
+		began := time.Now().UTC().Format(time.RFC3339)
+		for _, step := range []struct {
+			after time.Duration
+			err   error
+			since string // empty: no warning
+		}{
+			{0, nil, ""},
+			{0, full, began},
+			{time.Second, nil, began},
+			{calm / 2, full, began},
+			{calm - time.Second, nil, began},
+			{time.Second, nil, ""},
+			{0, full, time.Now().Add(3*calm/2 + time.Second).UTC().Format(time.RFC3339)},
+			{24 * time.Hour, nil, ""},
+		} {
+			time.Sleep(step.after)
+			wrote(step.err)
+			var want []string
+			if step.since != "" {
+				want = []string{"/data/portolan.db cannot be written since " + step.since + "; nothing is replicated: no space left on device"}
+			}
+			if got := d.warnings(); !slices.Equal(got, want) {
+				t.Errorf("after %v and %v: %q, want %q", step.after, step.err, got, want)
+			}
+		}
+		// Nobody writes for long: it is not known to be over.
+		wrote(full)
+		time.Sleep(time.Hour)
+		if len(d.warnings()) != 1 {
+			t.Error("a failure is over by itself")
+		}
+	})
+}
+
+// Which replicas are seeded is written again and again until it is on disk, though nothing changes.
+func TestSeededIsWrittenAgain(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "data")
+	path := filepath.Join(folder, "seeded.json")
+	synctest.Test(t, func(t *testing.T) {
+		var d disk
+		s := told{updates: make(chan store.Update)}
+		w := newStateWatcher(s, path, d.of(path, "it would not be known"), zap.NewNop())
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.run(ctx) }()
+		defer func() { cancel(); <-ended }()
+		s.updates <- store.Update{Tree: store.Tree{Entries: []store.Entry{{
+			Key: topology.ReplicationKey("contoso", "westus"), Value: `{"seeded":true,"endpoint":"https://westus"}`,
+		}}}}
+		synctest.Wait()
+		if got := d.warnings(); len(got) != 1 || !strings.Contains(got[0], path) {
+			t.Errorf("warnings %q", got)
+		}
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(saveRetry)
+		synctest.Wait()
+		if saved, err := readSeeded(path); err != nil || len(saved) != 1 {
+			t.Errorf("on disk are %v, %v", saved, err)
+		}
+		time.Sleep(calm)
+		if got := d.warnings(); len(got) != 0 {
+			t.Errorf("warnings %q", got)
+		}
+	})
+}
