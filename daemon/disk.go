@@ -24,8 +24,8 @@ type fault struct {
 }
 
 // calm is how long after a failure a file is taken to be in trouble although it was written since: on a full disk a small write often finds
-// room where the one that matters does not. It is longer than the pauses of those who try again.
-const calm = time.Minute
+// room where the one that matters does not, and what writes most, a baseline, comes to writing again after minutes.
+const calm = 5 * time.Minute
 
 // present reports whether it lasts.
 func (f fault) present() bool { return !f.over || time.Since(f.last) < calm }
@@ -60,7 +60,11 @@ func (d *disk) warnings() []string {
 	var warnings []string
 	for _, path := range slices.Sorted(maps.Keys(d.faults)) {
 		if f := d.faults[path]; f.present() {
-			warnings = append(warnings, fmt.Sprintf("%s cannot be written since %s; %s: %v", path, f.since.UTC().Format(time.RFC3339), f.meanwhile, f.err))
+			how := "cannot be written since " + f.since.UTC().Format(time.RFC3339)
+			if f.over {
+				how = fmt.Sprintf("could not be written from %s to %s, but was since", f.since.UTC().Format(time.RFC3339), f.last.UTC().Format(time.RFC3339))
+			}
+			warnings = append(warnings, fmt.Sprintf("%s %s; %s: %v", path, how, f.meanwhile, f.err))
 		}
 	}
 	return warnings

@@ -24,7 +24,7 @@ func TestDiskWarnings(t *testing.T) {
 		var d disk
 		wrote := d.of("/data/portolan.db", "nothing is replicated")
 		full := errors.New("no space left on device")
-		began := time.Now().UTC().Format(time.RFC3339)
+		began, last := time.Now().UTC().Format(time.RFC3339), ""
 		for _, step := range []struct {
 			after time.Duration
 			err   error
@@ -42,8 +42,13 @@ func TestDiskWarnings(t *testing.T) {
 			time.Sleep(step.after)
 			wrote(step.err)
 			var want []string
-			if step.since != "" {
+			if step.err != nil {
 				want = []string{"/data/portolan.db cannot be written since " + step.since + "; nothing is replicated: no space left on device"}
+			} else if step.since != "" {
+				want = []string{"/data/portolan.db could not be written from " + step.since + " to " + last + ", but was since; nothing is replicated: no space left on device"}
+			}
+			if step.err != nil {
+				last = time.Now().UTC().Format(time.RFC3339)
 			}
 			if got := d.warnings(); !slices.Equal(got, want) {
 				t.Errorf("after %v and %v: %q, want %q", step.after, step.err, got, want)
