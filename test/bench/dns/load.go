@@ -4,10 +4,8 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 	"unsafe"
@@ -87,14 +85,9 @@ func makeQueries(name string) ([][]byte, error) {
 }
 
 func newGenerator(at netip.AddrPort, queries [][]byte, dns bool) (*generator, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := dial(at)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	// The system may give less, which holds all that is under way.
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
-		return nil, errors.Join(os.NewSyscallError("connect", err), unix.Close(fd))
+		return nil, err
 	}
 	g := &generator{made: time.Now(), fd: fd, dns: dns, queries: queries, answered: make([]byte, subnets), retry: make([]uint16, 0, subnets)}
 	for i := range batchSize {
@@ -141,9 +134,9 @@ func (g *generator) closed(d time.Duration, window int) (r result, err error) {
 	return r, g.drain(&r)
 }
 
-// open asks rate times a second for as long as d, whatever is answered. Latencies count from when a query was due, not from
-// when it was sent.
-func (g *generator) open(d time.Duration, rate float64) (r result, err error) {
+// open asks rate times a second for as long as d, whatever is answered, and sends as much of beside, if that is not nil. Latencies count
+// from when a query was due, not from when it was sent.
+func (g *generator) open(d time.Duration, rate float64, beside *flood) (r result, err error) {
 	interval := 1e9 / rate
 	r.latencies = make([]int64, 0, int(d.Seconds()*rate)+batchSize)
 	began := g.now()
@@ -163,6 +156,11 @@ func (g *generator) open(d time.Duration, rate float64) (r result, err error) {
 				return r, err
 			}
 			sent += n
+			if beside != nil {
+				if err := beside.send(n); err != nil {
+					return r, err
+				}
+			}
 		}
 		if err := g.receive(&r); err != nil {
 			return r, err
@@ -222,30 +220,17 @@ func (g *generator) send(n int, since func(i int) int64) error {
 		g.outVec[i].Base = unsafe.SliceData(g.queries[id])
 		g.outVec[i].SetLen(len(g.queries[id]))
 	}
-	for sent := 0; sent < n; {
-		k, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(g.fd), uintptr(unsafe.Pointer(&g.out[sent])), uintptr(n-sent), unix.MSG_DONTWAIT, 0, 0)
-		if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
-			return os.NewSyscallError("sendmmsg", errno)
-		}
-		if errno == 0 {
-			sent += int(k)
-		}
-	}
-	return nil
+	return sendAll(g.fd, g.out[:n])
 }
 
 // receive takes the answers that are there, at most a batch.
 func (g *generator) receive(r *result) error {
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(g.fd), uintptr(unsafe.Pointer(&g.in)), batchSize, unix.MSG_DONTWAIT, 0, 0)
-	switch errno {
-	case 0:
-	case unix.EAGAIN, unix.EINTR:
-		return nil
-	default:
-		return os.NewSyscallError("recvmmsg", errno)
+	n, err := receiveSome(g.fd, &g.in)
+	if err != nil {
+		return err
 	}
 	t := g.now()
-	for i := range int(n) {
+	for i := range n {
 		answer := g.buffers[i][:g.in[i].length]
 		id := binary.BigEndian.Uint16(answer)
 		if len(answer) < 12 || !g.pending[id] {

@@ -58,7 +58,7 @@ func TestGenerator(t *testing.T) {
 			defer g.close()
 			for _, load := range []func() (result, error){
 				func() (result, error) { return g.closed(300*time.Millisecond, 32) },
-				func() (result, error) { return g.open(300*time.Millisecond, 2000) },
+				func() (result, error) { return g.open(300*time.Millisecond, 2000, nil) },
 			} {
 				r, err := load()
 				if err != nil {
@@ -72,6 +72,29 @@ func TestGenerator(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Of a flood half is no query, and the other half asks for names that nobody asked for before.
+func TestJunk(t *testing.T) {
+	t.Parallel()
+	list, err := makeJunk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	questions, good := map[string]bool{}, 0
+	for _, raw := range list {
+		m := new(mdns.Msg)
+		switch err := m.Unpack(raw); {
+		case err != nil || m.Response || len(m.Question) != 1:
+		case m.Question[0].Name == oneName:
+			good++
+		default:
+			questions[m.Question[0].Name] = true
+		}
+	}
+	if len(questions) < junk*9/20 || len(questions) > junk*11/20 || good > junk/20 {
+		t.Errorf("of %d packets %d ask for names of their own, and %d are good queries", len(list), len(questions), good)
 	}
 }
 

@@ -55,7 +55,8 @@ type figures struct {
 	start, settled, highest  []float64 // s, MB, MB; servers with a database only
 	cpu, rate                []float64 // at the peak: ns an answer, answers a second
 	halfCPU, p50, p99        []float64 // at half of it: ns an answer, µs
-	asked, lost, wrong, late int       // sums; lost at half of the peak
+	quarter, flooded         []float64 // p99 at a quarter of it, alone and beside as much of a flood: µs
+	asked, lost, wrong, late int       // sums; lost at half of the peak, or beside the flood
 	answered                 []byte
 }
 
@@ -173,7 +174,7 @@ func measure(ctx context.Context, o options, s *server, cpus []int, dir string, 
 			return err
 		}
 		defer g.close()
-		if err := load(ctx, o, p, g, f); err != nil {
+		if err := load(ctx, o, s, p, g, f); err != nil {
 			return err
 		}
 		f.answered = g.answered
@@ -195,8 +196,8 @@ func running(ctx context.Context, s *server, cpus []int, log string, use func(*p
 	return errors.Join(use(p), p.stop(), ctx.Err())
 }
 
-// load measures one round of p: its peak, then half of it.
-func load(ctx context.Context, o options, p *process, g *generator, f *figures) error {
+// load measures one round of s, which runs as p: its peak, then half of it, then a quarter with and without a flood.
+func load(ctx context.Context, o options, s *server, p *process, g *generator, f *figures) error {
 	if _, err := g.closed(o.duration/4, o.window); err != nil { // warm up
 		return err
 	}
@@ -216,7 +217,7 @@ func load(ctx context.Context, o options, p *process, g *generator, f *figures) 
 		return errors.Join(errors.New("no answers came"), ctx.Err())
 	}
 	rate := float64(peak.answers) / peak.elapsed.Seconds()
-	half, err := g.open(o.duration, rate/2)
+	half, err := g.open(o.duration, rate/2, nil)
 	if err != nil {
 		return err
 	}
@@ -234,6 +235,33 @@ func load(ctx context.Context, o options, p *process, g *generator, f *figures) 
 	f.lost += half.lost
 	f.wrong += peak.wrong + half.wrong
 	f.late += half.stalls
+	if s.dns {
+		return underFlood(o, s.at, g, rate/4, f)
+	}
+	return nil
+}
+
+// underFlood asks at a rate, alone and then beside a flood of the same rate.
+func underFlood(o options, at netip.AddrPort, g *generator, rate float64, f *figures) error {
+	junk, err := newFlood(at)
+	if err != nil {
+		return err
+	}
+	defer junk.close()
+	for _, phase := range []struct {
+		beside *flood
+		p99    *[]float64
+	}{{nil, &f.quarter}, {junk, &f.flooded}} {
+		r, err := g.open(o.duration, rate, phase.beside)
+		if err != nil {
+			return err
+		}
+		sortLatencies(r.latencies)
+		*phase.p99 = append(*phase.p99, micro(quantile(r.latencies, 0.99)))
+		f.asked += r.answers + r.lost
+		f.lost += r.lost
+		f.wrong += r.wrong
+	}
 	return nil
 }
 

@@ -23,7 +23,7 @@ func report(out io.Writer, o options, servers []*server, all []figures) error {
 	peer, floor := median(all[1].cpu), median(all[2].cpu)
 	w := tabwriter.NewWriter(&text, 0, 0, 1, ' ', tabwriter.Debug)
 	row := func(cells ...string) { fmt.Fprintf(w, "\t %s\t\n", strings.Join(cells, "\t ")) }
-	row("server", "CPU ns/answer", "to gdnsd", "to the floor", "answers/s", "CPU ns at half", "lost at half", "p50 µs at half", "p99 µs at half")
+	row("server", "CPU ns/answer", "to gdnsd", "to the floor", "answers/s", "CPU ns at half", "lost below", "p50 µs at half", "p99 µs at half")
 	row("---", "--:", "--:", "--:", "--:", "--:", "--:", "--:", "--:")
 	for i, s := range servers {
 		f := &all[i]
@@ -34,11 +34,11 @@ func report(out io.Writer, o options, servers []*server, all []figures) error {
 	w.Flush()
 	text.WriteString("\n")
 	w = tabwriter.NewWriter(&text, 0, 0, 1, ' ', tabwriter.Debug)
-	row("server", "start to first answer", "VmRSS settled", "VmHWM")
-	row("---", "--:", "--:", "--:")
+	row("server", "p99 µs at a quarter", "beside a flood of as much", "start to first answer", "VmRSS settled", "VmHWM")
+	row("---", "--:", "--:", "--:", "--:", "--:")
 	for i, s := range servers {
 		if f := &all[i]; s.dns {
-			row(s.name, fmt.Sprintf("%.2f s", median(f.start)), fmt.Sprintf("%.0f MB", median(f.settled)), fmt.Sprintf("%.0f MB", median(f.highest)))
+			row(s.name, fmt.Sprintf("%.0f", median(f.quarter)), fmt.Sprintf("%.0f", median(f.flooded)), fmt.Sprintf("%.2f s", median(f.start)), fmt.Sprintf("%.0f MB", median(f.settled)), fmt.Sprintf("%.0f MB", median(f.highest)))
 		}
 	}
 	w.Flush()
