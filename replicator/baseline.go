@@ -141,6 +141,7 @@ func (r *replica) ask(ctx context.Context, m *member, plan topology.Plan) error 
 	if err != nil {
 		return err
 	}
+	r.fine(&r.storing)    // nothing else would say so before it is accepted
 	for !r.isAccepted() { // which it stays until the baseline is made: the next attempt need not ask again
 		select {
 		case <-r.look:

@@ -236,3 +236,33 @@ func TestDeleteDrainsWhoeverWasServed(t *testing.T) {
 	f.ask("other", topology.RequestDelete)
 	f.until("the drain", f.deleting("other", "draining"))
 }
+
+// flaky is a store in which the first writes of a plan fail, as when Consul elects a leader.
+type flaky struct {
+	store.Store
+	fails atomic.Int32
+}
+
+func (s *flaky) Commit(ctx context.Context, ops ...store.Op) (uint64, error) {
+	if strings.Contains(ops[0].Value, `"phase":"planned"`) && s.fails.Add(-1) >= 0 {
+		return 0, store.ErrUnavailable
+	}
+	return s.Store.Commit(ctx, ops...)
+}
+
+// A plan that could not be stored at first is shown, and no outage that is over, as long as it waits to be accepted.
+func TestPlanAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	failing := new(flaky)
+	failing.fails.Store(1)
+	f.wrap = func(s store.Store) store.Store { failing.Store = s; return failing }
+	f.push("home", "app:1")
+	f.push("other", "app:1")
+	f.start()
+	f.until("the plan", func() bool { return f.state("other").Phase == topology.PhasePlanned })
+	time.Sleep(troubleTime + time.Second)
+	if s := f.state("other"); s.Status != topology.Creating || !strings.Contains(s.Reason, "look at the plan") {
+		t.Errorf("%s: %s", s.Status, s.Reason)
+	}
+}
