@@ -97,3 +97,31 @@ func TestSeededIsWrittenAgain(t *testing.T) {
 		}
 	})
 }
+
+// What could not be written, and is not wanted any more, is no trouble for ever.
+func TestTroubleEndsWhenNothingIsToBeWritten(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "missing", "seeded.json")
+	synctest.Test(t, func(t *testing.T) {
+		var d disk
+		s := told{updates: make(chan store.Update)}
+		w := newStateWatcher(s, path, d.of(path, "it would not be known"), zap.NewNop())
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.run(ctx) }()
+		defer func() { cancel(); <-ended }()
+		s.updates <- store.Update{Tree: store.Tree{Entries: []store.Entry{{
+			Key: topology.ReplicationKey("contoso", "westus"), Value: `{"seeded":true,"endpoint":"https://westus"}`,
+		}}}}
+		synctest.Wait()
+		if got := d.warnings(); len(got) != 1 {
+			t.Errorf("warnings %q", got)
+		}
+		s.updates <- store.Update{} // as it is on disk
+		time.Sleep(saveRetry + calm)
+		synctest.Wait()
+		if got := d.warnings(); len(got) != 0 {
+			t.Errorf("warnings %q", got)
+		}
+	})
+}

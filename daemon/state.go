@@ -99,6 +99,9 @@ func (w *stateWatcher) save(ctx context.Context) {
 	for tried := false; ; tried = true {
 		seeded := w.latest.Load().seeded
 		if maps.Equal(seeded, w.saved) {
+			if tried {
+				w.wrote(nil) // what could not be written is not wanted any more
+			}
 			return
 		}
 		err := writeSeeded(w.path, seeded)
