@@ -356,6 +356,34 @@ func TestNoticesThatItsStateIsGone(t *testing.T) {
 	}
 }
 
+// stateless is a store in which the states of replicas cannot be written for a while.
+type stateless struct {
+	store.Store
+	fails atomic.Int32
+}
+
+func (s *stateless) Commit(ctx context.Context, ops ...store.Op) (uint64, error) {
+	if strings.HasSuffix(ops[0].Key, "/replication") && s.fails.Add(-1) >= 0 {
+		return 0, store.ErrUnavailable
+	}
+	return s.Store.Commit(ctx, ops...)
+}
+
+// That is noticed also if the store is away just when it is to be found out.
+func TestNoticesThatItsStateIsGoneAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	f := newServers(t, "home", "other")
+	core, logged := observer.New(zap.WarnLevel)
+	f.options.ScanInterval, f.options.Log = time.Hour, zap.New(core)
+	away := new(stateless)
+	f.wrap = func(s store.Store) store.Store { away.Store = s; return away }
+	f.start()
+	f.ready("home", "other")
+	away.fails.Store(2)
+	f.forgetStates()
+	f.until("both to be noticed", func() bool { return logged.FilterMessageSnippet("state was removed").Len() == 2 })
+}
+
 // Of a registry that is deleted and made again under its name, nothing old is believed: neither its states nor its deletes.
 func TestRegistryMadeAgain(t *testing.T) {
 	t.Parallel()

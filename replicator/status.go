@@ -78,13 +78,16 @@ func (r *replica) report(ctx context.Context) error {
 		// That it was removed is found out by storing it, and nothing else might be for minutes.
 		if (!same(next, old) || r.missing.Load()) && (urgent || time.Since(last) > time.Second) {
 			last = time.Now()
-			r.missing.Store(false)
+			missing := r.missing.Swap(false)
 			err := r.save(ctx, func(s *topology.Replication) {
 				s.Status, s.Reason, s.Pending, s.OldestPending = next.Status, next.Reason, next.Pending, next.OldestPending
 				s.NotReplicable, s.Unreadable, s.Conflicts, s.LastError = next.NotReplicable, next.Unreadable, next.Conflicts, next.LastError
 			})
 			if err != nil && ctx.Err() == nil {
 				r.log.Warn("the replica's state could not be stored", zap.Error(err))
+				if missing {
+					r.missing.Store(true) // it was not found out
+				}
 			}
 		}
 		select {
