@@ -60,9 +60,9 @@ func (d *disk) warnings() []string {
 	var warnings []string
 	for _, path := range slices.Sorted(maps.Keys(d.faults)) {
 		if f := d.faults[path]; f.present() {
-			how := "cannot be written since " + f.since.UTC().Format(time.RFC3339)
+			how := "has not been writable since " + f.since.UTC().Format(time.RFC3339)
 			if f.over {
-				how = fmt.Sprintf("could not be written from %s to %s, but was since", f.since.UTC().Format(time.RFC3339), f.last.UTC().Format(time.RFC3339))
+				how = fmt.Sprintf("could not be written from %s to %s, but has been written since", f.since.UTC().Format(time.RFC3339), f.last.UTC().Format(time.RFC3339))
 			}
 			warnings = append(warnings, fmt.Sprintf("%s %s; %s: %v", path, how, f.meanwhile, f.err))
 		}

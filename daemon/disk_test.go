@@ -43,9 +43,9 @@ func TestDiskWarnings(t *testing.T) {
 			wrote(step.err)
 			var want []string
 			if step.err != nil {
-				want = []string{"/data/portolan.db cannot be written since " + step.since + "; nothing is replicated: no space left on device"}
+				want = []string{"/data/portolan.db has not been writable since " + step.since + "; nothing is replicated: no space left on device"}
 			} else if step.since != "" {
-				want = []string{"/data/portolan.db could not be written from " + step.since + " to " + last + ", but was since; nothing is replicated: no space left on device"}
+				want = []string{"/data/portolan.db could not be written from " + step.since + " to " + last + ", but has been written since; nothing is replicated: no space left on device"}
 			}
 			if step.err != nil {
 				last = time.Now().UTC().Format(time.RFC3339)

@@ -95,6 +95,9 @@ func (r *replica) scan(ctx context.Context) bool {
 		}
 	})
 	if err != nil {
+		if outage(err) {
+			r.fault(&r.storing, err)
+		}
 		r.log.Warn("the scan's outcome could not be stored", zap.Error(err))
 		return false
 	}

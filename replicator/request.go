@@ -81,7 +81,7 @@ func (r *replica) carryOut(ctx context.Context, asked map[string]topology.Reques
 		return r.leave(ctx, request)
 	}
 	r.mu.Lock()
-	r.leaving = "" // whom that was asked of was another replica of the name
+	r.leaving = "" // what that was asked of was another replica of the name
 	r.mu.Unlock()
 	return r.compareOrAccept(ctx, asked)
 }

@@ -148,16 +148,21 @@ func (w *workspace) with(registry, region string, ops ...store.Op) {
 // forget removes what was reported and asked of a replica: it belongs to what stood there, not to the name.
 func (w *workspace) forget(registry, region string) {
 	w.with(registry, region, store.Delete(ReplicationKey(registry, region)))
+	w.forgetRequests(registry, region)
+}
+
+func (w *workspace) forgetRequests(registry, region string) {
 	for _, verb := range []string{RequestDelete, RequestResync, RequestAccept} {
 		w.with(registry, region, store.Delete(RequestKey(registry, region, verb)))
 	}
 }
 
 // begin forgets what was reported and asked of a replica that comes, as it is of what stood there before. Where the guard holds the edit
-// that took it away, it never left: this edit only takes that one back. Nor did it leave where the store lost its keys, and what is
-// reported there is newer than the loss.
+// that took it away, it never left: this edit only takes that one back. Nor did it leave where the store lost its keys: what is
+// reported there is newer than the loss, but nothing may be asked of it by then.
 func (w *workspace) begin(registry, region string) {
 	if lost := w.editor.options.Lost; lost != nil && lost() {
+		w.forgetRequests(registry, region)
 		return
 	}
 	if pending := w.editor.options.Pending; pending != nil {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Pending is a raw edit that the guard holds: it took more than half of a registry's replicas away, or all of it. What was
+// Pending is a raw edit that the guard holds: it left less than half of a registry's replicas, or took all of it away. What was
 // taken away is still served, until somebody confirms the edit or takes it back.
 type Pending struct {
 	Registry string `json:"registry"`
@@ -67,19 +67,16 @@ type consents interface {
 	cover(registry string, regions []string) bool
 }
 
-// guard returns values with what too large a deletion took away put back from last, which must be good values, and what is held so.
-// How large it is counts from what was confirmed last, too: else a deletion of one key after another would pass, each by itself.
+// guard returns values with what too large a deletion took away put back from last, which must be good values, and what is held so: one
+// that leaves less than half of those in last, or less than half as many as were confirmed last, lest a deletion of one key after another
+// passes, each by itself.
 func guard(values, last Values, confirmed consents) (Values, []Pending) {
 	var held []Pending
 	now, before := present(values), present(last)
 	for _, registry := range slices.Sorted(maps.Keys(before)) {
-		without := func(regions, others []string) []string {
-			return slices.DeleteFunc(slices.Clone(regions), func(region string) bool { return slices.Contains(others, region) })
-		}
-		missing := without(before[registry], now[registry])
-		gone := without(without(confirmed.regions(registry), now[registry]), missing)
-		whole := without(confirmed.regions(registry), before[registry])
-		if len(missing) == 0 || 2*(len(missing)+len(gone)) <= len(before[registry])+len(whole) || confirmed.cover(registry, now[registry]) {
+		missing := slices.DeleteFunc(slices.Clone(before[registry]), func(region string) bool { return slices.Contains(now[registry], region) })
+		few := 2*len(missing) > len(before[registry]) || 2*len(now[registry]) < len(confirmed.regions(registry))
+		if len(missing) == 0 || !few || confirmed.cover(registry, now[registry]) {
 			continue
 		}
 		if len(held) == 0 {

@@ -245,7 +245,7 @@ func (k *Keeper) evaluate(ctx context.Context, waited bool) {
 	for _, p := range held {
 		s.Problems = append(s.Problems, Problem{
 			Key: registryPrefix(p.Registry), Value: joinList(p.Remaining),
-			Reason: fmt.Sprintf("an edit takes away %s: more than half of the registry's replicas; %s", strings.Join(p.Missing, ", "), p.Way()),
+			Reason: fmt.Sprintf("an edit takes away %s and leaves less than half of the registry's replicas: %s", strings.Join(p.Missing, ", "), p.Way()),
 			Effect: "what was taken away is still served",
 		})
 	}

@@ -604,6 +604,7 @@ func TestGuardAddsUp(t *testing.T) {
 		"the third":                        {without("eastus", "uksouth"), without("eastus", "uksouth", "westeurope"), []string{"eastus", "northeurope", "uksouth", "westeurope", "westus"}, []string{"westeurope"}},
 		"the third, of what was confirmed": {without("eastus", "uksouth"), without("eastus", "uksouth", "westeurope"), []string{"northeurope", "westeurope", "westus"}, nil},
 		"the third, never confirmed":       {without("eastus", "uksouth"), without("eastus", "uksouth", "westeurope"), nil, nil},
+		"replaced":                         {without("eastus"), without("eastus", "uksouth"), []string{"brazilsouth", "centralindia", "eastus"}, nil},
 		"others came since":                {all, without("eastus"), []string{"brazilsouth", "eastus", "westus"}, nil},
 		"nothing more":                     {without("eastus", "uksouth", "westeurope"), without("eastus", "uksouth", "westeurope"), []string{"eastus", "northeurope", "uksouth", "westeurope", "westus"}, nil},
 	} {

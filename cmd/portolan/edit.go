@@ -227,9 +227,11 @@ func (a *app) changes(cmd *cobra.Command, file string) ([]topology.Change, error
 func (a *app) topology() *cobra.Command {
 	return group("topology", "Confirm edits of the store that the guard holds", &cobra.Command{
 		Use:   "confirm REGISTRY",
-		Short: "Let an edit pass that took away more than half of a registry's replicas",
-		Long: `An edit of the store's keys that takes away more than half of a registry's replicas is
-held: the missing ones are still served, and the status names them. This lets it pass.`,
+		Short: "Let an edit pass that left less than half of a registry's replicas",
+		Long: `An edit of the store's keys that leaves less than half of a registry's replicas, as they
+were before it or as many as were confirmed last, is held: the missing ones are still
+served, and the status names them. This lets it pass. Every edit by portolan that changes
+which replicas there are confirms them itself.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
