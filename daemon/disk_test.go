@@ -63,6 +63,20 @@ func TestDiskWarnings(t *testing.T) {
 	})
 }
 
+// watchSeeded runs a watcher that writes to path, tells d of that, and was told of one seeded replica; more can be told. It is to be stopped.
+func watchSeeded(t *testing.T, path string, d *disk) (updates chan<- store.Update, stop func()) {
+	s := told{updates: make(chan store.Update)}
+	w := newStateWatcher(s, path, d.of(path, "it would not be known"), zap.NewNop())
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.run(ctx) }()
+	s.updates <- store.Update{Tree: store.Tree{Entries: []store.Entry{{
+		Key: topology.ReplicationKey("contoso", "westus"), Value: `{"seeded":true,"endpoint":"https://westus"}`,
+	}}}}
+	synctest.Wait()
+	return s.updates, func() { cancel(); <-ended }
+}
+
 // Which replicas are seeded is written again and again until it is on disk, though nothing changes.
 func TestSeededIsWrittenAgain(t *testing.T) {
 	t.Parallel()
@@ -70,16 +84,8 @@ func TestSeededIsWrittenAgain(t *testing.T) {
 	path := filepath.Join(folder, "seeded.json")
 	synctest.Test(t, func(t *testing.T) {
 		var d disk
-		s := told{updates: make(chan store.Update)}
-		w := newStateWatcher(s, path, d.of(path, "it would not be known"), zap.NewNop())
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- w.run(ctx) }()
-		defer func() { cancel(); <-ended }()
-		s.updates <- store.Update{Tree: store.Tree{Entries: []store.Entry{{
-			Key: topology.ReplicationKey("contoso", "westus"), Value: `{"seeded":true,"endpoint":"https://westus"}`,
-		}}}}
-		synctest.Wait()
+		_, stop := watchSeeded(t, path, &d)
+		defer stop()
 		if got := d.warnings(); len(got) != 1 || !strings.Contains(got[0], path) {
 			t.Errorf("warnings %q", got)
 		}
@@ -104,20 +110,12 @@ func TestTroubleEndsWhenNothingIsToBeWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "missing", "seeded.json")
 	synctest.Test(t, func(t *testing.T) {
 		var d disk
-		s := told{updates: make(chan store.Update)}
-		w := newStateWatcher(s, path, d.of(path, "it would not be known"), zap.NewNop())
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- w.run(ctx) }()
-		defer func() { cancel(); <-ended }()
-		s.updates <- store.Update{Tree: store.Tree{Entries: []store.Entry{{
-			Key: topology.ReplicationKey("contoso", "westus"), Value: `{"seeded":true,"endpoint":"https://westus"}`,
-		}}}}
-		synctest.Wait()
+		updates, stop := watchSeeded(t, path, &d)
+		defer stop()
 		if got := d.warnings(); len(got) != 1 {
 			t.Errorf("warnings %q", got)
 		}
-		s.updates <- store.Update{} // as it is on disk
+		updates <- store.Update{} // as it is on disk
 		time.Sleep(saveRetry + calm)
 		synctest.Wait()
 		if got := d.warnings(); len(got) != 0 {
