@@ -162,7 +162,7 @@ func (l *look) pass(ctx context.Context, key ledger.Key, err error) error {
 	l.survey.unread = append(l.survey.unread, unread{key, err})
 	l.inARow++
 	switch {
-	case len(l.survey.unread) >= maxUnread, retryAfter(err) > maxRest, errors.Is(err, ledger.ErrUnavailable), ctx.Err() != nil:
+	case len(l.survey.unread) >= maxUnread, retryAfter(err) > maxRest, outage(err), ctx.Err() != nil:
 		return err
 	case l.inARow < maxFailures, !l.readable && l.inARow < maxBlind:
 		return nil

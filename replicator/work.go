@@ -77,7 +77,7 @@ func causeOf(err error, stuck bool) cause {
 	switch {
 	case err == nil:
 		return causeNone
-	case errors.Is(err, ledger.ErrUnavailable): // whatever else went wrong, what became of it could not be stored
+	case outage(err): // whatever else went wrong, what became of it could not be stored
 		return causeOutage
 	case errors.As(err, &never):
 		return causeImpossible
